@@ -1,0 +1,147 @@
+"""What passes through the door between the host and a device: artifacts in, timings, kernels and outputs out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeprune.target import Protocol as MeasureProtocol
+
+Unit = Literal["ms", "instructions"]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What runs on a device: a runtime's own file, or the files that belong together.
+
+    Attributes:
+        name: short and unique in a run, such as "dense-int8".
+        runtime: "openvino", "onnxruntime" or "tensorrt".
+        precision: "fp32" or "int8".
+        files: name on the device -> path here; the first is the one that the runtime opens.
+        options: handed to the runtime when it loads the artifact.
+    """
+
+    name: str
+    runtime: str
+    precision: str
+    files: dict[str, Path]
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def bytes(self) -> int:
+        """Size of all files on disk."""
+        return sum(path.stat().st_size for path in self.files.values())
+
+
+@dataclass(frozen=True)
+class Timing:
+    """End-to-end latency of one artifact, batch and threads as in the target's profile.
+
+    Values are in `unit`: milliseconds, or executed instructions on an emulated board, which are never a time.
+
+    Attributes:
+        median: median of the rounds' medians.
+        p90, p99, minimum, mean: over all runs.
+        spread: median absolute deviation of the rounds' medians, divided by `median`.
+        rounds: each round's median.
+        valid: False when the device was not in a state to measure (throttled, busy, too much spread).
+        reasons: why it is not valid.
+    """
+
+    median: float
+    p90: float
+    p99: float
+    minimum: float
+    mean: float
+    spread: float
+    count: int
+    rounds: tuple[float, ...]
+    unit: Unit = "ms"
+    valid: bool = True
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class KernelTime:
+    """One fused kernel of the runtime, as its own profiler names and times it.
+
+    Attributes:
+        name: the runtime's name of the kernel.
+        kind: the runtime's operator, such as "Convolution" or "QLinearConv".
+        layers: nodes of the ONNX graph that the runtime fused into it, where it tells.
+        median, mad: of one execution, in `unit`.
+        implementation: the runtime's kernel implementation, such as "brgconv_avx512_I8".
+    """
+
+    name: str
+    kind: str
+    layers: tuple[str, ...]
+    median: float
+    mad: float
+    count: int
+    unit: Unit = "ms"
+    implementation: str = ""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A device's state. `fingerprint` holds what latency depends on; tables are refused when it differs.
+
+    Attributes:
+        fingerprint: CPU model and flags (or GPU and power mode), governor, runtime and version, threads, emulation.
+        state: temperatures, frequencies, load, throttle bits, memory, at this moment.
+    """
+
+    fingerprint: dict[str, Any]
+    state: dict[str, Any]
+
+
+class Loaded(Protocol):
+    """An artifact that an agent holds ready."""
+
+    artifact: Artifact
+
+
+class Device(Protocol):
+    """A device that answers. Made by `devices.connect`; a context manager; one job at a time.
+
+    Every method raises DeviceError (DeviceUnreachable, DeviceBusy, JobFailed) with the device's own words.
+    """
+
+    def __enter__(self) -> Device: ...
+
+    def __exit__(self, *exc: object) -> None: ...
+
+    def probe(self) -> Probe:
+        """Look at the device now."""
+        ...
+
+    def load(self, artifact: Artifact) -> Loaded:
+        """Send the files (content-addressed, checked by sha256) and open them with the runtime."""
+        ...
+
+    def unload(self, loaded: Loaded) -> None:
+        """Forget an artifact, so that hundreds can pass through one agent."""
+        ...
+
+    def measure(self, loaded: Sequence[Loaded], protocol: MeasureProtocol) -> list[Timing]:
+        """Measure latency, all candidates interleaved (A B C A B C ...), in the order given."""
+        ...
+
+    def profile(self, loaded: Loaded, runs: int = 20) -> list[KernelTime]:
+        """Time each fused kernel with the runtime's profiler, in execution order."""
+        ...
+
+    def infer(self, loaded: Loaded, images: NDArray[np.float32]) -> list[NDArray[Any]]:
+        """Run every image (shape [N, ...]) through the artifact; the outputs, each of shape [N, ...]."""
+        ...
+
+    def memory(self, loaded: Loaded) -> int:
+        """Peak resident bytes of a fresh process that runs the artifact, less the runtime's own."""
+        ...

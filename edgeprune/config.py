@@ -1,4 +1,4 @@
-"""Reading TOML into frozen structs, with errors that name the file, the key, what was expected and the nearest valid key."""
+"""Read TOML into frozen structs; errors name the file, the key, what was expected and the nearest valid key."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def convert(data: Any, kind: type[T], error: type[UsageError], where: str) -> T:
 def _explain(text: str, kind: type[msgspec.Struct]) -> tuple[str, str]:
     """Turn msgspec's message into ours: `[budget] speedup: expected a number, got text`."""
     reason, _, pointer = text.partition(" - at `$")
-    keys = [key for key in re.findall(r"\.([\w-]+)", pointer)]
+    keys: list[str] = re.findall(r"\.([\w-]+)", pointer)
     unknown = re.match(r"Object contains unknown field `(.+)`", reason)
     if unknown:
         known = _fields(kind, keys)

@@ -151,7 +151,9 @@ def check(recipe: Recipe) -> None:
     budget = recipe.budget
     where = recipe.path or "recipe"
     if (budget.speedup is None) == (budget.latency_ms is None):
-        raise RecipeError(f"{where}: [budget] needs exactly one of speedup and latency_ms.", "speedup = 2.0, for example.")
+        raise RecipeError(
+            f"{where}: [budget] needs exactly one of speedup and latency_ms.", "speedup = 2.0, for example."
+        )
     if budget.speedup is not None and not (math.isfinite(budget.speedup) and budget.speedup > 1):
         raise RecipeError(
             f"{where}: [budget] speedup is {budget.speedup:g}; it must be more than 1.",
@@ -161,7 +163,10 @@ def check(recipe: Recipe) -> None:
         raise RecipeError(f"{where}: [budget] latency_ms is {budget.latency_ms:g}; it must be more than 0.")
     if not recipe.model.input:
         raise RecipeError(f"{where}: [model] input is empty.", "Give one example's shape, such as [3, 224, 224].")
-    if len(recipe.data.mean) not in (1, recipe.model.input[0]) or len(recipe.data.std) not in (1, recipe.model.input[0]):
+    if len(recipe.data.mean) not in (1, recipe.model.input[0]) or len(recipe.data.std) not in (
+        1,
+        recipe.model.input[0],
+    ):
         raise RecipeError(
             f"{where}: [data] mean and std need 1 or {recipe.model.input[0]} values, as [model] input has "
             f"{recipe.model.input[0]} channels."

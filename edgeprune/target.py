@@ -2,7 +2,7 @@
 
 A profile holds the runtime, its INT8 dialect, the channel steps, how to run and measure there, how to connect, and the
 evidence: on what it was verified, when and how. A user adds a target by adding a folder: `--targets DIR` or the
-environment variable `EDGEPRUNE_TARGETS` (several folders, separated as in PATH); later folders win over the shipped ones.
+environment variable `EDGEPRUNE_TARGETS` (several folders, separated as in PATH); later folders win over shipped ones.
 """
 
 from __future__ import annotations

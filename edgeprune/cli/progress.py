@@ -1,0 +1,139 @@
+"""What a long command says while it works: bars on a terminal, plain lines elsewhere; always on standard error."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+import click
+
+from edgeprune.cli.session import Session
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from edgeprune.pipeline import Event
+
+PLAIN_SECONDS = 10.0  # between two plain lines about the same stage
+
+
+class Reporter(Protocol):
+    """Takes the pipeline's events; a context manager."""
+
+    def __call__(self, event: Event) -> None: ...
+
+    def close(self) -> None:
+        """Stop drawing, so that the result can be printed."""
+        ...
+
+    def __enter__(self) -> Reporter: ...
+
+    def __exit__(self, *exc: object) -> None: ...
+
+
+def reporter(session: Session) -> Reporter:
+    """The reporter that fits the session and where standard error goes."""
+    if session.quiet:
+        return Silent()
+    return Bars() if sys.stderr.isatty() else Lines()
+
+
+class Silent:
+    """Says nothing."""
+
+    def __call__(self, event: Event) -> None:
+        """Ignore it."""
+
+    def close(self) -> None:
+        """Nothing to stop."""
+
+    def __enter__(self) -> Silent:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class Lines(Silent):
+    """One plain line at a time: for files, pipes and build servers."""
+
+    def __init__(self, write: Callable[[str], None] | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._write = write or (lambda text: click.echo(text, err=True))
+        self._clock = clock
+        self._said = clock()
+
+    def __call__(self, event: Event) -> None:
+        """Write a line, at most one in ten seconds while a stage progresses."""
+        if event.kind == "progress":
+            if self._clock() - self._said < PLAIN_SECONDS:
+                return
+            share = f"{event.done / event.total:4.0%}  " if event.total else ""
+            self._line(event.stage, f"{share}{event.message}")
+        elif event.kind == "done":
+            self._line(event.stage, event.message or "done")
+        else:
+            self._line(event.stage, event.message)
+
+    def _line(self, stage: str, message: str) -> None:
+        self._said = self._clock()
+        self._write(f"{stage:<10} {message}".rstrip())
+
+
+class Bars(Silent):
+    """A live bar for the stage under way; a tick and a line for each that is done."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        self._console = Console(stderr=True, highlight=False)
+        self._progress: Progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.fields[stage]:<10}", style="bold"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.description}", markup=False),
+            TimeElapsedColumn(),
+            console=self._console,
+            transient=True,
+        )
+        self._stage = ""
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Bars:
+        self._progress.start()
+        return self
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._progress.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Move the bar, or print the line above it."""
+        from rich.text import Text
+
+        if event.kind == "line":
+            self._console.print(Text(f"  {'':<10} {event.message}", style="dim"))
+        elif event.kind == "done":
+            self._finish()
+            self._console.print(Text.assemble(("✓ ", "green"), (f"{event.stage:<10}", "bold"), f" {event.message}"))
+        else:
+            self._move(event)
+
+    def _move(self, event: Event) -> None:
+        if self._task is None or event.stage != self._stage:
+            self._finish()
+            self._stage = event.stage
+            self._task = self._progress.add_task(event.message, total=None, stage=event.stage)
+        self._progress.update(
+            self._task,
+            description=event.message,
+            completed=event.done,
+            total=event.total if event.kind == "progress" and event.total else None,
+        )
+
+    def _finish(self) -> None:
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+            self._task = None

@@ -52,6 +52,8 @@ class Timing:
         rounds: each round's median.
         valid: False when the device was not in a state to measure (throttled, busy, too much spread).
         reasons: why it is not valid.
+        drift: median of the later rounds over that of the earlier ones, less one: an anchor's drift over the job.
+        notes: what is worth saying but does not make it invalid (a busy machine, a powersaving governor).
     """
 
     median: float
@@ -65,6 +67,8 @@ class Timing:
     unit: Unit = "ms"
     valid: bool = True
     reasons: tuple[str, ...] = ()
+    drift: float = 0.0
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,10 @@ class Probe:
 class Loaded(Protocol):
     """An artifact that an agent holds ready."""
 
-    artifact: Artifact
+    @property
+    def artifact(self) -> Artifact:
+        """What was loaded."""
+        ...
 
 
 class Device(Protocol):

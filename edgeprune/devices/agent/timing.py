@@ -1,0 +1,148 @@
+"""Measuring: warm up, rounds that interleave all candidates, no garbage collection, pinned; times in nanoseconds."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import statistics
+import time
+from typing import Any, Callable, Iterator
+
+
+def interleaved(
+    candidates: list[Callable[[], Any]], warmup: int, runs: int, rounds: int, min_seconds: float, max_spread: float
+) -> list[list[list[float]]]:
+    """Time `candidates` in rounds A B C A B C ...; returns samples[candidate][round] in nanoseconds.
+
+    When a candidate's round medians scatter more than `max_spread`, up to twice as many rounds again are taken.
+    """
+    samples = [[] for _ in candidates]  # type: list[list[list[float]]]
+    for candidate in candidates:
+        for _ in range(warmup):
+            candidate()
+    with collection_off():
+        while len(samples[0]) < 3 * rounds:
+            for index, candidate in enumerate(candidates):
+                for _ in range(min(2, warmup)):  # the others have used the caches
+                    candidate()
+                samples[index].append(_round(candidate, runs, min_seconds))
+            if len(samples[0]) >= rounds and all(_spread(_medians(one)) <= max_spread for one in samples):
+                break
+    return samples
+
+
+def _round(candidate: Callable[[], Any], runs: int, min_seconds: float) -> list[float]:
+    clock = time.perf_counter_ns
+    taken = []  # type: list[float]
+    end = clock() + int(min_seconds * 1e9)
+    while len(taken) < runs or (clock() < end and len(taken) < 100 * runs):
+        start = clock()
+        candidate()
+        taken.append(clock() - start)
+    return taken
+
+
+def summary(rounds: list[list[float]]) -> dict[str, Any]:
+    """Median of the rounds' medians, percentiles over all runs, spread and drift; times in nanoseconds."""
+    medians, everything = _medians(rounds), sorted(value for one in rounds for value in one)
+    half = max(1, len(medians) // 2)
+    middle = statistics.median(medians)
+    return {
+        "median": middle,
+        "p90": _percentile(everything, 0.90),
+        "p99": _percentile(everything, 0.99),
+        "minimum": everything[0],
+        "mean": statistics.fmean(everything),
+        "spread": _spread(medians),
+        "count": len(everything),
+        "rounds": medians,
+        "drift": (statistics.median(medians[-half:]) - statistics.median(medians[:half])) / middle if middle else 0.0,
+    }
+
+
+def _medians(rounds: list[list[float]]) -> list[float]:
+    return [statistics.median(one) for one in rounds]
+
+
+def _spread(medians: list[float]) -> float:
+    middle = statistics.median(medians)
+    return statistics.median([abs(value - middle) for value in medians]) / middle if middle else 0.0
+
+
+def _percentile(ordered: list[float], fraction: float) -> float:
+    """Linear interpolation between the closest ranks, as numpy does."""
+    position = fraction * (len(ordered) - 1)
+    low = int(position)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
+
+
+@contextlib.contextmanager
+def collection_off() -> Iterator[None]:
+    """No garbage collection meanwhile."""
+    gc.collect()
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+@contextlib.contextmanager
+def pinned(threads: int) -> Iterator[list[int]]:
+    """Every thread of this process on the `threads` fastest and idlest CPUs; yields them, empty where it cannot be."""
+    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    chosen = choose_cpus(allowed, threads)
+    if not chosen or len(chosen) == len(allowed):
+        yield []
+        return
+    try:
+        _affinity(chosen)
+    except OSError:
+        yield []
+        return
+    try:
+        yield chosen
+    finally:
+        _affinity(allowed)
+
+
+def choose_cpus(allowed: list[int], threads: int) -> list[int]:
+    """The CPUs of the fastest cluster that were idlest over the last twentieth of a second."""
+    if len(allowed) <= threads:
+        return allowed
+    before = _busy()
+    time.sleep(0.05)
+    after = _busy()
+    load = {cpu: after.get(cpu, 0) - before.get(cpu, 0) for cpu in allowed}
+    order = sorted(allowed, key=lambda cpu: (-_max_frequency(cpu), load[cpu], -cpu))
+    return sorted(order[:threads])
+
+
+def _busy() -> dict[int, int]:
+    """Ticks each CPU spent working, from /proc/stat."""
+    found = {}
+    with contextlib.suppress(OSError, ValueError), open("/proc/stat") as stream:
+        for line in stream:
+            name, _, rest = line.partition(" ")
+            if name.startswith("cpu") and name[3:].isdigit():
+                ticks = [int(value) for value in rest.split()]
+                found[int(name[3:])] = sum(ticks) - ticks[3] - ticks[4]
+    return found
+
+
+def _max_frequency(cpu: int) -> int:
+    try:
+        with open("/sys/devices/system/cpu/cpu%d/cpufreq/cpuinfo_max_freq" % cpu) as stream:
+            return int(stream.read())
+    except (OSError, ValueError):
+        return 0
+
+
+def _affinity(cpus: list[int]) -> None:
+    for thread in os.listdir("/proc/self/task"):
+        with contextlib.suppress(ProcessLookupError):
+            os.sched_setaffinity(int(thread), cpus)

@@ -1,0 +1,142 @@
+"""The worker: the process that holds the runtime. It may die; the supervisor then says how, and starts another."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import time
+from typing import Any
+
+from . import state, timing
+from .wire import Failure, decode, encode, failure_from, private_streams
+
+RUNTIMES = {"onnxruntime": ".run_onnxruntime", "openvino": ".run_openvino", "tensorrt": ".run_tensorrt"}
+
+
+def serve() -> int:
+    """Answer the supervisor until it closes the pipe."""
+    incoming, outgoing = private_streams()
+    worker = Worker()
+    for line in incoming:
+        request = decode(line)
+        try:
+            result = getattr(worker, "do_" + request["op"])(request)
+            reply = {"id": request["id"], "ok": True, "result": result}
+        except BaseException as error:
+            reply = {"id": request["id"], "ok": False, "error": failure_from(error).to_dict()}
+            if not isinstance(error, Exception):
+                raise
+        outgoing.write(encode(reply))
+        outgoing.flush()
+    return 0
+
+
+class Worker:
+    """The artifacts that are open, and the jobs on them."""
+
+    def __init__(self) -> None:
+        self._open = {}  # type: dict[str, Any]
+        self._threads = 1
+
+    def do_hello(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Import the runtime and say which version it is."""
+        name = request["runtime"]
+        try:
+            return {"runtime": name, "version": self._runtime(name).version()}
+        except ImportError as error:
+            raise Failure("missing-runtime", "%s is not installed on the device (%s)" % (name, error)) from None
+
+    def do_probe(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Look at the device now."""
+        return {"fingerprint": state.fingerprint(), "state": state.snapshot()}
+
+    def do_load(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Open an artifact whose files the supervisor has checked."""
+        start = time.perf_counter()
+        model = self._runtime(request["runtime"]).Model(
+            request["paths"], request["options"], request["threads"], request["home"]
+        )
+        self._open[request["handle"]] = model
+        self._threads = request["threads"]
+        seconds = time.perf_counter() - start
+        return {
+            "shape": list(model.shape),
+            "outputs": model.outputs,
+            "info": dict(model.info, load_s=round(seconds, 3)),
+        }
+
+    def do_unload(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Forget an artifact."""
+        model = self._open.pop(request["handle"], None)
+        if model is not None:
+            model.close()
+        return {}
+
+    def do_infer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Run the images of an .npy file; the outputs go to an .npz file."""
+        import numpy as np
+
+        model = self._model(request["handle"])
+        images = np.load(request["images"], allow_pickle=False, mmap_mode="r")
+        batch = model.shape[0]
+        if tuple(images.shape[1:]) != model.shape[1:]:
+            raise Failure(
+                "runtime", "images have shape %s, the artifact takes %s" % (images.shape[1:], model.shape[1:])
+            )
+        found = []  # type: list[list[Any]]
+        for start in range(0, len(images), batch):
+            part = np.ascontiguousarray(images[start : start + batch]).astype(model.dtype, copy=False)
+            count = len(part)
+            if count < batch:
+                part = np.concatenate([part, np.repeat(part[-1:], batch - count, axis=0)])
+            found.append([_rows(output, batch, count) for output in model.run(part)])
+        outputs = [np.concatenate(column) for column in zip(*found)]  # noqa: B905 - Python 3.8
+        with open(request["result"] + ".part", "wb") as stream:
+            named = {"o%d" % index: output for index, output in enumerate(outputs)}  # type: dict[str, Any]
+            np.savez(stream, **named)
+        os.replace(request["result"] + ".part", request["result"])
+        return {"path": request["result"], "images": len(images)}
+
+    def do_measure(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Latency of several artifacts, interleaved; raw samples in nanoseconds and what disturbed them."""
+        steps = [self._model(handle).step() for handle in request["handles"]]
+        settings = [request[name] for name in ("warmup_runs", "runs", "rounds", "min_seconds", "max_spread")]
+        before = state.snapshot()
+        with timing.pinned(self._threads) as cpus:
+            samples = timing.interleaved(steps, *settings)
+        reasons, notes = state.disturbances(before, state.snapshot())
+        return {"samples": samples, "reasons": reasons, "notes": notes, "pinned": cpus}
+
+    def do_profile(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Every kernel's time, by the runtime's own profiler."""
+        model = self._model(request["handle"])
+        with timing.pinned(self._threads), timing.collection_off():
+            rows, fused = model.profile(request["runs"], warmup=max(3, request["runs"] // 4))
+        return {"kernels": rows, "fused": fused}
+
+    def do_memory(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Peak resident bytes of this process once it has run the artifact, less those after importing the runtime."""
+        self._runtime(request["runtime"]).version()
+        baseline = state.peak_memory()
+        self.do_load(request)
+        step = self._model(request["handle"]).step()
+        for _ in range(3):
+            step()
+        return {"bytes": max(0, state.peak_memory() - baseline), "baseline": baseline}
+
+    def _runtime(self, name: str) -> Any:
+        if name not in RUNTIMES:
+            raise Failure("missing-runtime", "this agent knows no runtime called %r" % name)
+        return importlib.import_module(RUNTIMES[name], __package__)
+
+    def _model(self, handle: str) -> Any:
+        if handle not in self._open:
+            raise Failure("unknown-artifact", "the artifact is not loaded")
+        return self._open[handle]
+
+
+def _rows(output: Any, batch: int, count: int) -> Any:
+    """The rows of the images that were asked for; an output without a batch axis gets one."""
+    if output.ndim == 0 or output.shape[0] != batch:
+        return output[None]
+    return output[:count]

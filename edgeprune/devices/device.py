@@ -1,0 +1,372 @@
+"""A device behind a transport: implements the door's `Device` with the agent's protocol."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeprune.devices.agent.store import sha256
+from edgeprune.devices.fused import layers_of
+from edgeprune.devices.link import AgentError, Link, LinkLost
+from edgeprune.devices.transport import Transport
+from edgeprune.devices.types import Artifact, KernelTime, Loaded, Probe, Timing, Unit
+from edgeprune.errors import DeviceError, JobFailed, MeasurementError, MissingDependency
+from edgeprune.target import Protocol, Target
+
+CHUNK = 256  # images sent at once; after a lost link only the chunk under way is repeated
+RECONNECTS = 3
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An artifact that the agent holds ready.
+
+    Attributes:
+        handle: the agent's name for it.
+        shape: of its input, batch first.
+        info: what the runtime says about it (seconds to load; for TensorRT the engine's key and its INT8 layers).
+    """
+
+    artifact: Artifact
+    handle: str
+    shape: tuple[int, ...]
+    outputs: tuple[str, ...]
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+class AgentDevice:
+    """A device that answers through its agent. Use as a context manager."""
+
+    def __init__(self, target: Target, transport: Transport) -> None:
+        self._target, self._transport = target, transport
+        self._link: Link | None = None
+        self._home = ""
+        self._greeting: dict[str, Any] = {}
+        self._requests: dict[str, dict[str, Any]] = {}  # handle -> how it was loaded, to load it again
+        self._holders: dict[str, int] = {}
+        self._files: dict[str, Path] = {}  # sha256 -> a file here
+
+    def __enter__(self) -> AgentDevice:
+        self._connect()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._disconnect()
+        self._transport.close()
+
+    @property
+    def unit(self) -> Unit:
+        """What latencies are given in."""
+        return "instructions" if self._transport.emulation == "qemu-board-icount" else "ms"
+
+    @property
+    def runtime_version(self) -> str:
+        """Version of the runtime on the device."""
+        return str(self._greeting["version"])
+
+    def probe(self) -> Probe:
+        """Look at the device now."""
+        found = self._ask({"op": "probe"})
+        fingerprint = {
+            **found["fingerprint"],
+            "runtime": self._target.runtime,
+            "runtime_version": self.runtime_version,
+            "threads": self._target.execution.threads,
+            "emulation": self._transport.emulation,
+        }
+        return Probe(fingerprint, {**found["state"], "where": self._transport.where})
+
+    def load(self, artifact: Artifact) -> Loaded:
+        """Send the files (content-addressed, checked by sha256) and open them with the runtime."""
+        if artifact.runtime != self._target.runtime:
+            raise DeviceError(
+                f"{artifact.name}: made for {artifact.runtime}, but {self._target.name} runs {self._target.runtime}."
+            )
+        digests = {name: self._remember(path) for name, path in artifact.files.items()}
+        request = {
+            "op": "load",
+            "runtime": artifact.runtime,
+            "files": digests,
+            "options": {**self._target.execution.options, **artifact.options},
+            "threads": self._target.execution.threads,
+        }
+        self._send(digests.values())
+        found = self._ask(request)
+        handle = str(found["handle"])
+        self._requests[handle] = request
+        self._holders[handle] = self._holders.get(handle, 0) + 1
+        return Opened(artifact, handle, tuple(found["shape"]), tuple(found["outputs"]), dict(found["info"]))
+
+    def unload(self, loaded: Loaded) -> None:
+        """Forget an artifact, so that hundreds can pass through one agent."""
+        handle = _opened(loaded).handle
+        self._holders[handle] = self._holders.get(handle, 1) - 1
+        if self._holders[handle] <= 0:
+            del self._holders[handle]
+            self._requests.pop(handle, None)
+            self._ask({"op": "unload", "handle": handle})
+
+    def measure(self, loaded: Sequence[Loaded], protocol: Protocol) -> list[Timing]:
+        """Measure latency, all candidates interleaved (A B C A B C ...), in the order given."""
+        if not loaded:
+            return []
+        self._must_have_a_clock(protocol)
+        request = {
+            "op": "measure",
+            "handles": [_opened(one).handle for one in loaded],
+            "warmup_runs": protocol.warmup_runs,
+            "runs": protocol.runs,
+            "rounds": protocol.rounds,
+            "min_seconds": protocol.min_seconds,
+            "max_spread": protocol.max_spread,
+            "fresh_process": protocol.fresh_process,
+        }
+        found = self._ask(request)
+        return [self._timing(one, found, protocol) for one in found["summaries"]]
+
+    def profile(self, loaded: Loaded, runs: int = 20) -> list[KernelTime]:
+        """Time each fused kernel with the runtime's profiler, in execution order."""
+        self._must_have_a_clock(self._target.protocol)
+        opened = _opened(loaded)
+        found = self._ask({"op": "profile", "handle": opened.handle, "runs": runs})
+        kernels = found["kernels"]
+        if found["fused"]:
+            with self._fetched(found["fused"], found["sha256"]) as fused:
+                kernels = layers_of(kernels, next(iter(opened.artifact.files.values())), fused)
+        return [self._kernel(row) for row in kernels]
+
+    def infer(self, loaded: Loaded, images: NDArray[np.float32]) -> list[NDArray[Any]]:
+        """Run every image (shape [N, ...]) through the artifact; the outputs, each of shape [N, ...]."""
+        opened = _opened(loaded)
+        if len(images) == 0:
+            raise JobFailed(f"{opened.artifact.name}: there are no images to run.")
+        parts = [self._infer(opened, images[start : start + CHUNK]) for start in range(0, len(images), CHUNK)]
+        return [np.concatenate(column) for column in zip(*parts, strict=True)]
+
+    def memory(self, loaded: Loaded) -> int:
+        """Peak resident bytes of a fresh process that runs the artifact, less the runtime's own."""
+        return int(self._ask({"op": "memory", "handle": _opened(loaded).handle})["bytes"])
+
+    # How it is done.
+
+    def _connect(self) -> None:
+        link = Link(self._transport.start, self._transport.where)
+        try:
+            self._greeting = link.ask({"op": "hello", "runtime": self._target.runtime}, _timeout())
+            self._home = str(self._greeting["home"])
+            self._check_runtime()
+        except BaseException as error:
+            link.close()
+            if isinstance(error, AgentError) and error.kind == "missing-runtime":
+                raise self._missing_runtime() from None
+            raise
+        self._link = link
+
+    def _disconnect(self) -> None:
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+
+    def _check_runtime(self) -> None:
+        if not satisfies(self.runtime_version, self._target.requires):
+            raise AgentError(
+                "wrong-runtime",
+                f"{self._transport.where}: {self._target.runtime} {self.runtime_version} is installed, "
+                f"{self._target.name} needs {self._target.requires}.",
+                f"Install it there: python3 -m pip install '{self._target.runtime}{self._target.requires}'",
+            )
+
+    def _missing_runtime(self) -> Exception:
+        name = self._target.runtime
+        if self._transport.name == "local":
+            return MissingDependency(f"{name} is not installed.", f'pip install "edgeprune[{name}]"')
+        return AgentError(
+            "missing-runtime",
+            f"{self._transport.where}: {name} is not installed there.",
+            f"edgeprune doctor {self._target.name} prints the command that installs it.",
+        )
+
+    def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
+        """One request; a broken link is taken up again where the agent outlives it, and artifacts are loaded again."""
+        common = {"lock_wait_s": 60 if self._transport.exclusive else 600, "shared_lock": self._transport.exclusive}
+        message = {**common, "who": _who(), "key": _key(message), **message}
+        for attempt in range(RECONNECTS + 1):
+            try:
+                if self._link is None:
+                    self._connect()
+                    self._restore(message)
+                assert self._link is not None
+                return self._link.ask(message, _timeout())
+            except LinkLost:
+                self._disconnect()
+                if not self._transport.survives or attempt == RECONNECTS:
+                    raise
+            except AgentError as error:
+                if error.kind != "unknown-artifact" or attempt == RECONNECTS:
+                    raise
+                self._restore(message)
+        raise AssertionError("unreachable")
+
+    def _restore(self, message: dict[str, Any]) -> None:
+        """After a restart of the agent: load again what `message` speaks of."""
+        assert self._link is not None
+        for handle in [*message.get("handles", []), message.get("handle")]:
+            if handle in self._requests:
+                request = self._requests[handle]
+                self._send(request["files"].values())
+                self._link.ask({**message, "op": "load", "key": _key(request), **request}, _timeout())
+
+    def _remember(self, path: Path) -> str:
+        try:
+            digest = sha256(str(path))
+        except OSError as cause:
+            raise DeviceError(f"{path}: cannot be read ({cause}).") from None
+        self._files[digest] = path
+        return digest
+
+    def _send(self, digests: Any) -> None:
+        """Send the files that the device does not have yet; a damaged transfer is repeated once."""
+        wanted = self._ask({"op": "missing", "digests": list(digests)})["missing"]
+        for digest in wanted:
+            name = f"{digest}-{os.getpid()}.part"
+            for attempt in (1, 2):
+                try:
+                    self._transport.put(self._files[digest], name, self._home)
+                    self._ask({"op": "adopt", "name": name, "digest": digest})
+                    break
+                except AgentError as error:
+                    if error.kind != "digest" or attempt == 2:
+                        raise
+
+    def _infer(self, opened: Opened, images: NDArray[np.float32]) -> list[NDArray[Any]]:
+        with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
+            path = Path(folder) / "images.npy"
+            np.save(path, np.ascontiguousarray(images), allow_pickle=False)
+            digest = self._remember(path)
+            self._send([digest])
+            request = {
+                "op": "infer",
+                "handle": opened.handle,
+                "images": digest,
+                "runtime_version": self.runtime_version,
+                "resume": self._transport.survives,
+            }
+            found = self._ask(request)
+            with self._fetched(found["path"], found["sha256"]) as result, np.load(result, allow_pickle=False) as arrays:
+                return [arrays[f"o{index}"] for index in range(len(arrays.files))]
+
+    @contextlib.contextmanager
+    def _fetched(self, remote: str, digest: str) -> Iterator[Path]:
+        """A result of the agent, checked, as a file here; the agent then forgets it."""
+        with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
+            target = Path(folder) / "result"
+            self._transport.get(remote, target)
+            if sha256(str(target)) != digest:
+                raise AgentError(
+                    "digest", f"{self._transport.where}: a result was damaged on its way.", "Run it again."
+                )
+            yield target
+        self._ask({"op": "forget", "path": remote})
+
+    def _must_have_a_clock(self, protocol: Protocol) -> None:
+        if self._transport.emulation in ("qemu-user", "qemu-board"):
+            raise MeasurementError(
+                f"{self._transport.where}: emulation has no meaningful latency.",
+                "Measure on a board (--device ssh://NAME), or on the emulated board with an instruction clock "
+                "(--device qemu-board://).",
+            )
+        if protocol.unit != self.unit:
+            raise MeasurementError(
+                f"{self._transport.where}: gives {self.unit}, the protocol asks for {protocol.unit}.",
+                "On an emulated board latency is counted in instructions, never in ms; use a speed-up budget there."
+                if self.unit == "instructions"
+                else 'Set unit = "ms" for a real device.',
+            )
+
+    def _scale(self, nanoseconds: float) -> float:
+        """The agent counts nanoseconds; the instruction clock advances one a instruction."""
+        return nanoseconds if self.unit == "instructions" else nanoseconds / 1e6
+
+    def _timing(self, found: dict[str, Any], job: dict[str, Any], protocol: Protocol) -> Timing:
+        scaled = {name: self._scale(found[name]) for name in ("median", "p90", "p99", "minimum", "mean")}
+        reasons = list(job["reasons"])
+        if found["spread"] > protocol.max_spread:
+            reasons.append(f"rounds scatter by {found['spread']:.1%}, allowed are {protocol.max_spread:.1%}")
+        return Timing(
+            **scaled,
+            spread=found["spread"],
+            count=found["count"],
+            rounds=tuple(self._scale(value) for value in found["rounds"]),
+            unit=self.unit,
+            valid=not reasons,
+            reasons=tuple(reasons),
+            drift=found["drift"],
+            notes=tuple(job["notes"]),
+        )
+
+    def _kernel(self, row: dict[str, Any]) -> KernelTime:
+        return KernelTime(
+            name=row["name"],
+            kind=row["kind"],
+            layers=tuple(row["layers"]),
+            median=self._scale(row["median"]),
+            mad=self._scale(row["mad"]),
+            count=row["count"],
+            unit=self.unit,
+            implementation=row["implementation"],
+        )
+
+
+def satisfies(version: str, requires: str) -> bool:
+    """Whether a version such as "1.31.1" fits a specifier such as ">=1.20,<2"; an empty one fits all."""
+    for clause in filter(None, (part.strip() for part in requires.split(","))):
+        operator = clause[:2] if clause[:2] in (">=", "<=", "==", "!=") else clause[:1]
+        have, want = _numbers(version), _numbers(clause[len(operator) :])
+        size = max(len(have), len(want))
+        have, want = have + (0,) * (size - len(have)), want + (0,) * (size - len(want))
+        if not {">=": have >= want, "<=": have <= want, "==": have == want, "!=": have != want}.get(
+            operator, have > want if operator == ">" else have < want
+        ):
+            return False
+    return True
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    parts = []
+    for part in version.strip().split("+")[0].split("."):
+        digits = "".join(char for char in part if char.isdigit())
+        if not digits:
+            break
+        parts.append(int(digits))
+    return tuple(parts)
+
+
+def _opened(loaded: Loaded) -> Opened:
+    if not isinstance(loaded, Opened):
+        raise TypeError("not an artifact that this device loaded")
+    return loaded
+
+
+def _key(message: dict[str, Any]) -> str:
+    """What identifies a job, so that its result can be picked up after a lost link."""
+    return hashlib.sha256(json.dumps(message, sort_keys=True).encode()).hexdigest()
+
+
+def _timeout() -> float:
+    """Seconds that a job may take: EDGEPRUNE_JOB_TIMEOUT, or half an hour."""
+    return float(os.environ.get("EDGEPRUNE_JOB_TIMEOUT") or 1800)
+
+
+def _who() -> str:
+    return f"{getpass.getuser()}@{os.uname().nodename} (process {os.getpid()})"

@@ -1,0 +1,99 @@
+"""Which layers of the shipped ONNX graph ONNX Runtime fused into each kernel, read from the graph as it fused it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+_CASTS = ("QuantizeLinear", "DequantizeLinear")
+_SUFFIX = re.compile(r"(_token_\d+|_nchwc|_nhwc|/duplicated|_quant)+$")
+
+
+def layers_of(kernels: list[dict[str, Any]], original: Path, fused: Path) -> list[dict[str, Any]]:
+    """Fill in each kernel's `layers`: names of nodes of `original`, in its order; Q and DQ nodes are left out."""
+    import onnx
+
+    graph = _Graph(onnx.load(original, load_external_data=False).graph)
+    nodes = {node.name: node for node in onnx.load(fused, load_external_data=False).graph.node}
+    found = [graph.layers(nodes.get(kernel["name"]), kernel["name"]) for kernel in kernels]
+    return [dict(kernel, layers=graph.names(part)) for kernel, part in zip(kernels, graph.complete(found), strict=True)]
+
+
+class _Graph:
+    """Who makes and who uses each tensor of the original graph."""
+
+    def __init__(self, graph: Any) -> None:
+        self.nodes = list(graph.node)
+        self.by_name = {node.name: index for index, node in enumerate(self.nodes)}
+        self.maker = {name: index for index, node in enumerate(self.nodes) for name in node.output}
+        self.constants = {tensor.name for tensor in graph.initializer}
+        self.owner: dict[str, int] = {}
+        for index, node in enumerate(self.nodes):
+            for name in node.input[1:]:
+                self._own(name, index)
+
+    def _own(self, name: str, index: int) -> None:
+        """A constant belongs to the node that uses it, also through Q and DQ."""
+        if name in self.constants:
+            self.owner.setdefault(name, index)
+        elif name in self.maker and self.nodes[self.maker[name]].op_type in _CASTS:
+            self._own(self.nodes[self.maker[name]].input[0], index)
+
+    def names(self, indices: set[int]) -> list[str]:
+        """Names of nodes, in the graph's order."""
+        return [self.nodes[index].name for index in sorted(indices)]
+
+    def complete(self, found: list[set[int]]) -> list[set[int]]:
+        """Give each node that no kernel claims, such as a fused sum, to the kernel of the last node before it."""
+        home = {index: number for number, part in enumerate(found) for index in part}
+        for index, node in enumerate(self.nodes):
+            if index not in home and node.op_type not in _CASTS:
+                before = [self._computing(name) for name in node.input]
+                last = max((one for one in before if one is not None and one in home), default=None)
+                if last is not None:
+                    home[index] = home[last]
+        return [{index for index, number in home.items() if number == one} for one in range(len(found))]
+
+    def _computing(self, name: str) -> int | None:
+        """The node that makes a tensor, going round Q and DQ."""
+        index = self.maker.get(name)
+        while index is not None and self.nodes[index].op_type in _CASTS:
+            index = self.maker.get(self.nodes[index].input[0])
+        return index
+
+    def layers(self, kernel: Any, name: str) -> set[int]:
+        """The nodes in one kernel: from the layer that owns its constants to the tensor that it makes."""
+        if kernel is not None and kernel.op_type in (*_CASTS, "ReorderInput", "ReorderOutput"):
+            return set()
+        ends = {self._find(part) for part in (name, *(kernel.output if kernel is not None else ()))} - {None}
+        cores = {self.owner[part] for part in (kernel.input if kernel is not None else ()) if self._layer_owns(part)}
+        found: set[int] = set()
+        for end in ends:
+            assert end is not None
+            before = self._ancestors(end)
+            starts = {core for core in cores if core in before} or {end}
+            found |= {index for index in before if starts & self._ancestors(index)}
+        return {index for index in found if self.nodes[index].op_type not in _CASTS}
+
+    def _layer_owns(self, name: str) -> bool:
+        index = self.owner.get(name)
+        return index is not None and self.nodes[index].op_type not in _CASTS
+
+    def _find(self, name: str) -> int | None:
+        """The original node that a fused node's name or tensor leads to."""
+        plain = _SUFFIX.sub("", name)
+        for candidate in (name, plain):
+            if candidate in self.by_name:
+                return self.by_name[candidate]
+            if candidate in self.maker:
+                return self.maker[candidate]
+        return None
+
+    def _ancestors(self, index: int) -> set[int]:
+        """The node and the nodes before it, as far as a kernel can reach back: no further than eight steps."""
+        found, edge = {index}, {index}
+        for _ in range(8):
+            edge = {self.maker[name] for one in edge for name in self.nodes[one].input if name in self.maker} - found
+            found |= edge
+        return found

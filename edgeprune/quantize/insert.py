@@ -1,0 +1,228 @@
+"""Writing the Q/DQ graph: pairs where placement.py says, with the numbers of ranges.py, as the dialect wants them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from edgeprune.errors import GraphError, RecipeError, did_you_mean
+from edgeprune.quantize.placement import Placement, place
+from edgeprune.quantize.ranges import Ranges, non_negative
+from edgeprune.quantize.view import View, output_axis
+from edgeprune.runtimes.dialects import Dialect
+
+TINY = 1e-8  # smallest scale; below it 1/scale overflows float16 and integer biases
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The integer grid of one activation tensor: value = scale * (q - zero)."""
+
+    scale: float
+    zero: int
+    low: int
+    high: int
+
+    @property
+    def dtype(self) -> type[np.generic]:
+        """uint8 or int8."""
+        return np.uint8 if self.low == 0 else np.int8
+
+
+def grid(low: float, high: float, dialect: Dialect, positive: bool = False) -> Grid:
+    """The grid that represents [low, high] (widened to hold 0 exactly) in `dialect`.
+
+    Args:
+        positive: the tensor cannot be negative, whatever `low` says.
+    """
+    low, high = (0.0 if positive else min(low, 0.0)), max(high, 0.0)
+    if low == 0.0 and dialect.unsigned:
+        return Grid(_scale(high / 255), 0, 0, 255)
+    if low == 0.0 and dialect.zero_based:
+        return Grid(_scale(high / 255), -128, -128, 127)
+    if dialect.signed == "symmetric":
+        return Grid(_scale(max(-low / 128, high / 127)), 0, -128, 127)
+    scale = _scale((high - low) / 255)
+    base = 0 if dialect.unsigned else -128
+    zero = int(np.clip(np.rint(base - low / scale), base, base + 255))
+    return Grid(scale, zero, base, base + 255)
+
+
+def _scale(value: float) -> float:
+    return float(np.float32(max(value, TINY)))
+
+
+def quantise_weight(
+    weight: NDArray[np.float32], axis: int | None, levels: int
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Symmetric integers and scales, one scale an index of `axis` (None: one for all), rounding half to even."""
+    if axis is None:
+        peak = np.abs(weight).max(initial=0.0)
+    else:
+        peak = np.abs(weight).max(axis=tuple(i for i in range(weight.ndim) if i != axis % weight.ndim), initial=0.0)
+    scale = np.maximum(np.asarray(peak, np.float32) / np.float32(levels), np.float32(TINY))
+    spread = (
+        scale if axis is None else scale.reshape([-1 if i == axis % weight.ndim else 1 for i in range(weight.ndim)])
+    )
+    return np.clip(np.rint(weight / spread), -levels, levels).astype(np.int8), scale
+
+
+def apply(
+    model: onnx.ModelProto, ranges: Ranges, dialect: Dialect, precision: Mapping[str, str] | None = None
+) -> onnx.ModelProto:
+    """The Q/DQ graph of `model` in `dialect`.
+
+    Args:
+        model: the float graph; it is left as it was.
+        ranges: from `calibrate` or `dummy_ranges`.
+        precision: node name -> "int8" or "float"; what is not named runs in INT8 where the dialect can.
+
+    Raises:
+        RecipeError: `precision` names a layer that the graph does not have.
+        GraphError: a tensor that must be quantised has no range.
+    """
+    view = View.of(model)
+    names = {node.name for node in view.nodes}
+    for name in precision or {}:
+        if name not in names:
+            raise RecipeError(f"[quantize.layers] no layer is called '{name}'.", did_you_mean(name, view.layers))
+    placement = place(view, dialect, {**ranges.precision, **(precision or {})})
+    writer = _Writer(view, ranges, dialect, placement)
+    return writer.write()
+
+
+class _Writer:
+    """Builds the new node and initializer lists of one graph."""
+
+    def __init__(self, view: View, ranges: Ranges, dialect: Dialect, placement: Placement) -> None:
+        self.view, self.ranges, self.dialect, self.placement = view, ranges, dialect, placement
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[str, TensorProto] = {}
+        self.grids = {name: self._grid(members) for name, members in placement.groups.items()}
+        outputs = set(view.outputs)
+        self.raw = {name: f"{name}.raw" for name in placement.tensors if name in outputs}
+        self.readable: set[str] = set()
+
+    def write(self) -> onnx.ModelProto:
+        for name in self.view.inputs:
+            if name in self.placement.scale_of:
+                self._pair(name)
+        for node in self.view.nodes:
+            self._node(node)
+        return self._model()
+
+    def _grid(self, members: tuple[str, ...]) -> Grid:
+        found = []
+        for name in members:
+            if name not in self.ranges.tensors:
+                raise GraphError(
+                    f"tensor '{name}' must be quantised, but the ranges do not have it.", "Calibrate this graph."
+                )
+            found.append(self.ranges.tensors[name])
+        positive = all(non_negative(self.view, name) for name in members)
+        return grid(min(r.low for r in found), max(r.high for r in found), self.dialect, positive)
+
+    def _node(self, node: onnx.NodeProto) -> None:
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        for index in range(len(node.input)):
+            tensor = self.placement.edges.get((node.name, index))
+            if tensor is not None and tensor == node.input[index]:
+                copy.input[index] = tensor if tensor in self.raw else f"{tensor}.dq"
+        if self.placement.nodes.get(node.name) == "compute":
+            self._weights(node, copy)
+        for index, output in enumerate(node.output):
+            if output in self.raw:
+                copy.output[index] = self.raw[output]
+        self.nodes.append(copy)
+        for output in node.output:
+            if output in self.placement.scale_of:
+                self._pair(output)
+
+    def _pair(self, tensor: str) -> None:
+        """Q and DQ after `tensor`; a graph output keeps its name on the dequantised side."""
+        grid = self.grids[self.placement.scale_of[tensor]]
+        scale = self._constant(f"{tensor}.scale", np.array(grid.scale, np.float32))
+        zero = self._constant(f"{tensor}.zero", np.array(grid.zero, grid.dtype))
+        source, target = (self.raw[tensor], tensor) if tensor in self.raw else (tensor, f"{tensor}.dq")
+        self._emit("QuantizeLinear", [source, scale, zero], f"{tensor}.q", f"{tensor}/Q")
+        self._emit("DequantizeLinear", [f"{tensor}.q", scale, zero], target, f"{tensor}/DQ")
+
+    def _emit(self, operator: str, inputs: list[str], output: str, name: str, axis: int | None = None) -> None:
+        node = helper.make_node(operator, inputs, [output], name=name)
+        if axis is not None:
+            node.attribute.append(helper.make_attribute("axis", axis))
+        self.nodes.append(node)
+
+    def _constant(self, name: str, value: NDArray[np.generic]) -> str:
+        if name not in self.constants:
+            self.constants[name] = numpy_helper.from_array(np.asarray(value), name)
+        return name
+
+    def _own(self, node: onnx.NodeProto, index: int) -> str:
+        """A name for this node's constant: the constant's own, unless several nodes read it."""
+        name = node.input[index]
+        return name if len(self.view.consumers[name]) == 1 else f"{node.name}:{name}"
+
+    def _weights(self, node: onnx.NodeProto, copy: onnx.NodeProto) -> None:
+        """Quantise the weight (and the bias, if the dialect wants) of one layer."""
+        weight = np.asarray(self.view.constant(node.input[1]), np.float32)
+        name = self._own(node, 1)
+        axis = output_axis(node) if self.dialect.per_channel else None
+        if axis is not None:
+            axis %= weight.ndim
+        integers, scales = quantise_weight(weight, axis, self.dialect.weight_levels)
+        copy.input[1] = f"{name}.dq"
+        scale = self._constant(f"{name}.scale", scales)
+        zero = self._constant(f"{name}.zero", np.zeros(scales.shape, np.int8))
+        if self.dialect.store_float:
+            source = self._constant(name, weight)
+            self._emit("QuantizeLinear", [source, scale, zero], f"{name}.q", f"{node.name}.weight/Q", axis)
+        else:
+            self._constant(f"{name}.q", integers)
+        self._emit("DequantizeLinear", [f"{name}.q", scale, zero], f"{name}.dq", f"{node.name}.weight/DQ", axis)
+        if len(node.input) > 2 and node.input[2] and self.dialect.bias == "int32":
+            self._bias(node, copy, scales)
+
+    def _bias(self, node: onnx.NodeProto, copy: onnx.NodeProto, weight_scale: NDArray[np.float32]) -> None:
+        bias = np.asarray(self.view.constant(node.input[2]), np.float32)
+        name = self._own(node, 2)
+        tensor = self.placement.edges[(node.name, 0)]
+        activation = np.float32(self.grids[self.placement.scale_of[tensor]].scale)
+        scales = np.asarray(activation * weight_scale, np.float32)
+        integers = np.clip(np.rint(bias.astype(np.float64) / scales), -(2**31 - 1), 2**31 - 1).astype(np.int32)
+        copy.input[2] = f"{name}.dq"
+        scale = self._constant(f"{name}.scale", scales)
+        zero = self._constant(f"{name}.zero", np.zeros(scales.shape, np.int32))
+        self._constant(f"{name}.q", integers)
+        axis = 0 if scales.ndim else None
+        self._emit("DequantizeLinear", [f"{name}.q", scale, zero], f"{name}.dq", f"{node.name}.bias/DQ", axis)
+
+    def _model(self) -> onnx.ModelProto:
+        source = self.view.model
+        used = {name for node in self.nodes for name in node.input}
+        kept = [
+            tensor for name, tensor in self.view.initializers.items() if name in used and name not in self.constants
+        ]
+        graph = helper.make_graph(
+            self.nodes,
+            source.graph.name,
+            list(source.graph.input),
+            list(source.graph.output),
+            [*kept, *self.constants.values()],
+        )
+        opsets = [
+            helper.make_opsetid(
+                o.domain, max(o.version, self.dialect.opset) if o.domain in ("", "ai.onnx") else o.version
+            )
+            for o in source.opset_import
+        ]
+        result = helper.make_model(graph, opset_imports=opsets, producer_name="edgeprune")
+        result.ir_version = min(result.ir_version, 10)
+        result.metadata_props.extend(source.metadata_props)
+        return result

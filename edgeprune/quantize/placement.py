@@ -1,0 +1,203 @@
+"""Where Q/DQ pairs go: from a float graph, a dialect and the user's float layers to nodes, edges and scales.
+
+Only the structure of the graph counts, never the ranges: dummy ranges and real ones give the same placement, so a
+latency sampled with dummies is the latency of the real artifact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx
+
+from edgeprune.quantize.view import View, is_depthwise
+from edgeprune.runtimes.dialects import Dialect
+
+Edge = tuple[str, int]  # node name, input index
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Which nodes run in INT8 and which edges read dequantised values.
+
+    Attributes:
+        nodes: INT8 node -> its role, in graph order.
+        edges: (node, input index) that reads a dequantised tensor -> that tensor.
+        tensors: tensors that get a Q/DQ pair, in graph order.
+        scale_of: tensor -> the tensor whose range it uses (itself, unless it shares).
+        groups: tensor whose range is used -> every observed tensor that the range must cover.
+    """
+
+    nodes: dict[str, str]
+    edges: dict[Edge, str]
+    tensors: tuple[str, ...]
+    scale_of: dict[str, str]
+    groups: dict[str, tuple[str, ...]]
+
+
+def place(view: View, dialect: Dialect, precision: Mapping[str, str] | None = None) -> Placement:
+    """Decide the placement for the graph; nodes that `precision` calls "float" stay so. Node names must be unique."""
+    floats = {name for name, kind in (precision or {}).items() if kind == "float"}
+    nodes = _int8_nodes(view, dialect, floats)
+    edges: dict[Edge, str] = {}
+    scale_of: dict[str, str] = {}
+    for node in view.nodes:
+        for index in _quantised_inputs(view, dialect, nodes, node):
+            origin = _origin(view, dialect, floats, node.input[index])
+            for step in _path(view, origin, node, index):
+                edges[step] = origin
+            scale_of.setdefault(origin, origin)
+    if dialect.outputs:
+        _quantise_outputs(view, dialect, nodes, edges, scale_of)
+    groups = _unite(view, nodes, scale_of)
+    order = {name: index for index, name in enumerate(_tensor_order(view))}
+    return Placement(nodes, edges, tuple(sorted(scale_of, key=lambda t: order[t])), scale_of, groups)
+
+
+def _tensor_order(view: View) -> list[str]:
+    return [*view.inputs, *(output for node in view.nodes for output in node.output if output)]
+
+
+def _int8_nodes(view: View, dialect: Dialect, floats: set[str]) -> dict[str, str]:
+    """The nodes that run in INT8, in graph order. A node without weights joins when INT8 nodes feed it."""
+    chosen: dict[str, str] = {}
+    for node in view.nodes:
+        role = dialect.roles.get(node.op_type)
+        if role is None or node.name in floats:
+            continue
+        if role == "compute":
+            if _can_compute(view, dialect, node):
+                chosen[node.name] = role
+            continue
+        inputs = view.data_inputs(node)
+        fed = [_is_int8(view, chosen, node.input[index]) for index in inputs]
+        if role == "sum":
+            if dialect.residual == "none" or len(inputs) < 2:
+                continue
+            wanted = all(fed) if dialect.outputs else len(_skips(view, chosen, node)) < len(inputs)
+        elif role == "join":
+            wanted = all(fed)
+        else:
+            wanted = bool(fed) and fed[0]
+        if wanted:
+            chosen[node.name] = role
+    return chosen
+
+
+def _can_compute(view: View, dialect: Dialect, node: onnx.NodeProto) -> bool:
+    if len(node.input) < 2 or not view.is_constant(node.input[1]) or view.is_constant(node.input[0]):
+        return False
+    weight = view.initializers.get(node.input[1])
+    shape = tuple(weight.dims) if weight is not None else ()
+    if len(shape) < 2 or (len(node.input) > 2 and node.input[2] and not view.is_constant(node.input[2])):
+        return False
+    return dialect.depthwise or not is_depthwise(node, shape)
+
+
+def _is_int8(view: View, chosen: Mapping[str, str], tensor: str) -> bool:
+    """Whether an INT8 node, perhaps with a fused activation, makes `tensor`."""
+    node = view.producer.get(tensor)
+    if node is None:
+        return False
+    if node.name in chosen:
+        return True
+    before = view.producer.get(node.input[0]) if node.op_type in ("Relu", "Clip") and node.input else None
+    return before is not None and before.name in chosen and view.activation_after(node.input[0]) is node
+
+
+def _skips(view: View, chosen: Mapping[str, str], node: onnx.NodeProto) -> list[int]:
+    """Inputs of a sum other than the branch that it is fused into: the last INT8 layer that feeds nothing else."""
+    order = {name: index for index, name in enumerate(chosen)}
+    branches = [
+        (order[maker.name], index)
+        for index in view.data_inputs(node)
+        if (maker := view.producer.get(node.input[index])) is not None
+        and chosen.get(maker.name) == "compute"
+        and view.only_consumer(node.input[index]) is node
+    ]
+    main = max(branches)[1] if branches else None
+    return [index for index in view.data_inputs(node) if index != main]
+
+
+def _quantised_inputs(view: View, dialect: Dialect, nodes: Mapping[str, str], node: onnx.NodeProto) -> list[int]:
+    """Inputs of an INT8 node that read dequantised values."""
+    match nodes.get(node.name):
+        case None:
+            return []
+        case "sum":
+            return view.data_inputs(node) if dialect.residual == "all" else _skips(view, nodes, node)
+        case "join":
+            return view.data_inputs(node)
+        case "share":
+            return [0] if dialect.outputs else []
+        case _:
+            return [0]
+
+
+def _origin(view: View, dialect: Dialect, floats: set[str], tensor: str) -> str:
+    """Walk up through nodes that only move or select values: one Q/DQ pair there serves all of them."""
+    if dialect.outputs:
+        return tensor
+    node = view.producer.get(tensor)
+    while node is not None and dialect.roles.get(node.op_type) == "share" and node.name not in floats:
+        if len(view.consumers.get(node.output[0], [])) != 1 or node.output[0] in view.outputs:
+            break
+        tensor = node.input[0]
+        node = view.producer.get(tensor)
+    return tensor
+
+
+def _path(view: View, origin: str, node: onnx.NodeProto, index: int) -> list[Edge]:
+    """The first edge of the chain from `origin` to input `index` of `node`: it reads the dequantised value."""
+    maker = view.producer.get(node.input[index])
+    edge = (node.name, index)
+    tensor = node.input[index]
+    while tensor != origin:
+        assert maker is not None
+        edge, tensor = (maker.name, 0), maker.input[0]
+        maker = view.producer.get(tensor)
+    return [edge]
+
+
+def _quantise_outputs(
+    view: View, dialect: Dialect, nodes: Mapping[str, str], edges: dict[Edge, str], scale_of: dict[str, str]
+) -> None:
+    """Quantise what INT8 nodes give out, after the fused activation; every reader then reads the dequantised value."""
+    for node in view.nodes:
+        if node.name not in nodes:
+            continue
+        tensor = view.settled(node.output[0])
+        readers = view.consumers.get(tensor, [])
+        if node.op_type in ("Gemm", "MatMul") and not any(reader.name in nodes for reader, _ in readers):
+            continue  # these give out float directly
+        scale_of.setdefault(tensor, tensor)
+        for reader, index in readers:
+            edges[(reader.name, index)] = tensor
+
+
+def _unite(view: View, nodes: Mapping[str, str], scale_of: dict[str, str]) -> dict[str, tuple[str, ...]]:
+    """Give tensors that must share a scale one representative; fills `scale_of`, returns what each range must cover."""
+    parent: dict[str, str] = {}
+
+    def find(tensor: str) -> str:
+        while parent.get(tensor, tensor) != tensor:
+            tensor = parent[tensor]
+        return tensor
+
+    for node in view.nodes:
+        role = nodes.get(node.name)
+        output = view.settled(node.output[0]) if role else ""
+        if role == "share" and node.input[0] in scale_of and output in scale_of:
+            parent[find(output)] = find(node.input[0])
+        elif role == "join":
+            members = [node.input[index] for index in view.data_inputs(node)]
+            for tensor in [*members[1:], output]:
+                if tensor in scale_of:
+                    parent[find(tensor)] = find(members[0])
+    for tensor in scale_of:
+        scale_of[tensor] = find(tensor)
+    groups: dict[str, list[str]] = {}
+    for tensor, representative in scale_of.items():
+        groups.setdefault(representative, []).append(tensor)
+    return {representative: tuple(members) for representative, members in groups.items()}

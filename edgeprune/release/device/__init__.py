@@ -1,0 +1,1 @@
+"""What travels to the device: run.py, and the template of its README."""

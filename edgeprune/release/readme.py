@@ -1,0 +1,76 @@
+"""The README that travels in a bundle, for whoever unpacks it on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from string import Template
+from typing import Any
+
+from edgeprune.target import Target
+
+WHAT = {
+    "artifact/": "the network, as the runtime opens it",
+    "agent/": "the code that opens and runs it, as it was measured",
+    "LICENSES/": "licence texts",
+    "README.md": "this page",
+    "SHA256SUMS": "the sha256 of every file",
+    "labels.json": "the names of the classes",
+    "manifest.json": "what this is: target, runtime, hashes, figures, gates, proof, evidence",
+    "plan.json": "which channels were kept",
+    "preprocessing.json": "from pixels to the network's input",
+    "requirements.txt": "what the device needs",
+    "result.json": "every figure of the run",
+    "run.py": "runs the samples, or your pictures",
+    "samples.npz": "inputs, and the outputs that they gave",
+    "sbom.json": "bill of materials (CycloneDX)",
+}
+
+
+def text(manifest: Mapping[str, Any], result: Mapping[str, Any], profile: Target, names: Sequence[str]) -> bytes:
+    """The page, in Markdown."""
+    template = Template((resources.files("edgeprune") / "release/device/README.md.in").read_text("utf-8"))
+    jetson = profile.runtime == "tensorrt"
+    runtime = manifest["runtime"]
+    return template.substitute(
+        title=f"{manifest['name']} for {profile.name}",
+        target=profile.name,
+        target_title=profile.title,
+        edgeprune=manifest["edgeprune"],
+        rows="\n".join(_rows(result)),
+        device=_device(manifest["device"]),
+        runtime=runtime.get("name", profile.runtime),
+        version=runtime.get("version", ""),
+        threads=profile.execution.threads,
+        batch=profile.execution.batch,
+        install_note="'s Python packages; TensorRT itself comes with JetPack" if jetson else "",
+        contents="\n".join(_contents(names)),
+    ).encode()
+
+
+def _rows(result: Mapping[str, Any]) -> list[str]:
+    unit = str(result.get("unit", "ms"))
+    key = "latency_ms" if unit == "ms" else f"latency_{unit}"
+    columns = [result.get(name) or {} for name in ("dense_fp32", "dense_int8", "pruned_int8")]
+    rows = {
+        "accuracy (top-1)": [f"{100 * column['accuracy']:.2f} %" if "accuracy" in column else "" for column in columns],
+        f"latency, median ({unit})": [f"{column[key]['median']:.4g}" if key in column else "" for column in columns],
+        "size (bytes)": [f"{column['bytes']:,}" if "bytes" in column else "" for column in columns],
+    }
+    return [f"| {label} | {' | '.join(cells)} |" for label, cells in rows.items()]
+
+
+def _device(fingerprint: Mapping[str, Any]) -> str:
+    """The most telling words of a device's fingerprint."""
+    for key in ("cpu_model", "cpu", "model", "gpu", "machine"):
+        if isinstance(fingerprint.get(key), str) and fingerprint[key]:
+            return str(fingerprint[key])
+    return "see manifest.json"
+
+
+def _contents(names: Sequence[str]) -> list[str]:
+    lines = []
+    for prefix, what in WHAT.items():
+        if any(name == prefix or (prefix.endswith("/") and name.startswith(prefix)) for name in names):
+            lines.append(f"- `{prefix}`: {what}")
+    return lines

@@ -1,0 +1,130 @@
+"""The bundle: same inputs, same bytes; everything in it; and it runs by itself on the device."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import hashlib
+import json
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgeprune import release
+from edgeprune.errors import BundleError, GateError
+
+
+@pytest.fixture(scope="module")
+def bundle(made, tmp_path_factory):
+    run, result = made
+    return release.bundle(run, result, tmp_path_factory.mktemp("out"))
+
+
+def unpack(bundle: Path, folder: Path) -> Path:
+    with tarfile.open(bundle) as tar:
+        tar.extractall(folder, filter="data")
+    return folder
+
+
+def test_same_inputs_same_bytes(made, bundle, tmp_path):
+    run, result = made
+    again = release.bundle(run, copy.deepcopy(result), tmp_path / "elsewhere.tar")
+    assert again.read_bytes() == bundle.read_bytes()
+    assert bundle.name == f"tiny-{result['target']}.tar"
+
+
+def test_everything_is_in_it_and_every_file_is_listed(made, bundle, tmp_path):
+    root = unpack(bundle, tmp_path)
+    names = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+    wanted = {
+        "plan.json", "preprocessing.json", "labels.json", "samples.npz", "manifest.json", "sbom.json", "result.json",
+        "SHA256SUMS", "LICENSES/edgeprune.txt", "README.md", "run.py", "requirements.txt",
+    }  # fmt: skip
+    assert wanted <= names
+    sums = dict(reversed(line.split("  ")) for line in (root / "SHA256SUMS").read_text().splitlines())
+    assert set(sums) == names - {"SHA256SUMS"}
+    for name, digest in sums.items():
+        assert hashlib.sha256((root / name).read_bytes()).hexdigest() == digest
+    manifest = json.loads((root / "manifest.json").read_text())
+    assert manifest["target"]["name"] == made[1]["target"]
+    assert manifest["sources"].keys() >= {"recipe.lock.toml", "graph/float.onnx"}
+    assert [gate["name"] for gate in manifest["gates"]] == ["measurement", "proof", "accuracy", "latency", "faster"]
+    assert f"artifact/{manifest['artifact']['files'][0]}" in manifest["files"]
+
+
+def test_bill_of_materials_names_the_measured_runtime(made, bundle, tmp_path):
+    document = json.loads((unpack(bundle, tmp_path) / "sbom.json").read_text())
+    runtime = made[1]["runtime"]
+    component = next(part for part in document["components"] if part["name"] == runtime["name"])
+    assert component["version"] == runtime["version"]
+    assert component["purl"] == f"pkg:pypi/{runtime['name']}@{runtime['version']}"
+    assert component["licenses"]
+    assert document["dependencies"][0]["dependsOn"]
+
+
+def on_device(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run run.py as on the device: no edgeprune on the path."""
+    command = [sys.executable, "-I", str(root / "run.py"), *arguments]
+    return subprocess.run(command, cwd=root.parent, capture_output=True, text=True, timeout=120)
+
+
+def test_runs_by_itself_on_the_device(bundle, tmp_path):
+    root = unpack(bundle, tmp_path / "unpacked")
+    done = on_device(root)
+    assert done.returncode == 0, done.stderr
+    assert "6 samples, output: the same class on 100% of them" in done.stdout
+    assert "ms median here" in done.stdout
+    assert done.stdout.strip().endswith("GOOD")
+
+
+def test_run_py_classifies_a_picture(bundle, tmp_path):
+    root = unpack(bundle, tmp_path / "unpacked")
+    picture = tmp_path / "picture.npy"
+    np.save(picture, np.full((8, 8, 3), 200, np.uint8))
+    done = on_device(root, str(picture))
+    assert done.returncode == 0, done.stderr
+    assert any(label in done.stdout for label in ("ant", "bee", "cat", "dog"))
+
+
+def test_run_py_says_when_outputs_are_not_as_made(bundle, tmp_path):
+    root = unpack(bundle, tmp_path / "unpacked")
+    with np.load(root / "samples.npz") as stored:
+        arrays = dict(stored)
+    np.savez(root / "samples.npz", input=arrays["input"], output=-arrays["output"])
+    done = on_device(root)
+    assert done.returncode == 1
+    assert "NOT AS MADE" in done.stdout
+
+
+def test_run_py_and_the_agent_are_python_3_8(bundle, tmp_path):
+    for path in unpack(bundle, tmp_path).rglob("*.py"):
+        ast.parse(path.read_text(), feature_version=(3, 8))
+
+
+def test_no_bundle_without_all_gates(made, tmp_path):
+    run, result = made
+    refused = copy.deepcopy(result)
+    refused["gates"][2]["passed"] = False
+    with pytest.raises(GateError, match="accuracy"):
+        release.bundle(run, refused, tmp_path)
+    with pytest.raises(GateError):
+        release.bundle(run, {**result, "verdict": "refused"}, tmp_path)
+    with pytest.raises(GateError, match="no gate"):
+        release.bundle(run, {**result, "gates": []}, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["validate/samples.npz", "validate/preprocessing.json", "search/plan.json"])
+def test_says_what_is_missing_and_leaves_nothing(made, name, tmp_path):
+    run, result = made
+    moved = (run / name).rename(run / "away")
+    try:
+        with pytest.raises(BundleError, match=Path(name).name):
+            release.bundle(run, result, tmp_path)
+    finally:
+        moved.rename(run / name)
+    assert not list(tmp_path.iterdir())

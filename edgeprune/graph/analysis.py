@@ -1,0 +1,89 @@
+"""What a Structure keeps of its trace: enough to spell out plans and to run the reference for a proof."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeprune.graph.attributes import AttributeRule
+from edgeprune.graph.blocks import Span
+from edgeprune.graph.capture import Inputs
+from edgeprune.graph.groups import Units
+from edgeprune.graph.surgery import Attribute, Cut
+from edgeprune.graph.walk import Walk
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """The inside of a trace.
+
+    Attributes:
+        walk: the graph and the axes of its values.
+        units: the group and unit of each class of atoms.
+        rules: the attributes that follow widths.
+        values: current values of tuple attributes, by (module, name).
+        aliases: every name of a tied parameter, by its canonical name.
+        spans: input and output value of each removable block.
+        norms: L1 norm of the weights that make each unit, by group.
+        inputs: the example inputs.
+    """
+
+    walk: Walk
+    units: Units
+    rules: tuple[AttributeRule, ...]
+    values: dict[tuple[str, str], tuple[int, ...]]
+    aliases: dict[str, tuple[str, ...]]
+    spans: dict[str, Span]
+    norms: dict[str, NDArray[np.float64]]
+    inputs: Inputs
+    opaque: tuple[str, ...] = ()
+
+    def masks(self, kept: Mapping[str, tuple[int, ...]]) -> dict[str, NDArray[np.bool_]]:
+        """Kept units by group as masks."""
+        sizes = dict(zip(self.units.names, self.units.sizes, strict=True))
+        masks = {}
+        for name, units in kept.items():
+            mask = np.zeros(sizes[name], dtype=bool)
+            mask[list(units)] = True
+            masks[name] = mask
+        return masks
+
+    def spell(
+        self, kept: Mapping[str, tuple[int, ...]], removed: tuple[str, ...] = ()
+    ) -> tuple[tuple[Cut, ...], tuple[Attribute, ...]]:
+        """The cuts and attributes of a choice of units; what lies in a removed block is left out."""
+
+        def gone(name: str) -> bool:
+            return any(name == block or name.startswith(block + ".") for block in removed)
+
+        masks = self.masks(kept)
+        cuts: list[Cut] = []
+        for name, value in self.walk.tensors.items():
+            for d, axis in enumerate(value.axes):
+                if not axis.any():
+                    continue
+                alive = self.units.alive(axis, masks)
+                if alive.all():
+                    continue
+                positions = tuple(np.flatnonzero(alive).tolist())
+                cuts.extend(Cut(alias, d, positions) for alias in self.aliases[name] if not gone(alias))
+        counts = {name: len(units) for name, units in kept.items()}
+        attributes: dict[tuple[str, str], int | list[int]] = {}
+        for rule in self.rules:
+            new = rule.at(counts)
+            if new == rule.value or gone(rule.module):
+                continue
+            if rule.part is None:
+                attributes[rule.module, rule.name] = new
+            else:
+                whole = attributes.setdefault((rule.module, rule.name), list(self.values[rule.module, rule.name]))
+                assert isinstance(whole, list)
+                whole[rule.part] = new
+        settings = tuple(
+            Attribute(module, name, value if isinstance(value, int) else tuple(value))
+            for (module, name), value in attributes.items()
+        )
+        return tuple(cuts), settings

@@ -1,0 +1,119 @@
+"""The attributes that repeat a size: which of a module's integers must follow when an axis is narrowed.
+
+A layer of torch.nn names them (`in_channels`, `num_features`, ...). For a user's own module they are the integers equal to a
+size that is written in the graph at a call of that module, or to a side of one of its own parameters.
+A choice of attributes is only a proposal until the edited model captures with every size as predicted (see trial).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from edgeprune.graph.groups import Units
+from edgeprune.graph.structure import Segment, width
+from edgeprune.graph.walk import Literal, Walk
+
+_NAMED = frozenset(
+    [
+        "in_channels",
+        "out_channels",
+        "groups",
+        "in_features",
+        "out_features",
+        "num_features",
+        "num_channels",
+        "num_groups",
+        "normalized_shape",
+        "embedding_dim",
+        "num_embeddings",
+        "num_parameters",
+        "input_size",
+        "hidden_size",
+        "proj_size",
+    ]
+)
+
+
+@dataclass(frozen=True)
+class AttributeRule:
+    """`module.name` (or its element `part`) is the width of `segments`."""
+
+    module: str
+    name: str
+    part: int | None
+    value: int
+    segments: tuple[Segment, ...]
+
+    def at(self, units: Mapping[str, int]) -> int:
+        """The value when group g keeps `units[g]` units."""
+        return width(self.segments, units)
+
+
+def find_attributes(model: nn.Module, walk: Walk, units: Units) -> tuple[AttributeRule, ...]:
+    """Every attribute that follows a group, without those on which two axes disagree."""
+    modules = dict(model.named_modules())
+    found: dict[tuple[str, str, int | None], AttributeRule | None] = {}
+    for literal in [*walk.literals, *_parameter_sides(walk)]:
+        segments = units.segments(literal.axis)
+        if all(s.group is None for s in segments) or literal.module not in modules:
+            continue
+        for name, part in _holders(modules[literal.module], literal):
+            key = (literal.module, name, part)
+            rule = AttributeRule(literal.module, name, part, literal.value, _sorted(segments))
+            known = found.get(key, rule)
+            same = known is not None and known.segments == rule.segments
+            found[key] = rule if same else None
+    return tuple(rule for rule in found.values() if rule is not None)
+
+
+def _sorted(segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
+    return tuple(sorted(segments, key=lambda s: (s.group or "", s.size)))
+
+
+def _parameter_sides(walk: Walk) -> Iterable[Literal]:
+    for name, value in walk.tensors.items():
+        for axis in value.axes:
+            if axis.any():
+                yield Literal(name.rpartition(".")[0], axis.size, axis, "")
+
+
+def _holders(module: nn.Module, literal: Literal) -> Iterable[tuple[str, int | None]]:
+    """The attributes of `module` that hold this literal."""
+    if literal.name:
+        value = getattr(module, literal.name, None)
+        if _is_int(value) and value == literal.value:
+            yield literal.name, None
+        elif isinstance(value, tuple | list) and literal.part is not None and len(value) > literal.part:
+            if value[literal.part] == literal.value:
+                yield literal.name, literal.part
+        return
+    for name, value in vars(module).items():
+        if name.startswith("_") or (name in _NAMED and _layer(module)):
+            continue
+        if _is_int(value) and value == literal.value:
+            yield name, None
+        elif isinstance(value, tuple | list):
+            for part, element in enumerate(value):
+                if _is_int(element) and element == literal.value:
+                    yield name, part
+
+
+def _layer(module: nn.Module) -> bool:
+    """Whether the attributes of this module that have a known name are set by that name alone."""
+    return any(type(m).__module__.startswith("torch.nn") for m in [module]) or isinstance(
+        module,
+        nn.Linear
+        | nn.modules.conv._ConvNd
+        | nn.modules.batchnorm._NormBase
+        | nn.LayerNorm
+        | nn.GroupNorm
+        | nn.Embedding,
+    )
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

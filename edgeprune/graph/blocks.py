@@ -1,0 +1,130 @@
+"""Residual blocks that may go: a module that adds something to its input and gives back the same axes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch.fx import Node
+
+from edgeprune.graph.capture import owner_of
+from edgeprune.graph.groups import Units
+from edgeprune.graph.rules.pointwise import RULES as ELEMENTWISE
+from edgeprune.graph.structure import Block, Layer
+from edgeprune.graph.walk import Shaped, Walk, operator_name
+
+_PASS = frozenset(
+    [
+        "add",
+        "dropout",
+        "layer_norm",
+        "rms_norm",
+        "batch_norm",
+        "view",
+        "reshape",
+        "permute",
+        "transpose",
+        "flatten",
+        "unflatten",
+        "contiguous",
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Span:
+    """The graph values at the two ends of a block."""
+
+    module: str
+    source: str
+    result: str
+
+
+def _modules(node: Node) -> list[str]:
+    stack = node.meta.get("nn_module_stack") or {}
+    return [str(path) for path, _ in stack.values() if path]
+
+
+def find_spans(walk: Walk, units: Units) -> dict[str, Span]:
+    """Every innermost module that is a residual block, by its qualified name."""
+    graph = walk.capture.module.graph
+    inside: dict[str, list[Node]] = {}
+    for node in graph.nodes:
+        for path in dict.fromkeys(_modules(node)):
+            inside.setdefault(path, []).append(node)
+    busy = {call.module for call in walk.calls}
+    found: dict[str, Span] = {}
+    for path, nodes in inside.items():
+        if not any(m == path or m.startswith(path + ".") for m in busy) or path + "@1" in inside or "@" in path:
+            continue
+        span = _span(walk, units, path, nodes)
+        if span is not None:
+            found[path] = span
+    return {p: s for p, s in found.items() if not any(o.startswith(p + ".") for o in found)}
+
+
+def _span(walk: Walk, units: Units, path: str, nodes: Sequence[Node]) -> Span | None:
+    mine = set(nodes)
+    results = [n for n in nodes if any(user not in mine for user in n.users)]
+    if len(results) != 1:
+        return None
+    result = results[0]
+    out = walk.values.get(result.name)
+    if not isinstance(out, Shaped):
+        return None
+    sources = []
+    for node in nodes:
+        for source in node.all_input_nodes:
+            value = walk.values.get(source.name)
+            if source in mine or source in sources or not isinstance(value, Shaped) or value.shape != out.shape:
+                continue
+            if source.name not in walk.capture.parameters:
+                sources.append(source)
+    label = units.solution.label
+    for source in sources:
+        value = walk.values[source.name]
+        same = all(np.array_equal(label[a], label[b]) for a, b in zip(value.axes, out.axes, strict=True))
+        if same and _residual(result, source, mine):
+            return Span(path, source.name, result.name)
+    return None
+
+
+def _residual(result: Node, source: Node, mine: set[Node]) -> bool:
+    """Whether the input reaches the result through additions and element-wise operators alone, and one is an addition."""
+    stack, seen = [(result, False)], set()
+    while stack:
+        node, added = stack.pop()
+        if node is source:
+            if added:
+                return True
+            continue
+        if node not in mine or (node, added) in seen:
+            continue
+        seen.add((node, added))
+        name = operator_name(node).removesuffix("_")
+        parents = node.all_input_nodes
+        if name == "add" and len(parents) == 2:
+            stack.extend((p, True) for p in parents)
+        elif parents and (name in _PASS or (name in ELEMENTWISE and len(parents) == 1)):
+            stack.append((parents[0], added))
+    return False
+
+
+def make_blocks(walk: Walk, units: Units, spans: dict[str, Span], layers: Sequence[Layer]) -> tuple[Block, ...]:
+    """The public description of each span."""
+    blocks = []
+    for path, span in spans.items():
+        stream: list[str] = []
+        for axis in walk.values[span.result].axes:
+            stream.extend(s.group for s in units.segments(axis) if s.group is not None)
+        mine = [la for la in layers if la.name == path or la.name.startswith(path + ".")]
+        others = [la for la in layers if la not in mine]
+        outside = {s.group for la in others for s in (*la.inputs, *la.outputs)}
+        within = dict.fromkeys(s.group for la in mine for s in (*la.inputs, *la.outputs) if s.group)
+        inner = tuple(g for g in within if g not in outside and g not in stream)
+        blocks.append(Block(path, tuple(dict.fromkeys(stream)), inner, tuple(dict.fromkeys(la.name for la in mine))))
+    return tuple(blocks)
+
+
+__all__ = ["Span", "find_spans", "make_blocks", "owner_of"]

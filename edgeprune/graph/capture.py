@@ -1,0 +1,201 @@
+"""Capture: the user's network as an ATen graph, for reasoning only.
+
+`capture` exports a *shadow* of the model: a deep copy whose tensors are the model's own (no memory), in eval mode.
+`torch.export` traces on fake tensors, so nothing is computed and nothing of the user's is changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import GraphModule, Node
+
+from edgeprune.errors import CaptureError, ModelError
+
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Capture:
+    """An exported graph and what its placeholders are.
+
+    Attributes:
+        module: the graph; parameters, buffers and constants are placeholders.
+        parameters: placeholder name -> qualified name of the parameter or buffer.
+        constants: placeholder name -> tensor lifted from a plain attribute or a literal.
+        inputs: the names of the placeholders of the user's inputs, in order.
+    """
+
+    module: GraphModule
+    parameters: dict[str, str]
+    constants: dict[str, Any]
+    inputs: tuple[str, ...]
+    buffers: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in the user's code something happened."""
+
+    module: str
+    source: str
+    message: str = ""
+
+
+def as_inputs(example: Any) -> Inputs:
+    """Return (args, kwargs) from a tensor, a tuple or list of them, or a dict of keyword arguments."""
+    if isinstance(example, Mapping):
+        return (), dict(example)
+    if isinstance(example, tuple | list):
+        return tuple(example), {}
+    if isinstance(example, torch.Tensor):
+        return (example,), {}
+    raise ModelError(
+        f"example_inputs is a {type(example).__name__}, not a tensor, a tuple of tensors or a dict.",
+        "Pass what the model's forward takes, such as torch.randn(1, 3, 224, 224).",
+    )
+
+
+def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Every parameter and buffer by each of its qualified names, aliases and non-persistent ones too."""
+    found: dict[str, torch.Tensor] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        found[name] = parameter
+    for name, buffer in model.named_buffers(remove_duplicate=False):
+        found[name] = buffer
+    return found
+
+
+def shadow(model: nn.Module, replace: Mapping[int, torch.Tensor] | None = None) -> nn.Module:
+    """A deep copy of the module tree that shares the model's tensors, or holds `replace[id(tensor)]` in their place."""
+    memo: dict[int, Any] = {id(t): t for t in tensors_of(model).values()}
+    memo.update(replace or {})
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, torch.Tensor):
+                memo.setdefault(id(value), value)
+    try:
+        return copy.deepcopy(model, memo)
+    except (TypeError, RuntimeError, ValueError) as error:
+        raise ModelError(
+            f"The model cannot be copied: {error}.",
+            "edgeprune never edits your own module; keep locks, files and generators out of module attributes.",
+        ) from error
+
+
+def check_model(model: Any) -> None:
+    """Refuse what cannot be analysed, with a remedy."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError("The model is a scripted module.", "Pass the nn.Module that it was scripted from.")
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"The model is a {type(model).__name__}, not an nn.Module.", "Pass the built network.")
+    for name, tensor in tensors_of(model).items():
+        if isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin):
+            raise ModelError(f"Parameter '{name}' has no shape yet.", "Run the model once on an input, then trace it.")
+        if tensor.is_meta:
+            raise ModelError(f"Parameter '{name}' is on the meta device.", "Load the weights before tracing.")
+
+
+def capture(model: nn.Module, inputs: Inputs) -> Capture:
+    """Export `model` (used as it is: pass a shadow) for these inputs.
+
+    Raises:
+        CaptureError: the network's Python depends on data, or its forward fails; names the line.
+    """
+    args, kwargs = inputs
+    with quiet():
+        program = torch.export.export(model, args, kwargs, strict=False)
+    signature = program.graph_signature
+    parameters: dict[str, str] = {}
+    constants: dict[str, Any] = {}
+    user: list[str] = []
+    for spec in signature.input_specs:
+        kind, name = spec.kind.name, getattr(spec.arg, "name", "")
+        if kind in ("PARAMETER", "BUFFER") and spec.target is not None:
+            parameters[name] = spec.target
+        elif kind == "USER_INPUT":
+            user.append(name)
+        elif spec.target is not None:
+            constants[name] = program.constants.get(spec.target)
+    return Capture(program.graph_module, parameters, constants, tuple(user), frozenset(signature.buffers))
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Third-party warnings of a trace are not ours to pass on."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def place_of_error(model: nn.Module, error: BaseException) -> list[Place]:
+    """The frames of `error` inside the model's modules, innermost first."""
+    names = {id(module): name for name, module in model.named_modules()}
+    places: list[Place] = []
+    frames: list[tuple[str, str]] = []
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        code = frame.f_code
+        owner = frame.f_locals.get("self")
+        where = f"{code.co_filename}:{line}"
+        if id(owner) in names and "torch/nn/modules/module.py" not in code.co_filename:
+            frames.append((names[id(owner)], where))
+        elif frames and "/torch/" not in code.co_filename:
+            frames.append((frames[-1][0], where))
+    for module, where in reversed(frames):
+        places.append(Place(module, where, str(error).strip().split("\n")[0]))
+    return places
+
+
+def capture_error(model: nn.Module, error: BaseException) -> CaptureError:
+    """What the user reads when capture fails."""
+    places = place_of_error(model, error)
+    where = f" at {places[0].source} (module '{places[0].module}')" if places else ""
+    first = str(error).strip().split("\n")[0][:300]
+    data = any(word in type(error).__name__ + str(error) for word in ("DataDependent", "data-dependent", "GuardOn"))
+    if data:
+        opaque = places[0].module if places and places[0].module else "name.of.submodule"
+        return CaptureError(
+            f"The network's Python depends on data{where}: {first}",
+            f"Cut that part out with opaque=['{opaque}'], or rewrite the branch without .item() or an if on a tensor.",
+        )
+    return CaptureError(
+        f"torch.export could not capture the network{where}: {type(error).__name__}: {first}",
+        "If the line is in a part that need not be pruned, cut it out with opaque=['name.of.submodule'].",
+    )
+
+
+def source_of(node: Node) -> str:
+    """`file:line` of the innermost frame of the user's code (not torch's own) that made this node."""
+    frames = frames_of(node)
+    for frame in reversed(frames):
+        if "/torch/" not in frame:
+            return frame
+    return frames[-1] if frames else ""
+
+
+def frames_of(node: Node) -> list[str]:
+    """All `file:line` frames that export recorded for this node, outermost first."""
+    frames = []
+    for line in (node.meta.get("stack_trace") or "").splitlines():
+        line = line.strip()
+        if line.startswith('File "') and '", line ' in line:
+            path, rest = line[6:].split('", line ', 1)
+            frames.append(f"{path}:{rest.split(',')[0]}")
+    return frames
+
+
+def owner_of(node: Node) -> str:
+    """The qualified name of the innermost module that ran this node ('' for the model itself)."""
+    stack = node.meta.get("nn_module_stack") or {}
+    name = ""
+    for path, _ in stack.values():
+        name = path
+    return str(name).split("@")[0]

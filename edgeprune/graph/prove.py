@@ -1,0 +1,273 @@
+"""The proof of a prune: the edited module computes what the original would if the removed channels did not exist.
+
+Shown by numbers, in float64 at 1e-6 of the output's spread, twice: with generic weights (random numbers of order one in
+place of zeros, tiny layer scales and fresh norms, behind which a wrong prune could hide), and with the model's own.
+And the edited module must capture and run at the example's batch, and at twice that where the original does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils._pytree import tree_flatten, tree_map
+
+from edgeprune.errors import PlanError
+from edgeprune.graph.capture import capture, quiet, tensors_of
+from edgeprune.graph.plan import Plan
+from edgeprune.graph.reference import Reference
+from edgeprune.graph.structure import Structure
+from edgeprune.graph.surgery import narrow
+
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
+
+
+@dataclass(frozen=True)
+class OutputProof:
+    """One output: its shape and the largest error over the spread (largest less smallest value) of the reference."""
+
+    index: int
+    shape: tuple[int, ...]
+    max_error: float
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What the proof showed.
+
+    Attributes:
+        passed: every check held.
+        max_error: the largest error, in units of the output's spread.
+        method: what was compared, with dtype and tolerance.
+        outputs: one entry an output and set of weights.
+        detail: the first thing that failed, '' when none did.
+    """
+
+    passed: bool
+    max_error: float
+    method: str
+    outputs: tuple[OutputProof, ...]
+    detail: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "passed": self.passed,
+            "max_error": self.max_error if np.isfinite(self.max_error) else None,
+            "method": self.method,
+            "outputs": [
+                {"index": o.index, "shape": list(o.shape), "max_error": o.max_error, "passed": o.passed}
+                for o in self.outputs
+            ],
+            "detail": self.detail,
+        }
+
+
+def prove(structure: Structure, model: nn.Module, plan: Plan) -> Proof:
+    """See Structure.prove.
+
+    Raises:
+        PlanError: the plan was made for another structure.
+    """
+    if plan.structure != structure.fingerprint:
+        raise PlanError("The plan was made for another network.", "Make it with this structure's plan() or uniform().")
+    failures: list[str] = []
+    for dtype in (torch.float64, torch.float32):
+        try:
+            return _prove(structure, model, plan, dtype)
+        except _Refused as refusal:
+            failures.append(str(refusal))
+    return Proof(False, float("inf"), "not run", (), failures[0])
+
+
+class _Refused(Exception):
+    """The original itself does not run in this number type."""
+
+
+def _prove(structure: Structure, model: nn.Module, plan: Plan, dtype: torch.dtype) -> Proof:
+    tolerance = TOLERANCE[dtype]
+    name = str(dtype).removeprefix("torch.")
+    method = f"reference with removed channels silenced, generic and own weights, {name}, {tolerance:g} of the spread"
+    outputs: list[OutputProof] = []
+    detail = ""
+    for weights in ("generic", "own"):
+        original = narrow(model, (), ()).eval()
+        _convert(original, dtype, generic=weights == "generic")
+        args, kwargs = tree_map(lambda v: _cast(v, dtype), structure.analysis.inputs)
+        with torch.no_grad(), quiet(), double_casts(dtype):
+            found, why = _compare(structure, original, plan, args, kwargs, dtype, tolerance)
+        outputs.extend(found)
+        detail = detail or (f"with {weights} weights: {why}" if why else "")
+    worst = max((o.max_error for o in outputs), default=float("inf"))
+    if not detail:
+        detail = _runs(structure, model, plan)
+    return Proof(not detail and bool(outputs), worst, method, tuple(outputs), detail)
+
+
+def _compare(
+    structure: Structure, original: nn.Module, plan: Plan, args: Any, kwargs: Any, dtype: torch.dtype, tolerance: float
+) -> tuple[list[OutputProof], str]:
+    """Errors by output, and what failed."""
+    try:
+        dense = _tensors(original(*tree_map(_clone, args), **tree_map(_clone, kwargs)))
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise _Refused(f"the original does not run in {dtype}: {error}") from error
+    tensors = tensors_of(original)
+    flat = tree_flatten((args, kwargs))[0]
+    analysis = structure.analysis
+    graph = Reference(analysis, {}, tensors, (), dtype).run(flat)
+    _, why = _errors(graph, dense, tolerance)
+    if why:
+        raise _Refused(f"the captured graph differs from the model in {dtype}: {why}")
+    reference = Reference(analysis, analysis.masks(_kept(structure, plan)), tensors, plan.removed, dtype).run(flat)
+    try:
+        pruned = plan.apply(original)
+        got = _tensors(pruned(*tree_map(_clone, args), **tree_map(_clone, kwargs)))
+    except (RuntimeError, TypeError, ValueError, IndexError, AssertionError, PlanError) as error:
+        return [
+            OutputProof(0, (), float("inf"), False)
+        ], f"the narrowed model fails: {str(error).strip().splitlines()[0]}"
+    return _errors(reference, got, tolerance)
+
+
+def _errors(
+    reference: Sequence[torch.Tensor], got: Sequence[torch.Tensor], tolerance: float
+) -> tuple[list[OutputProof], str]:
+    if len(reference) != len(got):
+        return [OutputProof(0, (), float("inf"), False)], f"{len(got)} outputs instead of {len(reference)}"
+    results = []
+    why = ""
+    for i, (want, have) in enumerate(zip(reference, got, strict=True)):
+        error = _error(want, have)
+        results.append(OutputProof(i, tuple(want.shape), error, error <= tolerance))
+        if not error <= tolerance:
+            why = why or f"output {i} is off by {error:.3g} of its spread"
+    return results, why
+
+
+def _error(want: torch.Tensor, have: torch.Tensor) -> float:
+    if want.shape != have.shape:
+        return float("inf")
+    if want.numel() == 0:
+        return 0.0
+    want, have = want.to(torch.float64), have.to(torch.float64)
+    if not (torch.isfinite(want).all() and torch.isfinite(have).all()):
+        same = torch.equal(torch.isfinite(want), torch.isfinite(have)) and torch.equal(want.isnan(), have.isnan())
+        finite = torch.isfinite(want)
+        if not same or not finite.any():
+            return float("inf")
+        want, have = want[finite], have[finite]
+    spread = float(want.max() - want.min())
+    scale = spread if spread > 0 else max(1.0, float(want.abs().max()))
+    return float((want - have).abs().max()) / scale
+
+
+def _kept(structure: Structure, plan: Plan) -> dict[str, tuple[int, ...]]:
+    """Kept units by group; read from the cuts where the plan does not carry them."""
+    if plan.kept or not plan.cuts:
+        return dict(plan.kept)
+    cuts = {(c.parameter, c.axis): set(c.kept) for c in plan.cuts}
+    kept = {}
+    for group in structure.groups:
+        for member in group.members:
+            positions = cuts.get((member.parameter, member.axis))
+            if positions is not None:
+                units = tuple(u for u, where in enumerate(member.indices) if positions.issuperset(where.tolist()))
+                if len(units) < group.size:
+                    kept[group.name] = units
+                break
+    return kept
+
+
+def _runs(structure: Structure, model: nn.Module, plan: Plan) -> str:
+    """The edited module captures, and runs at twice the batch where the original does. What failed, or ''."""
+    analysis = structure.analysis
+    pruned = plan.apply(model)
+    try:
+        capture(narrow(pruned, (), (), empty=True).eval(), analysis.inputs)
+    except Exception as error:
+        return f"the narrowed model does not capture: {error}"
+    doubled = tree_map(lambda v: torch.cat([v, v]) if isinstance(v, torch.Tensor) and v.ndim else v, analysis.inputs)
+    original = narrow(model, (), ()).eval()
+    with torch.no_grad(), quiet():
+        try:
+            original(*doubled[0], **doubled[1])
+        except Exception:
+            return ""
+        try:
+            pruned.eval()(*doubled[0], **doubled[1])
+        except Exception as error:
+            return f"the narrowed model fails at twice the batch: {error}"
+    return ""
+
+
+def _convert(model: nn.Module, dtype: torch.dtype, *, generic: bool) -> None:
+    """Change every floating tensor of a private copy in place, and make the weights generic if asked."""
+    random = torch.Generator().manual_seed(0)
+    model.to(dtype)
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if isinstance(value, torch.Tensor) and value.is_floating_point():
+                vars(module)[name] = value.to(dtype)
+    if not generic:
+        return
+    done: set[int] = set()
+    for name, tensor in tensors_of(model).items():
+        if id(tensor) in done or not tensor.is_floating_point() or not tensor.numel():
+            continue
+        done.add(id(tensor))
+        _shake(name, tensor.detach(), isinstance(tensor, nn.Parameter), random)
+
+
+def _shake(name: str, data: torch.Tensor, parameter: bool, random: torch.Generator) -> None:
+    """Fresh numbers of order one where a tensor is a vector, constant or tiny; others stay."""
+    leaf = name.rpartition(".")[2]
+    noise = torch.rand(data.shape, generator=random, dtype=torch.float64).to(data)
+    if leaf == "running_var":
+        data.copy_(0.5 + noise)
+    elif leaf == "running_mean" or (parameter and "bias" in leaf and data.ndim == 1):
+        data.copy_(0.4 * noise - 0.2)
+    elif not parameter:
+        return
+    elif data.numel() == max(data.shape, default=1):
+        data.copy_(0.5 + noise)
+    elif float(data.std()) < 1e-2:
+        fan = max(1, data[0].numel())
+        data.copy_((noise - 0.5) * (2.0 / fan) ** 0.5)
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, torch.Tensor) and value.is_floating_point():
+        return value.detach().to("cpu", dtype)
+    return value
+
+
+def _clone(value: Any) -> Any:
+    return value.clone() if isinstance(value, torch.Tensor) else value
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    return [v for v in tree_flatten(value)[0] if isinstance(v, torch.Tensor)]
+
+
+class double_casts(torch.overrides.TorchFunctionMode):
+    """In a float64 proof, casts to float32 that are written in the network go to float64."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Replace `.float()` and `dtype=torch.float32`."""
+        kwargs = dict(kwargs or {})
+        if self.dtype != torch.float32:
+            if func is torch.Tensor.float:
+                return args[0].to(self.dtype)
+            args = tuple(self.dtype if a is torch.float32 else a for a in args)
+            kwargs = {k: self.dtype if v is torch.float32 else v for k, v in kwargs.items()}
+        return func(*args, **kwargs)

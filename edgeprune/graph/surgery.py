@@ -1,0 +1,224 @@
+"""Edit a copy of the user's own module: index_select its tensors, set its size attributes, take out whole blocks."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from edgeprune.errors import PlanError, did_you_mean
+from edgeprune.graph.capture import shadow, tensors_of
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Keep these positions of a parameter or buffer along one axis."""
+
+    parameter: str
+    axis: int
+    kept: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """Set `module.name` to `value` (an integer, or a list of them)."""
+
+    module: str
+    name: str
+    value: int | tuple[int, ...]
+
+
+class Removed(nn.Module):
+    """What is left of a removed block: its first input, whatever else it is called with."""
+
+    def __init__(self, first: str) -> None:
+        super().__init__()
+        self.first = first
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the first argument."""
+        return args[0] if args else kwargs[self.first]
+
+
+def narrow(
+    model: nn.Module,
+    cuts: Sequence[Cut],
+    attributes: Sequence[Attribute],
+    removed: Sequence[str] = (),
+    *,
+    empty: bool = False,
+) -> nn.Module:
+    """A new module; the given one is left as it was.
+
+    `empty` leaves the narrowed values undefined and shares the others: shapes for a trial, without memory.
+
+    Raises:
+        PlanError: the cuts do not fit this model.
+    """
+    tensors = tensors_of(model)
+    by_tensor = _cuts_by_tensor(model, tensors, cuts, removed)
+    replace: dict[int, torch.Tensor] = {}
+    twins: dict[tuple[Any, ...], torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        if id(tensor) in replace:
+            continue
+        mine = by_tensor.get(id(tensor), {})
+        if empty and not mine:
+            continue
+        replace[id(tensor)] = _narrowed(name, tensor, mine, twins, empty=empty)
+    if not empty:
+        for module in model.modules():
+            for value in vars(module).values():
+                if isinstance(value, torch.Tensor) and id(value) not in replace:
+                    replace[id(value)] = value.detach().clone().requires_grad_(value.requires_grad and value.is_leaf)
+    edited = shadow(model, replace)
+    _take_out(edited, removed)
+    _set(edited, attributes)
+    if not empty:
+        check_sizes(edited)
+    return edited
+
+
+def _inside(name: str, removed: Iterable[str]) -> bool:
+    return any(name == block or name.startswith(block + ".") for block in removed)
+
+
+def _cuts_by_tensor(
+    model: nn.Module, tensors: dict[str, torch.Tensor], cuts: Sequence[Cut], removed: Sequence[str]
+) -> dict[int, dict[int, tuple[int, ...]]]:
+    modules = dict(model.named_modules())
+    for block in removed:
+        if block not in modules or not block:
+            raise PlanError(
+                f"The plan removes '{block}', which this model does not have.", did_you_mean(block, modules)
+            )
+    found: dict[int, dict[int, tuple[int, ...]]] = {}
+    for cut in cuts:
+        tensor = tensors.get(cut.parameter)
+        where = f"the cut of '{cut.parameter}' along axis {cut.axis}"
+        if tensor is None:
+            if _inside(cut.parameter, removed):
+                continue
+            hint = did_you_mean(cut.parameter, tensors) if len(tensors) < 200 else ""
+            raise PlanError(f"The plan cuts '{cut.parameter}', which this model does not have.", hint)
+        if not 0 <= cut.axis < tensor.ndim:
+            raise PlanError(f"In {where}: the tensor has {tensor.ndim} axes.", "The plan is for another model.")
+        size = tensor.shape[cut.axis]
+        kept = cut.kept
+        if not kept or len(set(kept)) != len(kept) or min(kept) < 0 or max(kept) >= size:
+            raise PlanError(
+                f"In {where}: kept must be at least one position, each once, from 0 to {size - 1}.",
+                "The plan is damaged or for another model; make it again with structure.plan().",
+            )
+        mine = found.setdefault(id(tensor), {})
+        if mine.setdefault(cut.axis, kept) != kept:
+            raise PlanError(f"In {where}: two names of one tied tensor are cut differently.", "Make the plan again.")
+    return found
+
+
+def _narrowed(
+    name: str,
+    tensor: torch.Tensor,
+    cuts: dict[int, tuple[int, ...]],
+    twins: dict[tuple[Any, ...], torch.Tensor],
+    *,
+    empty: bool,
+) -> torch.Tensor:
+    """The new tensor, with the old one's type, dtype, device, requires_grad and extra attributes."""
+    data = tensor.detach()
+    key = (data.data_ptr(), tuple(data.shape), data.stride(), data.dtype, data.device, tuple(sorted(cuts.items())))
+    twin = twins.get(key) if data.numel() else None
+    if twin is not None:
+        new = twin.detach()
+    elif empty:
+        shape = [len(cuts.get(d, range(n))) for d, n in enumerate(data.shape)]
+        new = torch.empty(shape, dtype=data.dtype, device=data.device)
+    else:
+        new = data
+        for axis, kept in sorted(cuts.items()):
+            new = new.index_select(axis, torch.tensor(kept, device=data.device))
+        new = new.clone() if not cuts else new
+    twins[key] = new
+    if isinstance(tensor, nn.Parameter):
+        new = nn.Parameter(new, requires_grad=tensor.requires_grad)
+    elif tensor.requires_grad and tensor.is_leaf:
+        new = new.requires_grad_(True)
+    for key_, value in vars(tensor).items():
+        setattr(new, key_, value)
+    return new
+
+
+def _take_out(model: nn.Module, removed: Sequence[str]) -> None:
+    for block in removed:
+        old = model.get_submodule(block)
+        first = next(iter(inspect.signature(old.forward).parameters), "input")
+        parent, _, name = block.rpartition(".")
+        new = Removed(first)
+        new.training = old.training
+        model.get_submodule(parent)._modules[name] = new
+
+
+def _set(model: nn.Module, attributes: Sequence[Attribute]) -> None:
+    modules = dict(model.named_modules())
+    for item in attributes:
+        module = modules.get(item.module)
+        if module is None or not hasattr(module, item.name):
+            raise PlanError(
+                f"The plan sets '{item.name}' of module '{item.module}', which this model does not have.",
+                "The plan is for another model, or for another version of its code.",
+            )
+        old = getattr(module, item.name)
+        value: Any = item.value
+        if isinstance(old, tuple | list):
+            values = list(value) if isinstance(value, tuple | list) else [value]
+            value = torch.Size(values) if isinstance(old, torch.Size) else type(old)(values)
+        setattr(module, item.name, value)
+
+
+def check_sizes(model: nn.Module) -> None:
+    """Each layer's own account of its sizes must be true.
+
+    Raises:
+        PlanError: a layer whose attributes and tensors disagree.
+    """
+    for name, module in model.named_modules():
+        for what, said, true in _accounts(module):
+            if said != true:
+                raise PlanError(
+                    f"Layer '{name}' would say {what} = {said} but hold {true}.",
+                    "The plan was edited by hand or is for another model; make it again with structure.plan().",
+                )
+
+
+def _accounts(module: nn.Module) -> Iterable[tuple[str, Any, Any]]:
+    weight = getattr(module, "weight", None)
+    bias = getattr(module, "bias", None)
+    if not isinstance(weight, torch.Tensor):
+        return
+    if isinstance(module, nn.modules.conv._ConvNd):
+        if isinstance(module, nn.modules.conv._ConvTransposeNd):
+            inputs, outputs = weight.shape[0], weight.shape[1] * module.groups
+        else:
+            inputs, outputs = weight.shape[1] * module.groups, weight.shape[0]
+        yield "in_channels", module.in_channels, inputs
+        yield "out_channels", module.out_channels, outputs
+        yield "out_channels", module.out_channels, len(bias) if bias is not None else outputs
+    elif isinstance(module, nn.Linear):
+        yield "in_features", module.in_features, weight.shape[1]
+        yield "out_features", module.out_features, weight.shape[0]
+        yield "out_features", module.out_features, len(bias) if bias is not None else weight.shape[0]
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
+        for tensor in (weight, bias, module.running_mean, module.running_var):
+            if tensor is not None:
+                yield "num_features", module.num_features, len(tensor)
+    elif isinstance(module, nn.LayerNorm):
+        yield "normalized_shape", tuple(module.normalized_shape), tuple(weight.shape)
+    elif isinstance(module, nn.GroupNorm):
+        yield "num_channels", module.num_channels, len(weight)
+        yield "a multiple of num_groups", module.num_channels % module.num_groups, 0
+    elif isinstance(module, nn.Embedding):
+        yield "embedding_dim", module.embedding_dim, weight.shape[1]

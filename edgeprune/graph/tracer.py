@@ -1,0 +1,172 @@
+"""trace: capture, walk, solve, try, and describe a network."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from edgeprune.errors import CaptureError
+from edgeprune.graph.analysis import Analysis
+from edgeprune.graph.attributes import AttributeRule, find_attributes
+from edgeprune.graph.blocks import find_spans, make_blocks
+from edgeprune.graph.capture import (
+    Capture,
+    Inputs,
+    as_inputs,
+    capture,
+    capture_error,
+    check_model,
+    shadow,
+    tensors_of,
+)
+from edgeprune.graph.groups import Units, find_units, make_groups, make_layers
+from edgeprune.graph.rules import RULES
+from edgeprune.graph.space import Solution
+from edgeprune.graph.structure import Frozen, Group, Layer, Member, Structure
+from edgeprune.graph.trial import blame, probe, try_plan
+from edgeprune.graph.walk import Walk, operator_name
+
+_ROUNDS = 60
+
+
+def trace(model: nn.Module, example_inputs: Any, *, opaque: Sequence[str] = ()) -> Structure:
+    """Find which units of `model` may be removed.
+
+    Args:
+        model: any nn.Module; it is not changed, whatever mode it is in. It is analysed as in eval mode.
+        example_inputs: a tensor, a tuple of tensors, or a dict of keyword arguments.
+        opaque: qualified names of submodules that cannot be captured; what they read and give stays whole.
+
+    Raises:
+        ModelError: not a module that can be analysed (scripted, on meta, cannot be copied).
+        CaptureError: the forward fails or depends on data; names the line and the remedy.
+    """
+    check_model(model)
+    inputs = as_inputs(example_inputs)
+    view = shadow(model).eval()
+    try:
+        graph = capture(view, inputs)
+    except Exception as error:
+        raise capture_error(view, error) from error
+    names, aliases = _ties(model)
+    graph = Capture(
+        graph.module,
+        {k: names.get(v, v) for k, v in graph.parameters.items()},
+        graph.constants,
+        graph.inputs,
+        graph.buffers,
+    )
+    walk = Walk(graph, RULES)
+    walk.run()
+    analysis, members = _settle(view, walk, inputs, aliases, tuple(opaque))
+    return _structure(model, analysis, members)
+
+
+def _ties(model: nn.Module) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
+    """Name -> canonical name, and canonical name -> every name, of each parameter and buffer."""
+    first: dict[int, str] = {}
+    names: dict[str, str] = {}
+    aliases: dict[str, tuple[str, ...]] = {}
+    for name, tensor in tensors_of(model).items():
+        canonical = first.setdefault(id(tensor), name)
+        names[name] = canonical
+        aliases[canonical] = (*aliases.get(canonical, ()), name)
+    return names, aliases
+
+
+def _settle(
+    view: nn.Module, walk: Walk, inputs: Inputs, aliases: dict[str, tuple[str, ...]], opaque: tuple[str, ...]
+) -> tuple[Analysis, list[list[Member]]]:
+    """Solve, try half of everything on shapes, freeze what is to blame, until the trial passes."""
+    for _ in range(_ROUNDS):
+        solution = walk.space.solve()
+        units, members = find_units(walk, solution)
+        rules = find_attributes(view, walk, units)
+        analysis = Analysis(
+            walk, units, rules, _tuples(view, rules), aliases, find_spans(walk, units), _norms(view, units, members),
+            inputs, opaque,
+        )  # fmt: skip
+        choice = probe(analysis)
+        if not choice:
+            return analysis, members
+        failure = try_plan(view, analysis, choice)
+        if failure is None:
+            return analysis, members
+        for axis, reason in blame(analysis, failure):
+            walk.space.freeze(axis, reason)
+    raise CaptureError(
+        "The network could not be narrowed in any way that captures.", "Please report it with the model."
+    )
+
+
+def _tuples(model: nn.Module, rules: Sequence[AttributeRule]) -> dict[tuple[str, str], tuple[int, ...]]:
+    modules = dict(model.named_modules())
+    return {(r.module, r.name): tuple(getattr(modules[r.module], r.name)) for r in rules if r.part is not None}
+
+
+def _norms(model: nn.Module, units: Units, members: Sequence[Sequence[Member]]) -> dict[str, NDArray[np.float64]]:
+    """L1 norm of the weights that make each unit."""
+    tensors = tensors_of(model)
+    norms = {}
+    for name, size, found in zip(units.names, units.sizes, members, strict=True):
+        total = np.zeros(size)
+        for member in found:
+            tensor = tensors[member.parameter].detach()
+            if member.role != "output" or not tensor.is_floating_point():
+                continue
+            others = [d for d in range(tensor.ndim) if d != member.axis]
+            per = tensor.abs().sum(dim=others) if others else tensor.abs()
+            total += per.to(torch.float64).cpu().numpy()[member.indices].sum(axis=1)
+        norms[name] = total
+    return norms
+
+
+def _structure(model: nn.Module, analysis: Analysis, members: list[list[Member]]) -> Structure:
+    walk, units = analysis.walk, analysis.units
+    layers = make_layers(walk, units)
+    groups = make_groups(walk, units, members, layers)
+    return Structure(
+        groups=tuple(groups),
+        frozen=_frozen(walk, units.solution),
+        layers=layers,
+        blocks=make_blocks(walk, units, analysis.spans, layers),
+        fingerprint=_fingerprint(walk, groups, layers),
+        parameters=sum(p.numel() for p in model.parameters()),
+        analysis=analysis,
+    )
+
+
+def _frozen(walk: Walk, solution: Solution) -> tuple[Frozen, ...]:
+    """Frozen output axes of layers, by reason."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for call in walk.calls:
+        classes = solution.label[call.outputs]
+        stuck = classes[solution.frozen[classes]]
+        if not stuck.size:
+            continue
+        reason = next((solution.reasons[c] for c in stuck.tolist() if c in solution.reasons), None)
+        key = (reason.why, reason.operator, reason.source) if reason else ("it is not made by a layer", "", "")
+        found.setdefault(key, []).append(call.module)
+    return tuple(
+        Frozen(f"outputs of {layers[0]}" + (f" and {len(set(layers)) - 1} more" if len(set(layers)) > 1 else ""), why, op,
+               source, tuple(dict.fromkeys(layers)))
+        for (why, op, source), layers in found.items()
+    )  # fmt: skip
+
+
+def _fingerprint(walk: Walk, groups: Sequence[Group], layers: Sequence[Layer]) -> str:
+    """A hash of the operators, the sizes and the groups; not of the weights."""
+    facts = {
+        "operators": [operator_name(n) for n in walk.nodes.values() if n.op == "call_function"],
+        "tensors": {name: value.shape for name, value in walk.tensors.items()},
+        "groups": [[g.name, g.size, [[m.parameter, m.axis, m.indices.shape[1]] for m in g.members]] for g in groups],
+        "layers": [la.name for la in layers],
+    }
+    return "sha256:" + hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

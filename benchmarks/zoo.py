@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import contextlib
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -41,22 +43,20 @@ def names(site: str) -> list[dict[str, Any]]:
     import timm
     import torch
     import torchvision
-    from timm.models import _registry
 
-    chosen = []
+    big = re.compile(r"^test_|large|huge|giant|gigantic|enormous|_b[2-8]|_[3-9]\d\d\b|so\d+m|_in2|_d(?:8|12)|_x?l\b")
+    chosen: list[dict[str, Any]] = []
     for module in timm.list_modules():
         best: tuple[int, str] | None = None
-        for name in sorted(n for n, m in _registry._model_to_module.items() if m == module):
-            try:
-                with torch.device("meta"):
-                    model = timm.create_model(name, pretrained=False)
-                count = sum(p.numel() for p in model.parameters())
-            except Exception:
-                continue
-            if best is None or count < best[0]:
-                best = (count, name)
+        mine = sorted(n for n in timm.list_models(module=module) if n)
+        for name in [n for n in mine if not big.search(n)] or mine:
+            with torch.device("meta"), contextlib.suppress(Exception):
+                count = sum(p.numel() for p in timm.create_model(name, pretrained=False).parameters())
+                if best is None or count < best[0]:
+                    best = (count, name)
         if best:
             chosen.append({"suite": "timm", "module": module, "name": best[1], "parameters": best[0]})
+            print(chosen[-1], file=sys.stderr, flush=True)
     for name in torchvision.models.list_models():
         if not name.startswith("quantized") and not any(
             v in name for v in ("mvit", "swin3d", "r3d", "mc3", "r2plus1d", "s3d", "raft")
@@ -95,7 +95,7 @@ def _home(name: str) -> str:
     return str(torchvision.models.get_model_builder(name).__module__)
 
 
-def ours(entry: dict[str, Any]) -> dict[str, Any]:
+def ours(entry: dict[str, Any], onnx: bool) -> dict[str, Any]:
     """Trace, plan, apply, prove, export."""
     import torch
 
@@ -127,7 +127,7 @@ def ours(entry: dict[str, Any]) -> dict[str, Any]:
         "trace_seconds": traced,
         "seconds": seconds,
         "total_seconds": time.perf_counter() - start,
-        "onnx": onnx_check(pruned, x),
+        "onnx": onnx_check(pruned, x) if onnx else "not run",
     }
 
 
@@ -209,7 +209,7 @@ def work(kind: str, entry: dict[str, Any], site: str) -> None:
     """The child's side: print one JSON line."""
     prepare(site)
     try:
-        result = ours(entry) if kind == "ours" else peer(entry)
+        result = ours(entry, not entry.get('no_onnx')) if kind == "ours" else peer(entry)
     except Exception as error:
         import traceback
 
@@ -256,6 +256,7 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=400.0)
     parser.add_argument("--peer-limit", type=float, default=150.0)
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--no-onnx", action="store_true")
     parser.add_argument("--child", nargs=2)
     options = parser.parse_args()
     if options.child:
@@ -272,7 +273,7 @@ def main() -> None:
         row = dict(results.get(key, {"entry": entry}))
         again = options.redo and not row.get("ours", {}).get("proved")
         if not options.peer_only and ("ours" not in row or again or options.only):
-            row["ours"] = child("ours", entry, options.site, options.limit)
+            row["ours"] = child("ours", {**entry, "no_onnx": options.no_onnx}, options.site, options.limit)
         if (options.peer or options.peer_only) and "peer" not in row:
             row["peer"] = child("peer", entry, options.site, options.peer_limit)
         return key, row

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edgeprune.devices.device import AgentDevice
+from edgeprune.devices.qemu_user import QemuUser
 from edgeprune.devices.transport import Local, Transport
 from edgeprune.errors import TargetError
 from edgeprune.target import Target
@@ -22,8 +23,10 @@ def connect(target: Target, device: str = "") -> AgentDevice:
 
 def transport(target: Target, device: str = "") -> Transport:
     """The way to the device."""
-    scheme, _, _ = device.partition("://")
+    scheme, _, where = device.partition("://")
     name = scheme or target.connection.transport
     if name == "local":
         return Local(target.connection.python)
+    if name == "qemu-user":
+        return QemuUser(where or target.connection.cpu)
     raise TargetError(f"'{device or name}' is not a way to a device that edgeprune knows.", "Use local.")

@@ -26,6 +26,9 @@ from edgeprune.target import Protocol, Target
 
 CHUNK = 256  # images sent at once; after a lost link only the chunk under way is repeated
 RECONNECTS = 3
+_USE_A_BOARD = (
+    "Use a board (--device ssh://NAME), or the emulated board that counts instructions (--device qemu-board://)."
+)
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,11 @@ class AgentDevice:
         """Version of the runtime on the device."""
         return str(self._greeting["version"])
 
+    @property
+    def agent_pid(self) -> int:
+        """Process id of the agent's supervisor, on the device."""
+        return int(self._greeting["pid"])
+
     def probe(self) -> Probe:
         """Look at the device now."""
         found = self._ask({"op": "probe"})
@@ -102,7 +110,13 @@ class AgentDevice:
             "threads": self._target.execution.threads,
         }
         self._send(digests.values())
-        found = self._ask(request)
+        try:
+            found = self._ask(request)
+        except AgentError as error:
+            if error.kind != "digest":  # a file was altered on the device, and is gone now
+                raise
+            self._send(digests.values())
+            found = self._ask(request)
         handle = str(found["handle"])
         self._requests[handle] = request
         self._holders[handle] = self._holders.get(handle, 0) + 1
@@ -156,6 +170,8 @@ class AgentDevice:
 
     def memory(self, loaded: Loaded) -> int:
         """Peak resident bytes of a fresh process that runs the artifact, less the runtime's own."""
+        if self._transport.emulation == "qemu-user":
+            raise MeasurementError(f"{self._transport.where}: memory there is the emulator's.", _USE_A_BOARD)
         return int(self._ask({"op": "memory", "handle": _opened(loaded).handle})["bytes"])
 
     # How it is done.
@@ -199,7 +215,7 @@ class AgentDevice:
 
     def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
         """One request; a broken link is taken up again where the agent outlives it, and artifacts are loaded again."""
-        common = {"lock_wait_s": 60 if self._transport.exclusive else 600, "shared_lock": self._transport.exclusive}
+        common = {"lock_wait_s": _lock_wait(self._transport.exclusive), "shared_lock": self._transport.exclusive}
         message = {**common, "who": _who(), "key": _key(message), **message}
         for attempt in range(RECONNECTS + 1):
             try:
@@ -281,17 +297,11 @@ class AgentDevice:
 
     def _must_have_a_clock(self, protocol: Protocol) -> None:
         if self._transport.emulation in ("qemu-user", "qemu-board"):
+            raise MeasurementError(f"{self._transport.where}: emulation has no meaningful latency.", _USE_A_BOARD)
+        if protocol.unit == "ms" and self.unit == "instructions":
             raise MeasurementError(
-                f"{self._transport.where}: emulation has no meaningful latency.",
-                "Measure on a board (--device ssh://NAME), or on the emulated board with an instruction clock "
-                "(--device qemu-board://).",
-            )
-        if protocol.unit != self.unit:
-            raise MeasurementError(
-                f"{self._transport.where}: gives {self.unit}, the protocol asks for {protocol.unit}.",
-                "On an emulated board latency is counted in instructions, never in ms; use a speed-up budget there."
-                if self.unit == "instructions"
-                else 'Set unit = "ms" for a real device.',
+                f"{self._transport.where}: an emulated board counts instructions, which are never a time.",
+                'Use a speed-up budget and unit = "instructions" in the profile, or a board: --device ssh://NAME',
             )
 
     def _scale(self, nanoseconds: float) -> float:
@@ -366,6 +376,11 @@ def _key(message: dict[str, Any]) -> str:
 def _timeout() -> float:
     """Seconds that a job may take: EDGEPRUNE_JOB_TIMEOUT, or half an hour."""
     return float(os.environ.get("EDGEPRUNE_JOB_TIMEOUT") or 1800)
+
+
+def _lock_wait(exclusive: bool) -> float:
+    """Seconds to wait for another job: EDGEPRUNE_LOCK_WAIT, or a minute on a device, ten here."""
+    return float(os.environ.get("EDGEPRUNE_LOCK_WAIT") or (60 if exclusive else 600))
 
 
 def _who() -> str:

@@ -103,7 +103,6 @@ def spawn(
 def put_here(source: Path, target: Path) -> None:
     """Copy a file to an agent on this machine."""
     try:
-        target.unlink(missing_ok=True)
         shutil.copyfile(source, target)
     except FileNotFoundError as cause:
         raise DeviceError(f"{source}: no such file ({cause}).") from None

@@ -10,7 +10,7 @@ import pytest
 import tinynets
 
 from edgeprune import target
-from edgeprune.devices import Artifact
+from edgeprune.devices import Artifact, emulator
 from edgeprune.target import Protocol, Target
 
 QUICK = Protocol(warmup_runs=2, runs=5, rounds=2, max_spread=1e9)
@@ -19,7 +19,15 @@ QUICK = Protocol(warmup_runs=2, runs=5, rounds=2, max_spread=1e9)
 @pytest.fixture(autouse=True)
 def private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test has its own agent's folder; emulators stay in the user's cache."""
+    monkeypatch.setenv("EDGEPRUNE_EMULATOR", str(emulator.folder()))
     monkeypatch.setenv("EDGEPRUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture
+def emulation() -> None:
+    """Skip where user-mode emulation is not set up."""
+    if not emulator.installed():
+        pytest.skip("ARM emulation is not set up: edgeprune doctor raspberry-pi-5 --install-emulator")
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ import tinynets
 
 from edgeprune import devices, runtimes
 from edgeprune.devices import Artifact
-from edgeprune.errors import JobFailed, MeasurementError, MissingDependency
+from edgeprune.errors import JobFailed, MissingDependency
 from edgeprune.target import Target
 
 
@@ -120,10 +120,13 @@ def test_rounds_in_fresh_processes(ort: Target, artifact: Artifact) -> None:
     assert len(timing.rounds) == 2
 
 
-def test_instructions_are_not_given_for_a_real_machine(ort: Target, artifact: Artifact) -> None:
+def test_a_real_machine_gives_milliseconds_whatever_the_profile_of_an_emulated_one_says(
+    ort: Target, artifact: Artifact
+) -> None:
     counted = msgspec.structs.replace(ort.protocol, unit="instructions")
-    with devices.connect(ort) as device, pytest.raises(MeasurementError, match="gives ms"):
-        device.measure([device.load(artifact)], counted)
+    with devices.connect(ort) as device:
+        (timing,) = device.measure([device.load(artifact)], counted)
+    assert timing.unit == "ms" and timing.median < 1000
 
 
 def test_an_unknown_option_is_refused(ort: Target, artifact: Artifact) -> None:

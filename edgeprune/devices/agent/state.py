@@ -30,10 +30,13 @@ FREQUENCY_DROP = 0.05
 BUSY_LOAD = 0.5  # a CPU
 
 
+ROOT = ""  # tests put a board's /proc and /sys here
+
+
 def read(path: str) -> str:
     """A file of /proc or /sys, stripped; empty when it cannot be read."""
     try:
-        with open(path, errors="replace") as stream:
+        with open(ROOT + path, errors="replace") as stream:
             return stream.read().strip("\0\n ")
     except OSError:
         return ""
@@ -72,7 +75,7 @@ def snapshot() -> dict[str, Any]:
         "cpus": os.cpu_count() or 1,
         "throttled": throttled,
         "throttle_events": sum(
-            int(read(path) or 0) for path in glob.glob("/sys/devices/system/cpu/cpu*/thermal_throttle/*count")
+            int(read(path) or 0) for path in _glob("/sys/devices/system/cpu/cpu*/thermal_throttle/*count")
         ),
         "memory_bytes": {
             name: int(memory[name]) * 1024
@@ -134,6 +137,10 @@ def peak_memory() -> int:
     return int(found.group(1)) * 1024 if found else 0
 
 
+def _glob(pattern: str) -> list[str]:
+    return sorted(path[len(ROOT) :] for path in glob.glob(ROOT + pattern))
+
+
 def _cores() -> list[dict[str, str]]:
     blocks = read("/proc/cpuinfo").split("\n\n")
     parsed = [
@@ -145,7 +152,7 @@ def _cores() -> list[dict[str, str]]:
 
 def _temperatures() -> dict[str, float]:
     found = {}
-    for path in sorted(glob.glob("/sys/class/thermal/thermal_zone*/temp")):
+    for path in sorted(_glob("/sys/class/thermal/thermal_zone*/temp")):
         value = read(path)
         if value.lstrip("-").isdigit():
             zone = os.path.dirname(path)
@@ -154,7 +161,7 @@ def _temperatures() -> dict[str, float]:
 
 
 def _frequencies() -> dict[str, int]:
-    paths = sorted(glob.glob("/sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq"))
+    paths = sorted(_glob("/sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq"))
     return {path.split("/")[-3]: int(read(path)) for path in paths if read(path).isdigit()}
 
 

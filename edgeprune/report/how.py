@@ -1,0 +1,234 @@
+"""How it was found: the search and its certificate, the recovery of accuracy, and the INT8 calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from edgeprune.report import plot, words
+from edgeprune.report.markup import NOTHING, Html, definitions, figure, fold, legend, section, table, tag
+
+MOST_CURVES = 24
+
+
+def search(result: Mapping[str, Any]) -> Html:
+    """Method, certificate, front, tried widths, curves, and how good the latency table was."""
+    found = result.get("search") or {}
+    return section(
+        "search",
+        "Search",
+        definitions(_certificate(found, str(result.get("unit", "ms")))),
+        _tried(found),
+        _front(found),
+        _curves(found),
+    )
+
+
+def _certificate(found: Mapping[str, Any], unit: str) -> dict[str, Any]:
+    facts: dict[str, Any] = {}
+    if found.get("method"):
+        facts["method"] = found["method"]
+    gap = words.finite(found.get("gap"))
+    if gap is not None:
+        facts["certificate"] = (
+            f"no network in the table within the budget has a loss more than {words.percent(gap, 3)} smaller. "
+            "This certifies the table and the loss curves, not the accuracy."
+        )
+    if found.get("options"):
+        facts["options"] = f"{found['options'][0]:,}, of which {found['options'][1]:,} could win"
+    for key, label in (("predicted_ms", "predicted"), ("floor_ms", "floor: all widths at their narrowest")):
+        if words.finite(found.get(key)) is not None:
+            facts[label] = words.latency(found[key], unit)
+    ratios = [words.finite(found.get(key)) for key in ("measured_ratio", "budget_ratio")]
+    if None not in ratios:
+        facts["measured before training"] = f"{ratios[0]:.3f} of dense INT8; the budget is {ratios[1]:.3f}"
+    error = found.get("table") or {}
+    if words.finite(error.get("median_error")) is not None:
+        facts["latency table"] = (
+            f"{error.get('cells', '?')} cells; on {error.get('n', '?')} networks that it had not seen it errs by "
+            f"{words.percent(error['median_error'], 1)} (median), {words.percent(error.get('p90_error'), 1)} (p90)"
+        )
+    for key, label in (("fraction", "removed everywhere"), ("seconds", "solver time")):
+        if words.finite(found.get(key)) is not None:
+            facts[label] = words.percent(found[key], 0) if key == "fraction" else words.seconds(found[key])
+    return facts
+
+
+def _tried(found: Mapping[str, Any]) -> Html:
+    """Uniform widths that were built and measured."""
+    tried = [entry for entry in found.get("tried") or () if words.finite(entry.get("ratio")) is not None]
+    if len(tried) < 2:
+        return NOTHING
+    chosen = words.finite(found.get("fraction"))
+    points = [
+        plot.Point(
+            100 * entry["fraction"],
+            entry["ratio"],
+            "ours" if entry["fraction"] == chosen else "dense",
+            "chosen" if entry["fraction"] == chosen else "",
+            f"{words.percent(entry['fraction'], 0)} removed: {entry['ratio']:.3f} of dense INT8",
+        )
+        for entry in tried
+    ]
+    line = sorted((point.x, point.y) for point in points)
+    drawn = plot.scatter(
+        points, "removed, %", "latency / dense INT8", "Uniform widths as measured.", line=line, height=240
+    )
+    return figure("Each point is a network that was built and measured on the device.", drawn)
+
+
+def _front(found: Mapping[str, Any]) -> Html:
+    front = [entry for entry in found.get("front") or () if words.finite(entry.get("ms")) is not None]
+    line = sorted((entry["ms"], entry["loss"]) for entry in front if words.finite(entry.get("loss")) is not None)
+    budget = words.finite(found.get("budget"))
+    points = [plot.Point(x, y, "before", "", f"{words.latency(x)}: loss {y:.3g}") for x, y in line]
+    chosen, loss = words.finite(found.get("predicted_ms")), words.finite(found.get("loss"))
+    if chosen is not None and loss is not None:
+        points.append(plot.Point(chosen, loss, "ours", "chosen", f"chosen: {words.latency(chosen)}, loss {loss:.3g}"))
+    if len(line) < 2:
+        return NOTHING
+    drawn = plot.scatter(
+        points, "predicted latency, ms", "loss", "The front of loss against latency.", line=line, height=260
+    )
+    within = f" The budget is {words.latency(budget)}." if budget is not None else ""
+    return figure(f"The best network for each budget: predicted loss against latency.{within}", drawn)
+
+
+def _curves(found: Mapping[str, Any]) -> Html:
+    """What narrowing each group costs, one small picture a group."""
+    curves = found.get("curves") or {}
+    drawn = []
+    for name, curve in list(curves.items())[:MOST_CURVES]:
+        points = [(float(entry["width"]), float(entry["loss"])) for entry in curve]
+        if len(points) > 1:
+            drawn.append(tag("div", _small(points), tag("p", f"{name}, to {points[-1][0]:.0f} channels")))
+    more = f" The first {MOST_CURVES} of {len(curves)} groups." if len(curves) > MOST_CURVES else ""
+    summary = f"What each group's width costs ({len(curves)} groups)"
+    hint = tag("p", f"Measured loss (up) against channels kept (right).{more}", cls="lead")
+    return fold(summary, hint, tag("div", drawn, cls="small-plots")) if drawn else NOTHING
+
+
+def _small(points: Sequence[tuple[float, float]]) -> Html:
+    frame = plot.Frame(150, 70, plot.padded([x for x, _ in points]), plot.padded([y for _, y in points]), 4, 6, 6, 4)
+    line = tag("polyline", points=" ".join(f"{frame.px(x)},{frame.py(y)}" for x, y in points), cls="line after")
+    marks = [
+        tag(
+            "circle",
+            tag("title", f"{x:.0f} channels: {y:.3g}"),
+            cx=frame.px(x),
+            cy=frame.py(y),
+            r=2.5,
+            cls="mark after",
+        )
+        for x, y in points
+    ]
+    base = tag("line", x1=4, x2=146, y1=64, y2=64, cls="axis")
+    return plot.svg(150, 70, base, line, *marks)
+
+
+def recovery(result: Mapping[str, Any]) -> Html:
+    """Accuracy on held-out training images: dense, pruned, repaired, trained; and while training."""
+    found = result.get("recover") or {}
+    held, training = found.get("selection_accuracy") or {}, found.get("training") or {}
+    names = {"dense": "dense", "pruned": "pruned", "repaired": "repaired by least squares", "trained": "fine-tuned"}
+    steps = [[names[key], words.percent(held[key])] for key in names if words.finite(held.get(key)) is not None]
+    history = [
+        (float(entry["epoch"]), 100 * float(entry["accuracy"]))
+        for entry in training.get("history") or ()
+        if words.finite(entry.get("accuracy")) is not None and words.finite(entry.get("epoch")) is not None
+    ]
+    dense = words.finite(held.get("dense"))
+    drawn = plot.lines(
+        [("after", history)],
+        "epochs",
+        "top-1 on held-out images, %",
+        f"Accuracy while training, {len(history)} evaluations.",
+        level=None if dense is None else 100 * dense,
+    )
+    facts = {}
+    if training.get("steps"):
+        facts["training"] = (
+            f"{words.plain(training.get('epochs'))} epochs, {training['steps']:,} steps, "
+            f"{words.seconds(training.get('seconds'))}, {training.get('precision', '')}"
+        )
+    if words.finite(training.get("best_accuracy")) is not None:
+        best = words.percent(training["best_accuracy"])
+        facts["kept"] = f"the weights of epoch {words.plain(training.get('best_epoch'))}: {best}"
+    if training.get("resumed"):
+        facts["resumed"] = f"at step {training['resumed']:,}, after an interruption"
+    return section(
+        "recovery",
+        "Recovery",
+        table(["network in float", "top-1, held-out images"], steps, numbers=(1,)),
+        figure(legend({"after": "while training", "limit": "dense"}) if dense else NOTHING, drawn)
+        if drawn
+        else NOTHING,
+        definitions(facts),
+        lead="Measured on training images that are held out to choose by; the test images are only for the gates.",
+    )
+
+
+def calibration(result: Mapping[str, Any]) -> Html:
+    """Signal to noise of each layer in INT8, the ranges, and whatever looked wrong."""
+    found = result.get("quantize") or {}
+    ranges = found.get("ranges") or {}
+    layers, tensors = ranges.get("layers") or {}, ranges.get("tensors") or {}
+    noise = [(str(name), words.finite(entry.get("sqnr_db"))) for name, entry in layers.items()]
+    bars = [plot.Bar(f"{name}: {value:.1f} dB", max(0.0, value), None) for name, value in noise if value is not None]
+    description = f"Signal to quantisation noise of {len(bars)} layers in decibels; the table below has the numbers."
+    facts: dict[str, Any] = {}
+    if ranges.get("images"):
+        facts["images"] = f"{ranges['images']:,}, from the training split"
+    if found.get("dialect"):
+        facts["scheme"] = found["dialect"]
+    floats = sorted(name for name, kind in (ranges.get("precision") or {}).items() if kind == "float")
+    if floats:
+        facts["left in float"] = ", ".join(floats)
+    lint = [f"{entry.get('node', '')}: {entry.get('why', '')}" for entry in found.get("lint") or ()]
+    warnings = [tag("p", text, cls="warning") for text in (*(ranges.get("warnings") or ()), *lint)]
+    return section(
+        "calibration",
+        "Calibration",
+        definitions(facts),
+        warnings,
+        plot.columns(bars, "SQNR, dB", DEPTH, description, height=200),
+        fold(f"Signal to noise of {len(layers)} layers", _noise(layers)),
+        fold(f"Ranges of {len(tensors)} tensors", _ranges(tensors)),
+        lead="Signal to quantisation noise at each layer's output, with every layer before it in INT8 too."
+        if bars
+        else None,
+    )
+
+
+DEPTH = "layers, from input to output"
+
+
+def _noise(layers: Mapping[str, Any]) -> Html:
+    keys = ("weight_sqnr_db", "input_sqnr_db", "sqnr_db")
+    rows = [[tag("code", name), *(_decibels(entry.get(key)) for key in keys)] for name, entry in layers.items()]
+    return table(["layer", "weights alone, dB", "input alone, dB", "all before it, dB"], rows, numbers=(1, 2, 3))
+
+
+def _decibels(value: Any) -> str:
+    number = words.finite(value)
+    return words.NONE if number is None else f"{number:.1f}"
+
+
+def _ranges(tensors: Mapping[str, Any]) -> Html:
+    rows = []
+    for name, entry in tensors.items():
+        counts = [float(value) for value in entry.get("counts") or ()]
+        seen = f"{words.small(entry.get('minimum'))} … {words.small(entry.get('maximum'))}"
+        chosen = f"{words.small(entry.get('low'))} … {words.small(entry.get('high'))}"
+        rows.append(
+            [tag("code", name), chosen, seen, entry.get("method", ""), _decibels(entry.get("sqnr_db")), _fewer(counts)]
+        )
+    return table(["tensor", "range", "seen", "method", "SQNR, dB", "values seen"], rows, numbers=(1, 2, 4))
+
+
+def _fewer(counts: Sequence[float], most: int = 32) -> Html:
+    """A histogram of at most `most` bars."""
+    if not counts:
+        return NOTHING
+    size = -(-len(counts) // most)
+    return plot.spark([sum(counts[start : start + size]) for start in range(0, len(counts), size)])

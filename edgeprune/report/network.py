@@ -1,0 +1,109 @@
+"""What became of the network: time and width of each layer, before and after, and what could not be touched and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from edgeprune.report import plot, words
+from edgeprune.report.markup import NOTHING, Html, fold, join, legend, section, table, tag
+
+DEPTH = "layers, from input to output"
+
+
+def latency(result: Mapping[str, Any]) -> Html:
+    """Time of each layer's kernels in the runtime's own profile, dense and pruned INT8."""
+    unit = str(result.get("unit", "ms"))
+    timed = [layer for layer in result.get("layers") or () if words.finite(layer.get("dense_ms")) is not None]
+    bars, scale = [], 1000.0 if unit == "ms" else 1e-3
+    for layer in timed:
+        before, after = words.finite(layer.get("dense_ms")) or 0.0, words.finite(layer.get("pruned_ms"))
+        after_text = "removed" if layer.get("removed") else words.small((after or 0.0) * scale)
+        title = f"{layer.get('name')}: {words.small(before * scale)} → {after_text}"
+        bars.append(plot.Bar(title, before * scale, (after or 0.0) * scale, bool(layer.get("removed"))))
+    name = "µs" if unit == "ms" else f"thousand {unit}"
+    description = f"Time of each of {len(bars)} layers, dense and pruned; the figures are in the table below."
+    rows = [_row(layer, scale) for layer in timed]
+    head = ["layer", f"dense, {name}", f"pruned, {name}", "saved"]
+    made = table(head, [*rows, _total(timed, scale)] if rows else [], numbers=(1, 2, 3))
+    marks = {"before": "dense INT8", "after": "pruned INT8"}
+    return section(
+        "layers",
+        "Latency by layer",
+        plot.columns(bars, name, DEPTH, description),
+        bars and legend({**marks, "gone": "removed"} if any(bar.gone for bar in bars) else marks),
+        fold(f"All {len(rows)} layers as a table", made),
+        lead="Kernel times from the runtime's own profile of the very artifacts; a kernel counts for the layer whose "
+        "weights it uses. Profiling slows a run, so the sum is above the end-to-end latency.",
+    )
+
+
+def _row(layer: Mapping[str, Any], scale: float) -> list[Any]:
+    before, after = words.finite(layer.get("dense_ms")) or 0.0, words.finite(layer.get("pruned_ms")) or 0.0
+    saved = words.percent(1 - after / before, 0) if before > 0 else words.NONE
+    shown = "removed" if layer.get("removed") else words.small(after * scale)
+    return [tag("code", layer.get("name")), words.small(before * scale), shown, saved]
+
+
+def _total(layers: Sequence[Mapping[str, Any]], scale: float) -> list[Any]:
+    total = {"name": "sum"}
+    sums = {key: sum(words.finite(layer.get(key)) or 0.0 for layer in layers) for key in ("dense_ms", "pruned_ms")}
+    return _row({**total, **sums}, scale)
+
+
+def widths(result: Mapping[str, Any]) -> Html:
+    """Output channels of each layer, before and after."""
+    layers = [layer for layer in result.get("layers") or () if len(layer.get("before") or ()) == 2]
+    bars = []
+    for layer in layers:
+        before, after, gone = layer["before"], layer.get("after") or [0, 0], bool(layer.get("removed"))
+        change = "removed" if gone else f"{after[1]} of {before[1]} channels"
+        bars.append(plot.Bar(f"{layer.get('name')}: {change}", float(before[1]), float(after[1]), gone))
+    rows = [
+        [
+            tag("code", layer.get("name")),
+            _change(layer, 0),
+            _change(layer, 1),
+            tag("code", layer["group"]) if layer.get("group") else words.NONE,
+        ]
+        for layer in layers
+    ]
+    removed = [str(layer.get("name")) for layer in layers if layer.get("removed")]
+    lead = f"{len(removed)} of {len(layers)} layers are gone with their blocks." if removed else None
+    description = f"Output channels of each of {len(bars)} layers before and after; the table below has the numbers."
+    marks = {"before": "before", "after": "after"}
+    return section(
+        "widths",
+        "Widths before and after",
+        plot.columns(bars, "output channels", DEPTH, description),
+        bars and legend({**marks, "gone": "removed"} if removed else marks),
+        fold(f"All {len(rows)} layers as a table", table(["layer", "in", "out", "group"], rows, numbers=(1, 2))),
+        lead=lead,
+    )
+
+
+def _change(layer: Mapping[str, Any], side: int) -> str:
+    before, after = layer["before"][side], (layer.get("after") or [None, None])[side]
+    if layer.get("removed"):
+        return f"{before} → removed"
+    return f"{before}" if before == after else f"{before} → {after}"
+
+
+def frozen(result: Mapping[str, Any]) -> Html:
+    """What could not be narrowed, and why."""
+    rows = []
+    for entry in result.get("frozen") or ():
+        where = join([tag("code", text) for text in (entry.get("operator"), entry.get("source")) if text], " ")
+        held = [str(name) for name in entry.get("blocks") or ()]
+        rows.append([str(entry.get("what", "")), str(entry.get("why", "")), where, _names(held)])
+    lead = "These widths stay as they are, whatever the budget."
+    return section(
+        "frozen", "Frozen, and why", table(["what", "why", "operator, source", "holds"], rows, stack=True), lead=lead
+    )
+
+
+def _names(names: Sequence[str]) -> Html:
+    if not names:
+        return NOTHING
+    shown = join([tag("code", name) for name in names[:3]], ", ")
+    return join([shown, f" and {len(names) - 3} more"]) if len(names) > 3 else shown

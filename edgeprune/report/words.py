@@ -1,0 +1,99 @@
+"""How figures are spelled, the same everywhere on the page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+NETWORKS = {
+    "dense_fp32": "dense FP32",
+    "dense_int8": "dense INT8",
+    "pruned_fp32": "pruned FP32",
+    "pruned_int8": "pruned INT8",
+}
+NONE = "–"
+
+
+def finite(value: Any) -> float | None:
+    """The number, or None when there is none or it is not finite."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def latency(value: Any, unit: str = "ms", *, named: bool = True) -> str:
+    """0.453 ms; 1.21 M instructions."""
+    number = finite(value)
+    if number is None:
+        return NONE
+    if unit != "ms":
+        return f"{number / 1e6:.3g} M" + (f" {unit}" if named else "")
+    digits = 3 if number < 10 else 2 if number < 100 else 1
+    return f"{number:.{digits}f}" + (" ms" if named else "")
+
+
+def small(value: Any) -> str:
+    """A layer's time: three significant digits."""
+    number = finite(value)
+    return NONE if number is None else f"{number:.3g}" if number < 1e4 else f"{number:,.0f}"
+
+
+def percent(value: Any, digits: int = 2) -> str:
+    """A fraction as per cent."""
+    number = finite(value)
+    return NONE if number is None else f"{100 * number:.{digits}f} %"
+
+
+def size(value: Any) -> str:
+    """Bytes in kB or MB (decimal)."""
+    number = finite(value)
+    if number is None:
+        return NONE
+    return f"{number / 1e6:.2f} MB" if number >= 1e6 else f"{number / 1e3:.0f} kB"
+
+
+def times(value: Any) -> str:
+    """A ratio."""
+    number = finite(value)
+    return NONE if number is None else f"{number:.2f}×"
+
+
+def seconds(value: Any) -> str:
+    """A duration."""
+    number = finite(value)
+    if number is None:
+        return NONE
+    if number < 60:
+        return f"{number:.1f} s"
+    minutes, rest = divmod(round(number), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
+
+
+def plain(value: Any) -> str:
+    """Any value of a recipe or a fingerprint, in one line."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {plain(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(plain(item) for item in value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return NONE if value is None or value == "" else str(value)
+
+
+def latency_of(figures: Any) -> Mapping[str, Any]:
+    """The latency of one network of a result: median, p90, ..."""
+    if not isinstance(figures, Mapping):
+        return {}
+    found = figures.get("latency_ms") or figures.get("latency_instructions") or {}
+    return found if isinstance(found, Mapping) else {"median": found}
+
+
+def median(figures: Any) -> float | None:
+    """Median latency of one network of a result; None when it was not measured."""
+    return finite(latency_of(figures).get("median"))
+
+
+def budget(result: Mapping[str, Any]) -> float | None:
+    """The latency that was asked for, in the result's unit."""
+    return finite(result.get(f"budget_{result.get('unit', 'ms')}"))

@@ -1,0 +1,111 @@
+"""result.json: every figure of the run in one place. The report, the bundle and the command line show nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from edgeprune import validate
+from edgeprune.graph import Plan, width
+from edgeprune.pipeline.context import Context
+from edgeprune.pipeline.rundir import read_json
+
+
+def assemble(context: Context) -> dict[str, Any]:
+    """The result as far as the run has come."""
+    recipe, target = context.recipe, context.target
+    result: dict[str, Any] = {
+        "version": 1,
+        "name": recipe.name,
+        "target": target.name,
+        "runtime": {"name": target.runtime, "version": context.probe.fingerprint.get("runtime_version", "")},
+        "device": context.probe.fingerprint,
+        "unit": target.protocol.unit,
+        "recipe": {name: recipe.section(name) for name in ("model", "data", "budget", "search", "recover", "quantize")},
+        "frozen": _read(context, "graph/structure.json").get("frozen", []),
+        "evidence": msgspec.to_builtins(target.evidence),
+        "environment": context.environment(),
+        "stages": context.run.timings,
+    }
+    for stage in ("search", "recover"):
+        result[stage] = _read(context, f"{stage}/{stage}.json")
+    result["proof"] = _read(context, "search/proof.json")
+    result["quantize"] = _quantization(context)
+    measured = _read(context, "validate/measured.json")
+    if measured:
+        _add_measured(context, result, measured)
+    return result
+
+
+def _read(context: Context, name: str) -> Any:
+    path = context.run.path / name
+    return read_json(path) if path.is_file() else {}
+
+
+def _add_measured(context: Context, result: dict[str, Any], measured: dict[str, Any]) -> None:
+    unit = measured["unit"]
+    result.update(measured["networks"])
+    result.update(unit=unit, device=measured["device"], difference=measured["difference"], state=measured["state"])
+    dense, pruned = (result[name][f"latency_{unit}"]["median"] for name in ("dense_int8", "pruned_int8"))
+    result["speedup_vs_dense_int8"] = dense / pruned
+    deadline = validate.deadline(dense, context.recipe.budget, unit)
+    result[f"budget_{unit}"] = deadline
+    result["budget"] = context.recipe.section("budget")
+    gates = validate.gates(result, context.recipe.budget, context.target.protocol.max_spread)
+    result["gates"] = [gate.to_dict() for gate in gates]
+    result["verdict"] = "release" if all(gate.passed for gate in gates) else "refused"
+    result["layers"] = layers(context, measured["kernels"])
+    files = read_json(context.folder("artifacts") / "artifacts.json")["pruned-int8"]["files"]
+    result["artifact"] = {"files": {name: f"artifacts/{file}" for name, file in files.items()}}
+
+
+def layers(context: Context, kernels: dict[str, Any]) -> list[dict[str, Any]]:
+    """Each layer's channels and time, dense and pruned; kernels that belong to no layer are summed as '(other)'."""
+    plan = Plan.load(context.folder("search") / "plan.json")
+    units = {name: len(kept) for name, kept in plan.kept.items()}
+    known = {layer.name for layer in context.structure.layers}
+    dense, pruned = (by_layer(kernels[name], known) for name in ("dense-int8", "pruned-int8"))
+    rows = []
+    for layer in context.structure.layers:
+        removed = any(layer.name == block or layer.name.startswith(f"{block}.") for block in plan.removed)
+        groups = [segment.group for segment in layer.outputs if segment.group]
+        rows.append(
+            {
+                "name": layer.name,
+                "kind": layer.kind,
+                "before": [width(layer.inputs, {}), width(layer.outputs, {})],
+                "after": [0, 0] if removed else [width(layer.inputs, units), width(layer.outputs, units)],
+                "dense_ms": dense.get(layer.name, 0.0),
+                "pruned_ms": pruned.get(layer.name, 0.0),
+                "group": groups[0] if groups else None,
+                "removed": removed,
+            }
+        )
+    rows.append({"name": "(other)", "dense_ms": dense.get("", 0.0), "pruned_ms": pruned.get("", 0.0), "removed": False})
+    return rows
+
+
+def by_layer(kernels: list[dict[str, Any]], known: set[str]) -> dict[str, float]:
+    """Kernel times summed by the layer whose weights they use; '' for the rest."""
+    total: dict[str, float] = {}
+    for kernel in kernels:
+        layer = next((name for name in kernel["layers"] if name in known), "")
+        total[layer] = total.get(layer, 0.0) + kernel["median"]
+    return total
+
+
+def _quantization(context: Context) -> dict[str, Any]:
+    path = context.run.path / "quantize" / "pruned-ranges.json"
+    if not path.is_file():
+        return {}
+    lint = read_json(path.with_name("pruned-lint.json"))
+    return {"dialect": context.dialect.name, "ranges": read_json(path), "lint": lint}
+
+
+def plan_report(context: Context) -> dict[str, Any]:
+    """What `edgeprune TARGET plan` prints."""
+    from edgeprune.pipeline.feasible import feasibility
+
+    return feasibility(context)
+

@@ -1,0 +1,225 @@
+"""What each stage does. A stage reads the folders of the stages before it and writes one folder of its own."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import torch
+
+from edgeprune import graph, model, quantize, runtimes
+from edgeprune.devices import Artifact
+from edgeprune.errors import GateError, ProofError
+from edgeprune.pipeline.choose import choose_plan
+from edgeprune.pipeline.context import Context
+from edgeprune.pipeline.rundir import read_json, write_json
+
+if TYPE_CHECKING:
+    from torch import nn
+
+SAMPLES = 8  # images that travel in the bundle
+
+
+def graph_stage(context: Context, folder: Path) -> None:
+    """structure.json: groups, frozen parts with reasons, blocks, layers."""
+    write_json(folder / "structure.json", context.structure.to_dict())
+
+
+def latency_stage(context: Context, folder: Path) -> None:
+    """dense.onnx, and the dense network's latency in FP32 and INT8 on the device; then the table, where the search needs one."""
+    from edgeprune.pipeline.feasible import measure_dense
+
+    measure_dense(context, folder)
+
+
+def search_stage(context: Context, folder: Path) -> None:
+    """plan.json, search.json: the network that meets the budget as measured."""
+    found = choose_plan(context, folder)
+    found.plan.save(folder / "plan.json")
+    proof = context.structure.prove(context.model, found.plan)
+    write_json(folder / "proof.json", asdict(proof))
+    if not proof.passed:
+        raise ProofError(
+            f"the pruned network does not compute what it must (error {proof.max_error:.2g}). {proof.detail}",
+            "This is a defect of edgeprune: please report it with the network.",
+        )
+    write_json(folder / "search.json", found.to_dict())
+
+
+def recover_stage(context: Context, folder: Path) -> None:
+    """weights.safetensors, plan.json, recover.json: repaired, statistics estimated again, fine-tuned."""
+    from edgeprune.recover import evaluate, repair, train
+
+    plan = graph.Plan.load(context.folder("search") / "plan.json")
+    student = plan.apply(context.model)
+    data, options = context.data, context.recipe.recover
+    accuracy = {"dense": evaluate(context.model, data.selection), "pruned": evaluate(student, data.selection)}
+    context.say("recover", f"held-out accuracy: dense {accuracy['dense']:.1%}, pruned {accuracy['pruned']:.1%}")
+    images = torch.from_numpy(data.train.take(context.recipe.search.images).arrays())
+    student = repair(context.model, student, context.structure, plan, images)
+    accuracy["repaired"] = evaluate(student, data.selection)
+    context.say("recover", f"repaired by least squares: {accuracy['repaired']:.1%}")
+    training = train(
+        student,
+        copy.deepcopy(context.model),
+        data.train,
+        data.selection,
+        options,
+        folder,
+        augment=context.recipe.data.augment,
+        workers=context.recipe.data.workers,
+        progress=context.progress("recover"),
+    )
+    accuracy["trained"] = evaluate(student, data.selection)
+    context.say("recover", f"fine-tuned for {training.epochs:.1f} epochs: {accuracy['trained']:.1%}")
+    graph.save_pruned(folder, student, plan)
+    write_json(folder / "recover.json", {"selection_accuracy": accuracy, "training": training.to_dict()})
+
+
+def pruned_model(context: Context) -> nn.Module:
+    """The recovered network, in eval mode."""
+    base = Path(context.recipe.path).parent if context.recipe.path else None
+    pruned = graph.load(context.folder("recover"), model.load_factory(context.recipe.model.factory, base))
+    return pruned.eval()
+
+
+def quantize_stage(context: Context, folder: Path) -> None:
+    """Float and Q/DQ graphs of the dense and the pruned network, with their ranges."""
+    model.export_onnx(context.model, context.example, folder / "dense-fp32.onnx")
+    model.export_onnx(pruned_model(context), context.example, folder / "pruned-fp32.onnx")
+    report = context.progress("quantize")
+    for name in ("dense", "pruned"):
+        _quantize_one(context, folder, name, lambda done, name=name: report(done, 0, f"calibrating {name}"))  # type: ignore[misc]
+
+
+def _quantize_one(context: Context, folder: Path, name: str, progress: Callable[[int], None]) -> None:
+    options = context.recipe.quantize
+    images = context.data.calibration.take(options.images)
+    path = folder / f"{name}-fp32.onnx"
+    ranges = quantize.calibrate(path, lambda: images.batches(32), context.dialect, options, progress)
+    ranges.save(folder / f"{name}-ranges.json")
+    quantised = quantize.apply(onnx.load(path), ranges, context.dialect)
+    findings = quantize.lint(quantised, context.dialect)
+    write_json(folder / f"{name}-lint.json", [asdict(finding) for finding in findings])
+    fatal = [finding for finding in findings if finding.severity == "error"]
+    if fatal:
+        raise GateError(
+            f"the {name} Q/DQ graph breaks a rule of {context.dialect.title}: {fatal[0].node}: {fatal[0].why}",
+            fatal[0].remedy,
+        )
+    onnx.save(quantised, folder / f"{name}-int8.onnx")
+
+
+ARTIFACTS = {"dense-fp32": "fp32", "dense-int8": "int8", "pruned-fp32": "fp32", "pruned-int8": "int8"}
+
+
+def artifacts_stage(context: Context, folder: Path) -> None:
+    """The runtime's own files, dense and pruned, FP32 and INT8."""
+    listed = {}
+    for name, precision in ARTIFACTS.items():
+        source = context.folder("quantize") / f"{name}.onnx"
+        made = runtimes.build(source, folder, context.target, name, precision)
+        listed[name] = {
+            "precision": precision,
+            "files": {key: path.name for key, path in made.files.items()},
+            "options": made.options,
+        }
+    write_json(folder / "artifacts.json", listed)
+
+
+def load_artifacts(context: Context) -> dict[str, Artifact]:
+    """The artifacts of a whole artifacts stage."""
+    folder = context.folder("artifacts")
+    return {
+        name: Artifact(
+            name,
+            context.target.runtime,
+            entry["precision"],
+            {key: folder / file for key, file in entry["files"].items()},
+            entry["options"],
+        )
+        for name, entry in read_json(folder / "artifacts.json").items()
+    }
+
+
+def validate_stage(context: Context, folder: Path) -> None:
+    """measured.json: accuracy and latency of the very artifacts, on the device's runtime, all interleaved."""
+    from edgeprune import validate
+
+    device, artifacts = context.device, load_artifacts(context)
+    before = device.probe()
+    loaded = {name: device.load(artifact) for name, artifact in artifacts.items()}
+    context.say("validate", "measuring latency, dense and pruned interleaved")
+    timings = dict(zip(loaded, device.measure(list(loaded.values()), context.target.protocol), strict=True))
+    labels, outputs = context.data.test.labels, _outputs(context, loaded)
+    figures: dict[str, Any] = {}
+    for name, artifact in artifacts.items():
+        scored = validate.accuracy(outputs[name], labels, outputs["dense-fp32"])
+        unit = timings[name].unit
+        figures[name.replace("-", "_")] = {
+            **scored.to_dict(),
+            f"latency_{unit}": _timing(timings[name]),
+            "bytes": artifact.bytes,
+        }
+    difference = validate.difference(outputs["pruned-int8"], outputs["dense-fp32"], labels)
+    kernels = {name: [asdict(k) for k in device.profile(loaded[name])] for name in ("dense-int8", "pruned-int8")}
+    samples = context.data.test.take(SAMPLES).arrays()
+    given = device.infer(loaded["pruned-int8"], samples)
+    np.savez(folder / "samples.npz", input=samples, **{"output" if i == 0 else f"output_{i}": o for i, o in enumerate(given)})
+    write_json(folder / "preprocessing.json", context.data.preprocess.to_dict())
+    if context.data.classes:
+        write_json(folder / "labels.json", list(context.data.classes))
+    write_json(
+        folder / "measured.json",
+        {
+            "unit": timings["dense-int8"].unit,
+            "networks": figures,
+            "difference": difference.to_dict(),
+            "kernels": kernels,
+            "device": before.fingerprint,
+            "state": {"before": before.state, "after": device.probe().state},
+        },
+    )
+
+
+def _outputs(context: Context, loaded: dict[str, Any]) -> dict[str, Any]:
+    """Logits [N, classes] of every artifact on the test split, a chunk of images at a time."""
+    found: dict[str, list[Any]] = {name: [] for name in loaded}
+    test, report, chunk = context.data.test, context.progress("validate"), 500
+    for start in range(0, len(test), chunk):
+        images = test.arrays(range(start, min(start + chunk, len(test))))
+        for name, one in loaded.items():
+            found[name].append(context.device.infer(one, images)[0])
+        report(start + len(images), len(test), "images on the device")
+    return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+def _timing(timing: Any) -> dict[str, Any]:
+    return {
+        "median": timing.median,
+        "p90": timing.p90,
+        "p99": timing.p99,
+        "min": timing.minimum,
+        "mean": timing.mean,
+        "spread": timing.spread,
+        "count": timing.count,
+        "rounds": list(timing.rounds),
+        "valid": timing.valid,
+        "reasons": list(timing.reasons),
+    }
+
+
+WORK: dict[str, Callable[[Context, Path], None]] = {
+    "graph": graph_stage,
+    "latency": latency_stage,
+    "search": search_stage,
+    "recover": recover_stage,
+    "quantize": quantize_stage,
+    "artifacts": artifacts_stage,
+    "validate": validate_stage,
+}

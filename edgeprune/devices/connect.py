@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from edgeprune.devices.device import AgentDevice
 from edgeprune.devices.qemu_user import QemuUser
+from edgeprune.devices.ssh import Ssh
 from edgeprune.devices.transport import Local, Transport
 from edgeprune.errors import TargetError
 from edgeprune.target import Target
@@ -27,6 +28,8 @@ def transport(target: Target, device: str = "") -> Transport:
     name = scheme or target.connection.transport
     if name == "local":
         return Local(target.connection.python)
+    if name == "ssh":
+        return Ssh(where or target.connection.address, target.connection.python)
     if name == "qemu-user":
         return QemuUser(where or target.connection.cpu)
     raise TargetError(f"'{device or name}' is not a way to a device that edgeprune knows.", "Use local.")

@@ -6,12 +6,14 @@ import contextlib
 import getpass
 import hashlib
 import json
+import logging
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +26,9 @@ from edgeprune.devices.types import Artifact, KernelTime, Loaded, Probe, Timing,
 from edgeprune.errors import DeviceError, JobFailed, MeasurementError, MissingDependency
 from edgeprune.target import Protocol, Target
 
+T = TypeVar("T")
+log = logging.getLogger(__name__)
 CHUNK = 256  # images sent at once; after a lost link only the chunk under way is repeated
-RECONNECTS = 3
 _USE_A_BOARD = (
     "Use a board (--device ssh://NAME), or the emulated board that counts instructions (--device qemu-board://)."
 )
@@ -59,12 +62,16 @@ class AgentDevice:
         self._requests: dict[str, dict[str, Any]] = {}  # handle -> how it was loaded, to load it again
         self._holders: dict[str, int] = {}
         self._files: dict[str, Path] = {}  # sha256 -> a file here
+        self._received: list[str] = []  # keys of answers that the agent need not keep any longer
 
     def __enter__(self) -> AgentDevice:
         self._connect()
         return self
 
     def __exit__(self, *exc: object) -> None:
+        if self._link is not None and self._transport.survives:
+            with contextlib.suppress(DeviceError):
+                self._link.tell({"op": "bye", "received": self._received})
         self._disconnect()
         self._transport.close()
 
@@ -217,31 +224,49 @@ class AgentDevice:
         """One request; a broken link is taken up again where the agent outlives it, and artifacts are loaded again."""
         common = {"lock_wait_s": _lock_wait(self._transport.exclusive), "shared_lock": self._transport.exclusive}
         message = {**common, "who": _who(), "key": _key(message), **message}
-        for attempt in range(RECONNECTS + 1):
-            try:
-                if self._link is None:
-                    self._connect()
-                    self._restore(message)
-                assert self._link is not None
-                return self._link.ask(message, _timeout())
-            except LinkLost:
-                self._disconnect()
-                if not self._transport.survives or attempt == RECONNECTS:
-                    raise
-            except AgentError as error:
-                if error.kind != "unknown-artifact" or attempt == RECONNECTS:
-                    raise
-                self._restore(message)
-        raise AssertionError("unreachable")
 
-    def _restore(self, message: dict[str, Any]) -> None:
-        """After a restart of the agent: load again what `message` speaks of."""
+        def work() -> dict[str, Any]:
+            if self._link is None:
+                self._connect()
+                self._restore(message)
+            assert self._link is not None
+            try:
+                return self._link.ask({**message, "received": self._received}, _timeout())
+            except AgentError as error:
+                if error.kind != "unknown-artifact" or not self._restore(message):
+                    raise
+                return self._link.ask(message, _timeout())
+
+        found = self._patiently(work)
+        self._received = [message["key"]]
+        return found
+
+    def _patiently(self, work: Callable[[], T]) -> T:
+        """Do `work`; when the link breaks and the agent outlives it, wait, reconnect and do it again."""
+        for pause in self._transport.patience:
+            try:
+                return work()
+            except LinkLost as lost:
+                log.warning("%s Trying again in %.0f s.", lost.message, pause)
+                self._disconnect()
+                time.sleep(pause)
+        try:
+            return work()
+        except LinkLost:
+            self._disconnect()
+            raise
+
+    def _restore(self, message: dict[str, Any]) -> bool:
+        """After a restart of the agent: load again what `message` speaks of; False when there is nothing to load."""
         assert self._link is not None
-        for handle in [*message.get("handles", []), message.get("handle")]:
-            if handle in self._requests:
-                request = self._requests[handle]
-                self._send(request["files"].values())
-                self._link.ask({**message, "op": "load", "key": _key(request), **request}, _timeout())
+        known = [one for one in [*message.get("handles", []), message.get("handle")] if one in self._requests]
+        for handle in known:
+            request = self._requests[handle]
+            self._send(request["files"].values())
+            self._link.ask({**request, "key": _key(request)}, _timeout())
+        if message["op"] == "infer":
+            self._send([message["images"]])
+        return bool(known)
 
     def _remember(self, path: Path) -> str:
         try:
@@ -258,7 +283,7 @@ class AgentDevice:
             name = f"{digest}-{os.getpid()}.part"
             for attempt in (1, 2):
                 try:
-                    self._transport.put(self._files[digest], name, self._home)
+                    self._patiently(lambda: self._transport.put(self._files[digest], name, self._home))  # noqa: B023
                     self._ask({"op": "adopt", "name": name, "digest": digest})
                     break
                 except AgentError as error:
@@ -287,7 +312,7 @@ class AgentDevice:
         """A result of the agent, checked, as a file here; the agent then forgets it."""
         with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
             target = Path(folder) / "result"
-            self._transport.get(remote, target)
+            self._patiently(lambda: self._transport.get(remote, target))
             if sha256(str(target)) != digest:
                 raise AgentError(
                     "digest", f"{self._transport.where}: a result was damaged on its way.", "Run it again."

@@ -56,15 +56,7 @@ class Link:
 
         Raises LinkLost when the agent is gone, AgentError (or DeviceBusy) when the job failed.
         """
-        self._next += 1
-        number = self._next
-        line = json.dumps({**message, "protocol": PROTOCOL, "id": number, "timeout_s": timeout_s}).encode() + b"\n"
-        try:
-            assert self._process.stdin is not None
-            self._process.stdin.write(line)
-            self._process.stdin.flush()
-        except OSError:
-            raise self._lost() from None
+        number = self.tell({**message, "timeout_s": timeout_s})
         while True:
             try:
                 answer = self._answers.get(timeout=SILENCE_S)
@@ -79,6 +71,18 @@ class Link:
                 if reply["ok"]:
                     return dict(reply["result"])
                 raise explain(reply["error"], self._where)
+
+    def tell(self, message: dict[str, Any]) -> int:
+        """Send one request without waiting for its answer; returns its number."""
+        self._next += 1
+        line = json.dumps({**message, "protocol": PROTOCOL, "id": self._next}).encode() + b"\n"
+        try:
+            assert self._process.stdin is not None
+            self._process.stdin.write(line)
+            self._process.stdin.flush()
+        except OSError:
+            raise self._lost() from None
+        return self._next
 
     def close(self) -> None:
         """End the conversation; the agent ends with it, unless it is a detached one."""

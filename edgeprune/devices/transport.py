@@ -25,6 +25,7 @@ class Transport(Protocol):
         emulation: empty on real hardware.
         survives: the agent lives on when the link drops, and can be taken up again.
         exclusive: nothing but edgeprune's jobs runs there, so that even inference waits for a measurement to end.
+        patience: seconds to wait before each attempt to take up a broken link.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Transport(Protocol):
     emulation: Emulation
     survives: bool
     exclusive: bool
+    patience: tuple[float, ...]
 
     def start(self, errors: IO[bytes]) -> subprocess.Popen[bytes]:
         """Start the agent, or take up its conversation; its standard input and output are the link.
@@ -61,6 +63,7 @@ class Local:
     emulation: Emulation = ""
     survives = False
     exclusive = False
+    patience: tuple[float, ...] = ()
 
     def __init__(self, python: str = "") -> None:
         self._python = python or sys.executable

@@ -1,0 +1,168 @@
+"""A device behind ssh: the `ssh` program with the user's own configuration, keys and jump hosts; streams only.
+
+Nothing but a POSIX shell, `cat`, `mkdir` and Python is expected there: minimal boards have neither scp nor sftp. The
+agent runs detached, so that a dropped link costs nothing: the next one takes up the conversation, in this run or a
+later one. EDGEPRUNE_SSH_COMMAND replaces `ssh` (such as "ssh -F my_config").
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import getpass
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+from edgeprune.devices.link import LinkLost
+from edgeprune.devices.package import agent, cache
+from edgeprune.devices.transport import Emulation, spawn
+from edgeprune.errors import DeviceError, DeviceUnreachable, MissingDependency, TargetError
+
+OPTIONS = (
+    "-o", "BatchMode=yes", "-o", "ConnectTimeout=15", "-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=4",
+)  # fmt: skip
+FOLDER = ".cache/edgeprune"  # on the device, below the home folder
+PATIENCE_S = (1.0, 3.0, 10.0, 30.0)  # between attempts to reach a device again: a board needs half a minute to boot
+REMEDIES = {
+    "Permission denied": "Put your public key there: ssh-copy-id {host}",
+    "Host key verification failed": "Log in once by hand and confirm its key: ssh {host}",
+    "Could not resolve hostname": "Check the name, or add it to ~/.ssh/config.",
+    "Connection refused": "Is the ssh server running there?",
+    "timed out": "Is it switched on and connected?",
+    "REMOTE HOST IDENTIFICATION HAS CHANGED": "If the board was set up anew: ssh-keygen -R {host}",
+}
+
+
+class Ssh:
+    """The way to a device over ssh.
+
+    Args:
+        address: user@host[:port], or a name in ~/.ssh/config.
+        python: the interpreter there that has numpy and the runtime.
+        options: more options for ssh.
+    """
+
+    name = "ssh"
+    emulation: Emulation = ""
+    survives = True
+    exclusive = True
+    patience: tuple[float, ...] = PATIENCE_S
+
+    def __init__(self, address: str, python: str = "", options: Sequence[str] = ()) -> None:
+        host, port = parse(address)
+        self.where, self._host, self._python = address, host, python or "python3"
+        self._port = ["-p", port] if port else []
+        self._more = list(options)
+        self._control = Path(tempfile.mkdtemp(prefix="edgeprune-ssh-"))
+        self._session: IO[str] | None = None
+        self._remote_agent = ""
+
+    def start(self, errors: IO[bytes]) -> subprocess.Popen[bytes]:
+        """Send the agent if it is not there yet, and start it or take up its conversation."""
+        archive, digest = agent()
+        self._remote_agent = f"{FOLDER}/agents/{digest[:16]}.pyz"
+        self._send_agent(archive, digest)
+        session = f"{self._claim()}-{digest[:8]}"
+        arguments = [self._python, self._remote_agent, "attach", "--home", f"{FOLDER}/agent", "--session", session]
+        return spawn([*self._ssh(), "exec " + shlex.join(arguments)], errors)
+
+    def put(self, source: Path, name: str, home: str) -> None:
+        """Stream a file into the agent's folder."""
+        with source.open("rb") as stream:
+            self._call(f"cat > {shlex.quote(f'{home}/incoming/{name}')}", stream)
+
+    def get(self, remote: str, target: Path) -> None:
+        """Stream a file of the agent here."""
+        target.write_bytes(self._call(f"cat {shlex.quote(remote)}"))
+
+    def close(self) -> None:
+        """End the shared connection."""
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            subprocess.run([*self._ssh("-O", "exit")], capture_output=True, timeout=10)
+        shutil.rmtree(self._control, ignore_errors=True)
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+
+    def _ssh(self, *first: str) -> list[str]:
+        program = shlex.split(os.environ.get("EDGEPRUNE_SSH_COMMAND") or "ssh")
+        if shutil.which(program[0]) is None:
+            raise MissingDependency(f"{program[0]} is not on this machine.", "apt-get install openssh-client")
+        share = ["-o", "ControlMaster=auto", "-o", f"ControlPath={self._control}/%C", "-o", "ControlPersist=30"]
+        return [*program, *OPTIONS, *share, *self._port, *self._more, *first, self._host]
+
+    def _send_agent(self, archive: Path, digest: str) -> None:
+        check = f"{shlex.quote(self._python)} -c {shlex.quote(_CHECK)} {self._remote_agent} {digest}"
+        if self._call(f"mkdir -p {FOLDER}/agents && {check}").strip() == b"here":
+            return
+        with archive.open("rb") as stream:
+            part = f"{self._remote_agent}.{os.getpid()}.part"
+            self._call(f"cat > {part} && mv {part} {self._remote_agent}", stream)
+        if self._call(check).strip() != b"here":
+            raise DeviceError(f"{self.where}: the agent did not arrive whole.", "Run it again.")
+
+    def _call(self, command: str, stream: IO[bytes] | None = None) -> bytes:
+        """Run a shell command there; its output."""
+        try:
+            found = subprocess.run(
+                [*self._ssh(), command],
+                stdin=stream or subprocess.DEVNULL,
+                capture_output=True,
+                timeout=600,
+                start_new_session=True,
+            )
+        except subprocess.TimeoutExpired:
+            raise LinkLost(f"{self.where}: no answer in ten minutes.") from None
+        if found.returncode == 0:
+            return found.stdout
+        words = found.stderr.decode(errors="replace").strip()
+        if found.returncode == 255:
+            raise self._unreachable(words)
+        last = words.splitlines()[-1] if words else f"exit code {found.returncode}"
+        remedy = "Free space on the device." if "No space left" in words else ""
+        if found.returncode == 127:
+            remedy = f'Install Python there, or name the interpreter: python = "..." for {self.where}.'
+        raise DeviceError(f"{self.where}: {last}.", remedy)
+
+    def _unreachable(self, words: str) -> DeviceUnreachable:
+        last = words.splitlines()[-1] if words else "no reason given"
+        remedy = next((text for part, text in REMEDIES.items() if part in words), "Try: ssh {host}")
+        kind = DeviceUnreachable if "Permission denied" in words or "verification failed" in words else LinkLost
+        return kind(f"{self.where}: ssh cannot reach it ({last}).", remedy.format(host=self._host))
+
+    def _claim(self) -> str:
+        """A conversation that no other live process of this user on this machine has; the same one in the next run."""
+        if self._session is not None:
+            return Path(self._session.name).stem
+        folder = cache() / "sessions"
+        folder.mkdir(parents=True, exist_ok=True)
+        base = re.sub(r"[^\w-]", "-", f"{getpass.getuser()}-{os.uname().nodename}-{self.where}")[-60:]
+        for number in range(100):
+            stream = (folder / f"{base}-{number}.lock").open("w")
+            with contextlib.suppress(OSError):
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._session = stream
+                return Path(stream.name).stem
+            stream.close()
+        raise DeviceError(f"{self.where}: a hundred conversations are open.", "End some of them.")
+
+
+_CHECK = (
+    "import hashlib,os,sys;p,d=sys.argv[1:];"
+    "print('here' if os.path.isfile(p) and hashlib.sha256(open(p,'rb').read()).hexdigest()==d else 'missing')"
+)
+
+
+def parse(address: str) -> tuple[str, str]:
+    """user@host[:port] -> (user@host, port); a host that begins with a dash is refused, for it would be an option."""
+    found = re.fullmatch(r"((?:[\w.-]+@)?(?:[\w.-]+|\[[0-9a-fA-F:]+\]))(?::(\d+))?/?", address)
+    if not found or found[1].startswith("-"):
+        raise TargetError(f"'{address}' is not an address.", "Use ssh://user@host:port, or a name in ~/.ssh/config.")
+    return found[1].replace("[", "").replace("]", ""), found[2] or ""

@@ -1,0 +1,262 @@
+"""ssh on the loopback with a throwaway server: the same jobs, and links that break at every point."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import tinynets
+
+from edgeprune import devices
+from edgeprune.devices import Artifact
+from edgeprune.devices.link import LinkLost
+from edgeprune.devices.ssh import Ssh, parse
+from edgeprune.errors import DeviceError, DeviceUnreachable, TargetError
+from edgeprune.target import Target
+
+SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+board = [
+    pytest.mark.device,
+    pytest.mark.skipif(SSHD is None or shutil.which("ssh") is None, reason="no sshd: apt-get install openssh-server"),
+]
+
+
+@pytest.fixture
+def server(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A server whose home folder is private; EDGEPRUNE_SSH_COMMAND leads to it. Yields that folder."""
+    assert SSHD
+    folder = tmp_path_factory.mktemp("server")
+    home = folder / "home"
+    home.mkdir()
+    for name in ("host", "user"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True)
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(exist_ok=True)  # sshd insists on it when it runs as root
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (folder / "sshd_config").write_text(
+        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/user.pub\n"
+        f"PidFile {folder}/pid\nUsePAM no\nStrictModes no\nPermitRootLogin prohibit-password\n"
+        f'ForceCommand cd {home} && HOME={home} exec sh -c "$SSH_ORIGINAL_COMMAND"\n'
+    )
+    (folder / "known").write_text(f"[127.0.0.1]:{port} {(folder / 'host.pub').read_text()}")
+    (folder / "ssh_config").write_text(
+        f"Host pi5\n  HostName 127.0.0.1\n  Port {port}\n  IdentityFile {folder}/user\n  IdentitiesOnly yes\n"
+        f"  UserKnownHostsFile {folder}/known\n"
+    )
+    process = subprocess.Popen([SSHD, "-D", "-f", folder / "sshd_config", "-E", folder / "log"])
+    monkeypatch.setenv("EDGEPRUNE_SSH_COMMAND", f"ssh -F {folder}/ssh_config")
+    monkeypatch.setattr(Ssh, "patience", (0.1, 0.5, 1.0))
+    for _ in range(100):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                break
+        time.sleep(0.05)
+    yield home
+    process.terminate()
+    process.wait()
+    for process_folder in Path("/proc").glob("[0-9]*"):  # daemons that a test left behind
+        command = _command(process_folder)
+        if str(home) in command and "daemon" in command:
+            os.kill(int(process_folder.name), signal.SIGKILL)
+
+
+@pytest.fixture
+def pi5(ort: Target) -> Target:
+    """This machine's runtime, reached over ssh."""
+    return msgspec.structs.replace(ort, connection=msgspec.structs.replace(ort.connection, python=sys.executable))
+
+
+pytestmark: list[pytest.MarkDecorator] = []
+
+
+class TestOverSsh:
+    """One code path: what works here works there."""
+
+    pytestmark = board
+
+    def test_the_same_jobs_and_nothing_left_open(self, server: Path, pi5: Target, artifact: Artifact) -> None:
+        images = tinynets.images(300)
+        with devices.connect(pi5) as device:
+            (here,) = device.infer(device.load(artifact), images)
+        with devices.connect(pi5, "ssh://pi5") as device:
+            loaded = device.load(artifact)
+            (there,) = device.infer(loaded, images)
+            (timing,) = device.measure([loaded], pi5.protocol)
+            kernels = device.profile(loaded, runs=3)
+            assert device.memory(loaded) > 0
+            assert device.probe().state["where"] == "pi5"
+            device.unload(loaded)
+            pid = device.agent_pid
+        np.testing.assert_array_equal(here, there)
+        assert timing.count == 10 and timing.unit == "ms" and "layer2.conv" in {n for k in kernels for n in k.layers}
+        assert (server / ".cache/edgeprune/agent/blobs").is_dir()
+        _wait_until(lambda: not _command(Path(f"/proc/{pid}")), "the agent ends with the host's goodbye")
+
+    def test_a_link_cut_in_a_job_loses_nothing(self, server: Path, pi5: Target, artifact: Artifact) -> None:
+        slow = msgspec.structs.replace(pi5.protocol, min_seconds=1.0, rounds=2)
+        with devices.connect(pi5, "ssh://pi5") as device:
+            loaded = device.load(artifact)
+            pid = device.agent_pid
+            threading.Timer(0.8, _cut_links, [server]).start()
+            start = time.monotonic()
+            (timing,) = device.measure([loaded], slow)
+            seconds = time.monotonic() - start
+            assert device.agent_pid == pid and len(timing.rounds) == 2
+            assert seconds < 3.8, "the job was started anew"
+
+    def test_a_second_run_picks_up_the_job_of_a_killed_one(
+        self, server: Path, pi5: Target, artifact: Artifact, tmp_path: Path
+    ) -> None:
+        slow = msgspec.structs.replace(pi5.protocol, min_seconds=1.0, rounds=2)
+        script = """
+            import sys, msgspec
+            from pathlib import Path
+            from edgeprune import devices, target
+            from edgeprune.devices import Artifact
+            there = msgspec.json.decode(sys.argv[1], type=target.Target)
+            artifact = Artifact("tiny", "onnxruntime", "fp32", {"tiny.onnx": Path(sys.argv[2])})
+            with devices.connect(there, "ssh://pi5") as device:
+                loaded = device.load(artifact)
+                print(device.agent_pid, flush=True)
+                device.measure([loaded], there.protocol)
+        """
+        path = artifact.files["tiny.onnx"]
+        asked = msgspec.json.encode(msgspec.structs.replace(pi5, protocol=slow))
+        first = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script), asked, path], stdout=subprocess.PIPE)
+        assert first.stdout is not None
+        pid = int(first.stdout.readline())
+        time.sleep(0.5)
+        first.kill()
+        first.communicate()
+        samples = server / ".cache/edgeprune/agent/outgoing/samples-last.json"
+        _wait_until(samples.exists, "the job of the killed host ends")
+        with devices.connect(pi5, "ssh://pi5") as device:
+            loaded = device.load(artifact)
+            assert device.agent_pid == pid
+            start = time.monotonic()
+            (timing,) = device.measure([loaded], slow)
+            assert time.monotonic() - start < 1.0 and len(timing.rounds) == 2  # it was not measured again
+            start = time.monotonic()
+            device.measure([loaded], slow)
+            assert time.monotonic() - start > 1.9  # received once, it is not handed over again
+
+    def test_a_link_cut_while_a_file_is_sent(
+        self, server: Path, pi5: Target, artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        wrapper = tmp_path / "ssh-that-breaks-once"
+        wrapper.write_text(
+            f'#!/bin/sh\ncase "$*" in *incoming*) if [ ! -e {tmp_path}/broken ]; then touch {tmp_path}/broken;'
+            f' head -c 1000 | {os.environ["EDGEPRUNE_SSH_COMMAND"]} "$@"; exit 255; fi;; esac\n'
+            f'exec {os.environ["EDGEPRUNE_SSH_COMMAND"]} "$@"\n'
+        )
+        wrapper.chmod(0o755)
+        monkeypatch.setenv("EDGEPRUNE_SSH_COMMAND", str(wrapper))
+        with devices.connect(pi5, "ssh://pi5") as device:
+            assert len(device.infer(device.load(artifact), tinynets.images(2))[0]) == 2
+        assert (tmp_path / "broken").exists()
+
+    def test_a_rebooted_board_loads_its_artifacts_again(self, server: Path, pi5: Target, artifact: Artifact) -> None:
+        with devices.connect(pi5, "ssh://pi5") as device:
+            loaded = device.load(artifact)
+            first = device.agent_pid
+            os.kill(first, signal.SIGKILL)
+            _cut_links(server)
+            assert len(device.infer(loaded, tinynets.images(2))[0]) == 2
+            assert device.agent_pid != first
+
+    def test_completed_chunks_are_not_computed_again(
+        self, server: Path, pi5: Target, artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with devices.connect(pi5, "ssh://pi5") as device:
+            loaded = device.load(artifact)
+            fetched, written = device._fetched, []
+
+            def interrupted(remote: str, digest: str) -> None:
+                written.append(Path(remote).stat().st_mtime_ns)
+                raise KeyboardInterrupt
+
+            def observed(remote: str, digest: str) -> AbstractContextManager[Path]:
+                written.append(Path(remote).stat().st_mtime_ns)
+                return fetched(remote, digest)
+
+            monkeypatch.setattr(device, "_fetched", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                device.infer(loaded, tinynets.images(4))
+        with devices.connect(pi5, "ssh://pi5") as device:
+            monkeypatch.setattr(device, "_fetched", observed)
+            assert len(device.infer(device.load(artifact), tinynets.images(4))[0]) == 4
+        assert len(written) == 2 and written[0] == written[1]
+        assert not list((server / ".cache/edgeprune/agent/outgoing").glob("*.npz"))
+
+    def test_a_refused_key_says_what_to_do(self, server: Path, pi5: Target, tmp_path: Path) -> None:
+        (server.parent / "user.pub").write_text("")
+        with pytest.raises(DeviceUnreachable, match="ssh-copy-id pi5"), devices.connect(pi5, "ssh://pi5"):
+            pass
+
+    def test_an_unknown_host_key_says_what_to_do(self, server: Path, pi5: Target) -> None:
+        (server.parent / "known").write_text("")
+        with pytest.raises(DeviceUnreachable, match="confirm its key: ssh pi5"), devices.connect(pi5, "ssh://pi5"):
+            pass
+
+    def test_no_such_interpreter_there(self, server: Path, ort: Target) -> None:
+        there = msgspec.structs.replace(ort, connection=msgspec.structs.replace(ort.connection, python="python9"))
+        with pytest.raises(DeviceError, match="Install Python there"), devices.connect(there, "ssh://pi5"):
+            pass
+
+
+@pytest.mark.skipif(shutil.which("ssh") is None, reason="no ssh: apt-get install openssh-client")
+def test_nobody_listens(ort: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with pytest.raises(LinkLost, match="Connection refused"), devices.connect(ort, f"ssh://127.0.0.1:{port}"):
+        pass
+
+
+def test_addresses() -> None:
+    assert parse("pi5") == ("pi5", "")
+    assert parse("pi@10.0.0.7:2222") == ("pi@10.0.0.7", "2222")
+    assert parse("pi@[fe80::1]:22") == ("pi@fe80::1", "22")
+    for wrong in ("", "-oProxyCommand=x", "a b", "host;reboot", "host:port"):
+        with pytest.raises(TargetError):
+            parse(wrong)
+
+
+def _command(process: Path) -> str:
+    try:
+        return (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _cut_links(server: Path) -> None:
+    """Kill the ssh clients of this server, masters too, as a network that goes away does."""
+    for process in Path("/proc").glob("[0-9]*"):
+        command = _command(process)
+        if command.startswith("ssh ") and (str(server.parent) in command or "edgeprune-ssh-" in command):
+            try:
+                os.kill(int(process.name), signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+
+
+def _wait_until(condition: object, what: str, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline, what
+        time.sleep(0.1)

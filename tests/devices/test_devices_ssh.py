@@ -184,7 +184,7 @@ class TestOverSsh:
     ) -> None:
         with devices.connect(pi5, "ssh://pi5") as device:
             loaded = device.load(artifact)
-            fetched, written = device._fetched, []
+            written = []
 
             def interrupted(remote: str, digest: str) -> None:
                 written.append(Path(remote).stat().st_mtime_ns)
@@ -192,12 +192,13 @@ class TestOverSsh:
 
             def observed(remote: str, digest: str) -> AbstractContextManager[Path]:
                 written.append(Path(remote).stat().st_mtime_ns)
-                return fetched(remote, digest)
+                return fetch(remote, digest)
 
             monkeypatch.setattr(device, "_fetched", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 device.infer(loaded, tinynets.images(4))
         with devices.connect(pi5, "ssh://pi5") as device:
+            fetch = device._fetched
             monkeypatch.setattr(device, "_fetched", observed)
             assert len(device.infer(device.load(artifact), tinynets.images(4))[0]) == 4
         assert len(written) == 2 and written[0] == written[1]

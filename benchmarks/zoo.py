@@ -71,12 +71,7 @@ def build(entry: dict[str, Any]) -> tuple[Any, Any]:
 
     torch.manual_seed(0)
     if entry["suite"] == "timm":
-        import timm
-
-        model = timm.create_model(entry["name"], pretrained=False)
-        size = model.pretrained_cfg.get("test_input_size") or model.pretrained_cfg["input_size"]
-        size = model.pretrained_cfg["input_size"]
-        return model.eval(), torch.randn(1, *size)
+        return _timm(entry["name"])
     import torchvision
 
     more = (
@@ -87,6 +82,22 @@ def build(entry: dict[str, Any]) -> tuple[Any, Any]:
     model = torchvision.models.get_model(entry["name"], weights=None, **more)
     side = 299 if entry["name"] == "inception_v3" else 224
     return model.eval(), torch.randn(1, 3, side, side)
+
+
+def _timm(name: str) -> tuple[Any, Any]:
+    """A timm model at 128 pixels where it can be built and run so, else at its own size: the graph is the same."""
+    import timm
+    import torch
+
+    for side in (128, 192, 0):
+        for more in ({"img_size": side}, {}) if side else ({},):
+            with contextlib.suppress(Exception), torch.no_grad():
+                model = timm.create_model(name, pretrained=False, **more).eval()
+                channels, height, width = model.pretrained_cfg["input_size"]
+                x = torch.randn(1, channels, side or height, side or width)
+                model(x)
+                return model, x
+    raise RuntimeError(f"{name} does not run")
 
 
 def _home(name: str) -> str:

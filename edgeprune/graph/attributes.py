@@ -57,7 +57,7 @@ def find_attributes(model: nn.Module, walk: Walk, units: Units) -> tuple[Attribu
     """Every attribute that follows a group, without those on which two axes disagree."""
     modules = dict(model.named_modules())
     found: dict[tuple[str, str, int | None], AttributeRule | None] = {}
-    for literal in [*walk.literals, *_parameter_sides(walk)]:
+    for literal in [*walk.literals, *_parameter_sides(walk, modules)]:
         segments = units.segments(literal.axis)
         if all(s.group is None for s in segments) or literal.module not in modules:
             continue
@@ -74,11 +74,42 @@ def _sorted(segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
     return tuple(sorted(segments, key=lambda s: (s.group or "", s.size)))
 
 
-def _parameter_sides(walk: Walk) -> Iterable[Literal]:
+def _parameter_sides(walk: Walk, modules: Mapping[str, nn.Module]) -> Iterable[Literal]:
+    """Sides of parameters: by name for the layers of torch.nn, by value for a user's own modules."""
     for name, value in walk.tensors.items():
-        for axis in value.axes:
-            if axis.any():
-                yield Literal(name.rpartition(".")[0], axis.size, axis, "")
+        owner, _, leaf = name.partition(".parametrizations.")[0].rpartition(".")
+        if ".parametrizations." in name:
+            owner, leaf = name.partition(".parametrizations.")[0], name.split(".parametrizations.")[1].split(".")[0]
+        module = modules.get(owner)
+        for d, axis in enumerate(value.axes):
+            if not axis.any() or module is None:
+                continue
+            side = _side(module, leaf, d)
+            if side is not None:
+                yield Literal(owner, axis.size, axis, "", *side)
+            elif not _layer(module):
+                yield Literal(owner, axis.size, axis, "")
+
+
+def _side(module: nn.Module, leaf: str, axis: int) -> tuple[str, int | None] | None:
+    """The attribute of a torch.nn layer that says the size of this side of its parameter `leaf`."""
+    match module:
+        case nn.Linear():
+            return ("out_features" if axis == 0 else "in_features", None)
+        case nn.modules.conv._ConvTransposeNd() if module.groups == 1 and axis < 2 and leaf == "weight":
+            return (("in_channels", "out_channels")[axis], None)
+        case nn.modules.conv._ConvNd() if module.groups == 1 and axis < 2 and leaf == "weight":
+            return (("out_channels", "in_channels")[axis], None)
+        case nn.modules.batchnorm._NormBase():
+            return ("num_features", None)
+        case nn.LayerNorm() | nn.RMSNorm():
+            return ("normalized_shape", axis)
+        case nn.GroupNorm():
+            return ("num_channels", None)
+        case nn.Embedding():
+            return (("num_embeddings", "embedding_dim")[axis], None)
+        case _:
+            return None
 
 
 def _holders(module: nn.Module, literal: Literal) -> Iterable[tuple[str, int | None]]:
@@ -102,17 +133,15 @@ def _holders(module: nn.Module, literal: Literal) -> Iterable[tuple[str, int | N
                     yield name, part
 
 
+_LAYERS = (
+    nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm,
+    nn.Embedding, nn.RNNBase, nn.RNNCellBase, nn.PReLU,
+)  # fmt: skip
+
+
 def _layer(module: nn.Module) -> bool:
     """Whether the attributes of this module that have a known name are set by that name alone."""
-    return any(type(m).__module__.startswith("torch.nn") for m in [module]) or isinstance(
-        module,
-        nn.Linear
-        | nn.modules.conv._ConvNd
-        | nn.modules.batchnorm._NormBase
-        | nn.LayerNorm
-        | nn.GroupNorm
-        | nn.Embedding,
-    )
+    return isinstance(module, _LAYERS) or type(module).__module__.startswith("torch.nn")
 
 
 def _is_int(value: Any) -> bool:

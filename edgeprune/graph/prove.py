@@ -7,7 +7,8 @@ And the edited module must capture and run at the example's batch, and at twice 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,7 +100,7 @@ def _prove(structure: Structure, model: nn.Module, plan: Plan, dtype: torch.dtyp
         original = narrow(model, (), ()).eval()
         _convert(original, dtype, generic=weights == "generic")
         args, kwargs = tree_map(lambda v: _cast(v, dtype), structure.analysis.inputs)
-        with torch.no_grad(), quiet(), double_casts(dtype):
+        with torch.no_grad(), quiet(), default_dtype(dtype), double_casts(dtype):
             found, why = _compare(structure, original, plan, args, kwargs, dtype, tolerance)
         outputs.extend(found)
         detail = detail or (f"with {weights} weights: {why}" if why else "")
@@ -253,6 +254,17 @@ def _clone(value: Any) -> Any:
 
 def _tensors(value: Any) -> list[torch.Tensor]:
     return [v for v in tree_flatten(value)[0] if isinstance(v, torch.Tensor)]
+
+
+@contextlib.contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """What a network makes without naming a type is of this type."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 class double_casts(torch.overrides.TorchFunctionMode):

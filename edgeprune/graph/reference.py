@@ -200,6 +200,17 @@ class Reference:
             dims = [d for d in range(args[0].ndim) if d != 1]
             if args[5] and any(masks[d] is not None for d in dims):
                 return over_kept(target, args, kwargs, dims, masks)
+        if name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
+            at = 2
+            weights = [
+                silence(w, 1, masks[1]) if len(masks := self._alive(n, path)) == 2 else w
+                for w, n in zip(args[at], nodes[at], strict=True)
+            ]
+            return target(*args[:at], weights, *args[at + 1 :], **kwargs)
+        if name.endswith("_cell"):
+            for i in (2, 3):
+                args[i] = silence(args[i], 1, self._alive(nodes[i], path)[1])
+            return target(*args, **kwargs)
         if name in ("_weight_norm", "_weight_norm_interface"):
             masks = self._alive(nodes[0], path)
             dim = args[2] if len(args) > 2 else 0

@@ -30,7 +30,7 @@ from edgeprune.graph.groups import Units, find_units, make_groups, make_layers
 from edgeprune.graph.rules import RULES
 from edgeprune.graph.space import Solution
 from edgeprune.graph.structure import Frozen, Group, Layer, Member, Structure
-from edgeprune.graph.trial import blame, probe, try_plan
+from edgeprune.graph.trial import blame, probe, ties, try_plan
 from edgeprune.graph.walk import Walk, operator_name
 
 _ROUNDS = 60
@@ -85,6 +85,7 @@ def _settle(
     view: nn.Module, walk: Walk, inputs: Inputs, aliases: dict[str, tuple[str, ...]], opaque: tuple[str, ...]
 ) -> tuple[Analysis, list[list[Member]]]:
     """Solve, try half of everything on shapes, freeze what is to blame, until the trial passes."""
+    tied: set[str] = set()
     for _ in range(_ROUNDS):
         solution = walk.space.solve()
         units, members = find_units(walk, solution)
@@ -99,6 +100,12 @@ def _settle(
         failure = try_plan(view, analysis, choice)
         if failure is None:
             return analysis, members
+        pairs = ties(analysis, failure) if failure.source not in tied else []
+        tied.add(failure.source)
+        for a, b in pairs:
+            walk.space.edges.append((a, b))
+        if pairs:
+            continue
         for axis, reason in blame(analysis, failure):
             walk.space.freeze(axis, reason)
     raise CaptureError(

@@ -36,10 +36,13 @@ class Failure:
 
 
 def probe(analysis: Analysis) -> dict[str, tuple[int, ...]]:
-    """Keep every other unit of each group: about half, so that no two old and new sizes agree by accident."""
-    return {
-        name: tuple(range(0, size, 2)) for name, size in zip(analysis.units.names, analysis.units.sizes, strict=True)
-    }
+    """Keep another share of each group, so that no two sizes agree by accident: 0.45 ... 0.85, golden-ratio spaced."""
+    kept = {}
+    for i, (name, size) in enumerate(zip(analysis.units.names, analysis.units.sizes, strict=True)):
+        share = 0.45 + 0.4 * (i * 0.618034 % 1.0)
+        count = min(size - 1, max(1, round(size * share)))
+        kept[name] = tuple(np.unique(np.linspace(0, size - 1, count).astype(int)).tolist())
+    return kept
 
 
 def try_plan(model: nn.Module, analysis: Analysis, kept: dict[str, tuple[int, ...]]) -> Failure | None:
@@ -111,12 +114,7 @@ def _numbers(node: Node) -> list[float]:
 def blame(analysis: Analysis, failure: Failure) -> Blame:
     """The axes to freeze after a failure: those at the failing line, else those of the failing module, else all."""
     walk = analysis.walk
-    node = walk.nodes.get(failure.node)
-    frame = failure.source
-    lines = {frame} if frame else set()
-    if node is not None:
-        lines |= set(frames_of(node)[-1:])
-    at_line = [n for n, other in walk.nodes.items() if lines & set(frames_of(other))]
+    at_line = _at_line(analysis, failure)
     in_module = [n for n, other in walk.nodes.items() if owner_of(other) == failure.module]
     sizes = {int(a.size) for n in at_line for v in shaped_in(walk.values[n]) for a in v.axes}
     found = _live(analysis, at_line, failure)
@@ -128,6 +126,43 @@ def blame(analysis: Analysis, failure: Failure) -> Blame:
         found = _live(analysis, inside, failure)
         outer = outer.rpartition(".")[0]
     return found or _live(analysis, list(walk.nodes), failure)
+
+
+def _at_line(analysis: Analysis, failure: Failure) -> list[str]:
+    node = analysis.walk.nodes.get(failure.node)
+    lines = {failure.source} if failure.source else set()
+    if node is not None:
+        lines |= set(frames_of(node)[-1:])
+    return [n for n, other in analysis.walk.nodes.items() if lines & set(frames_of(other))]
+
+
+def ties(analysis: Analysis, failure: Failure) -> list[tuple[Axis, Axis]]:
+    """Axes to tie so that a size taken from another tensor fits: a view at the failing line made an axis as long as
+    one that its module reads (`x.reshape(B, N, C)` on the heads, with C from the module's input)."""
+    walk, units = analysis.walk, analysis.units
+    found = []
+    for name in _at_line(analysis, failure):
+        node = walk.nodes[name]
+        value = walk.values[name]
+        if operator_name(node) not in ("view", "reshape", "flatten") or not isinstance(value, Shaped):
+            continue
+        owner = owner_of(node)
+        read = [
+            walk.values[n] for n, o in walk.nodes.items()
+            if isinstance(walk.values[n], Shaped) and any(owner_of(u) == owner or owner_of(u).startswith(owner + ".") for u in o.users)
+            and not owner_of(o).startswith(owner)
+        ]  # fmt: skip
+        for axis in value.axes:
+            mine = units.solution.label[axis]
+            if not (units.group[mine] >= 0).any():
+                continue
+            others = [
+                a for v in read for a in v.axes[-1:] if a.size == axis.size
+                and (units.group[units.solution.label[a]] >= 0).any() and not np.array_equal(units.solution.label[a], mine)
+            ]  # fmt: skip
+            if others:
+                found.append((axis, others[0]))
+    return found
 
 
 def _live(analysis: Analysis, names: list[str], failure: Failure, sizes: set[int] | None = None) -> Blame:

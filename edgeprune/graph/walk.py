@@ -219,6 +219,14 @@ class Walk:
         seen: Any = self.node.kwargs.get(argument) if argument in self.node.kwargs else None
         if seen is None and position < len(self.node.args):
             seen = self.node.args[position]
+        return self._origin(seen)
+
+    def parameter_in_list(self, place: int) -> str:
+        """The parameter at `place` of the current operator's list argument with the weights."""
+        lists = [a for a in self.node.args if isinstance(a, list | tuple) and len(a) > place]
+        return self._origin(max(lists, key=len)[place]) if lists else ""
+
+    def _origin(self, seen: Any) -> str:
         for _ in range(64):
             if not isinstance(seen, Node):
                 return ""

@@ -13,7 +13,7 @@ from edgeprune.graph.walk import Call, Rule, RuleError, Shaped, Walk, frozen_lik
 
 def record(walk: Walk, kind: str, weight: Shaped, inputs: Axis, outputs: Axis, per_pair: float, **more: Any) -> None:
     """Remember this call as a layer; `per_pair` is multiply-accumulates a pair of one input and one output channel."""
-    parameter = walk.parameter_of("weight", 1)
+    parameter = more.pop("parameter", None) or walk.parameter_of("weight", 1)
     walk.calls.append(
         Call(
             node=walk.path + walk.node.name,

@@ -1,0 +1,251 @@
+"""In which order the units of a group should go.
+
+Every order is a permutation of a group's units, the most valuable first: the first k are what a width of k keeps.
+
+    obs       what the consumers' outputs lose when the rest is fitted again; greedy, so that redundancy counts
+    (default) l1, l2    norms of the weights that make the unit
+    bn-scale  size of the batch norm's scale
+    taylor    |sum of weight x gradient|, first order change of the loss
+    fisher    mean square of the same sum over small batches
+    random    a seeded shuffle, to compare with
+
+Sources: OBS for groups, OBC (NeurIPS'22, arXiv 2208.11580) and OSSCAR (arXiv 2403.12983); L1, Li et al. (1608.08710);
+BN scale, Liu et al. (1708.06519); Taylor and Fisher, Molchanov et al. (1906.10771) and Theis et al. (1801.05787).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from edgeprune.errors import UsageError, did_you_mean
+from edgeprune.recover.tape import Tape, Values, batch_size, batches, weights_of
+from edgeprune.recover.units import Unit, positions, rows, units
+
+if TYPE_CHECKING:
+    from edgeprune.graph.structure import Group, Structure
+
+Kind = Literal["obs", "l1", "l2", "bn-scale", "taylor", "fisher", "random"]
+DAMP = 1e-2  # of the mean diagonal of H, for OBS
+ROUNDS = 64  # OBS: at most this many steps a group; larger groups lose several units a step
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """Second moments of what a unit reads in the dense network: covariance [G, d, d] and mean [G, d], float64."""
+
+    xx: Tensor
+    mean: Tensor
+
+
+def orders(
+    model: nn.Module,
+    structure: Structure,
+    images: Tensor,
+    kind: Kind = "obs",
+    *,
+    labels: Tensor | None = None,
+    seed: int = 0,
+) -> dict[str, tuple[int, ...]]:
+    """The order of every group's units, the most valuable first.
+
+    Args:
+        images: [N, ...]; only obs, taylor and fisher look at them.
+        labels: [N] classes for taylor and fisher; without them the network's own answers serve.
+
+    Raises:
+        UsageError: an unknown kind.
+    """
+    if kind == "obs":
+        size = batch_size(images)
+        tape, weights = Tape.of(model, images[:size]), weights_of(model)
+        layers = units(tape, weights)
+        with torch.no_grad():
+            data = input_moments(tape, layers, weights, batches(images, size), seed=seed)
+        return obs_orders(structure, layers, weights, data)
+    if kind not in get_args(Kind):
+        raise UsageError(f"There is no saliency '{kind}'.", did_you_mean(kind, get_args(Kind)))
+    scores = _scores(model, structure, images, kind, labels, seed)
+    return {name: tuple(score.argsort(descending=True, stable=True).tolist()) for name, score in scores.items()}
+
+
+def obs_orders(
+    structure: Structure, layers: Sequence[Unit], weights: Mapping[str, Tensor], data: Mapping[str, Inputs]
+) -> dict[str, tuple[int, ...]]:
+    """Group-OBS orders from input moments; groups without a consumer that is known go by L1."""
+    by_weight = {unit.weight: unit for unit in layers}
+    found = {}
+    for group in structure.groups:
+        uses = consumers(group, by_weight, weights)
+        uses = [(unit, index) for unit, index in uses if unit.name in data]
+        if uses:
+            found[group.name] = _obs(group.size, [(_weight(u, weights), data[u.name].xx, index) for u, index in uses])
+        else:
+            score = _norm(group, weights, 1)
+            found[group.name] = tuple(score.argsort(descending=True, stable=True).tolist())
+    return found
+
+
+def consumers(group: Group, by_weight: Mapping[str, Unit], weights: Mapping[str, Tensor]) -> list[tuple[Unit, Tensor]]:
+    """The layers that read a group, each with the rows of its matrix that a unit stands for, [size, rows]."""
+    found = []
+    for member in group.members:
+        unit = by_weight.get(member.parameter)
+        if member.role == "input" and member.axis == 1 and unit is not None:
+            channels = weights[unit.weight].shape[1]
+            taps = 1
+            for side in unit.kernel:
+                taps *= side
+            spots = torch.as_tensor(member.indices)
+            index = (torch.arange(taps)[None, :, None] * channels + spots[:, None, :]).flatten(1)
+            found.append((unit, index))
+    return found
+
+
+def input_moments(
+    tape: Tape, layers: Sequence[Unit], weights: Mapping[str, Tensor], images: Sequence[Tensor], *, seed: int = 0
+) -> dict[str, Inputs]:
+    """Moments of every unit's inputs over a sample of positions, in one pass of the dense network."""
+    from edgeprune.recover.leastsquares import Moments
+
+    generator = torch.Generator().manual_seed(seed)
+    states: list[Values] = [{0: batch} for batch in images]
+    route, at, found = tape.route(), 1, {}
+    count = sum(len(batch) for batch in images)
+    for unit in layers:
+        for values in states:
+            tape.run(values, route, weights, at, unit.step, keep={unit.source})
+        at = unit.step
+        wanted = -(-min(max(24 * int(weights[unit.weight][0].numel()), 8192), 32768) // count)
+        total: Moments | None = None
+        for values in states:
+            part = rows(unit, values[unit.source], positions(unit, values[unit.source], wanted, generator))
+            more = Moments.of(part, part[:, :, :1])
+            total = more if total is None else total + more
+        assert total is not None
+        xx, _, mean, _ = total.centred()
+        found[unit.name] = Inputs(xx, mean)
+    return found
+
+
+def _weight(unit: Unit, weights: Mapping[str, Tensor]) -> Tensor:
+    from edgeprune.recover.leastsquares import effective
+
+    return effective(unit, dict(weights))
+
+
+def _obs(size: int, uses: Sequence[tuple[Tensor, Tensor, Tensor]]) -> tuple[int, ...]:
+    """Greedy group-OBS over all consumers; `uses` holds weight [G, d, o], H [G, d, d] and rows [size, k]."""
+    state = []
+    for weight, xx, index in uses:
+        scale = xx.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-30)
+        damped = xx + (DAMP * scale)[:, None, None] * torch.eye(xx.shape[-1], dtype=xx.dtype)
+        state.append([weight.clone(), torch.linalg.inv(damped), index])
+    alive = torch.arange(size)
+    gone: list[int] = []
+    many = max(1, size // ROUNDS)
+    while len(alive) > 1:
+        score = sum(_loss(weight, inverse, index[alive]) for weight, inverse, index in state)
+        assert isinstance(score, Tensor)
+        worst = score.argsort()[: min(many, len(alive) - 1)]
+        for item in state:
+            _remove(item, item[2][alive[worst]].reshape(-1))
+        gone += alive[worst].tolist()
+        alive = alive[~torch.isin(torch.arange(len(alive)), worst)]
+    return (*alive.tolist(), *reversed(gone))
+
+
+def _loss(weight: Tensor, inverse: Tensor, index: Tensor) -> Tensor:
+    """1/2 tr(W_c' (P_cc)^-1 W_c) of each unit c, summed over convolution groups."""
+    count, size = index.shape
+    block = inverse[:, index[:, :, None].expand(-1, -1, size), index[:, None, :].expand(-1, size, -1)]
+    part = weight[:, index.reshape(-1)].reshape(len(weight), count, size, -1)
+    total: Tensor = 0.5 * (part * torch.linalg.solve(block, part)).sum(dim=(0, 2, 3))
+    return total
+
+
+def _remove(item: list[Tensor], spots: Tensor) -> None:
+    """W -= P_:c (P_cc)^-1 W_c and P -= P_:c (P_cc)^-1 P_c:."""
+    weight, inverse, _ = item
+    column = inverse[:, :, spots]
+    gain = torch.linalg.solve(inverse[:, spots][:, :, spots], column.transpose(1, 2)).transpose(1, 2)
+    item[0] = weight - gain @ weight[:, spots]
+    item[0][:, spots] = 0
+    item[1] = inverse - gain @ column.transpose(1, 2)
+    identity = torch.eye(len(spots), dtype=inverse.dtype)
+    item[1][:, spots] = 0
+    item[1][:, :, spots] = 0
+    item[1][:, spots[:, None], spots[None, :]] = identity  # gone; keeps later solves well posed
+
+
+def _scores(
+    model: nn.Module, structure: Structure, images: Tensor, kind: Kind, labels: Tensor | None, seed: int
+) -> dict[str, Tensor]:
+    weights = weights_of(model)
+    if kind in ("l1", "l2"):
+        return {group.name: _norm(group, weights, int(kind[1])) for group in structure.groups}
+    if kind == "bn-scale":
+        return {group.name: _scale(group, weights) for group in structure.groups}
+    if kind == "random":
+        generator = torch.Generator().manual_seed(seed)
+        return {group.name: torch.rand(group.size, generator=generator) for group in structure.groups}
+    return _gradient(model, structure, images, labels, square=kind == "fisher")
+
+
+def _norm(group: Group, weights: Mapping[str, Tensor], power: int) -> Tensor:
+    total = torch.zeros(group.size, dtype=torch.float64)
+    for member in group.members:
+        if member.role == "output" and weights[member.parameter].dim() > 1:
+            total += _by_unit(weights[member.parameter].double().abs() ** power, member.axis, member.indices)
+    return total
+
+
+def _scale(group: Group, weights: Mapping[str, Tensor]) -> Tensor:
+    total = torch.zeros(group.size, dtype=torch.float64)
+    known = False
+    for member in group.members:
+        stem = member.parameter.rsplit(".", 1)[0]
+        if member.role == "tied" and member.parameter.endswith(".weight") and f"{stem}.running_var" in weights:
+            total += _by_unit(weights[member.parameter].double().abs(), member.axis, member.indices)
+            known = True
+    return total if known else _norm(group, weights, 1)
+
+
+def _gradient(
+    model: nn.Module, structure: Structure, images: Tensor, labels: Tensor | None, square: bool
+) -> dict[str, Tensor]:
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    totals = {group.name: torch.zeros(group.size, dtype=torch.float64) for group in structure.groups}
+    named = {name: value for name, value in model.named_parameters(remove_duplicate=False) if value.requires_grad}
+    try:
+        for k, batch in enumerate(torch.split(images, 16 if square else 64)):
+            with torch.enable_grad():
+                logits = model(batch)
+                logits = logits[0] if isinstance(logits, (tuple, list)) else logits
+                wanted = logits.argmax(-1) if labels is None else labels[k * len(batch) : k * len(batch) + len(batch)]
+                loss = F.cross_entropy(logits, wanted)
+                grads = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+            found = {name: g for name, g in zip(named, grads, strict=True) if g is not None}
+            for group in structure.groups:
+                total = torch.zeros(group.size, dtype=torch.float64)
+                for member in group.members:
+                    if member.role != "input" and member.parameter in found:
+                        product = (named[member.parameter].detach() * found[member.parameter]).double()
+                        total += _by_unit(product, member.axis, member.indices)
+                totals[group.name] += total**2 if square else total
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+    return totals if square else {name: total.abs() for name, total in totals.items()}
+
+
+def _by_unit(value: Tensor, axis: int, indices: object) -> Tensor:
+    """Sum over everything but one axis, then over the positions of each unit."""
+    flat = value.transpose(0, axis).flatten(1).sum(1) if value.dim() > 1 else value
+    return flat[torch.as_tensor(indices)].sum(1)

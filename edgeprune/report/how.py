@@ -34,7 +34,7 @@ def _certificate(found: Mapping[str, Any], unit: str) -> dict[str, Any]:
             f"no network in the table within the budget has a loss more than {words.percent(gap, 3)} smaller. "
             "This certifies the table and the loss curves, not the accuracy."
         )
-    if found.get("options"):
+    if len(found.get("options") or ()) == 2:
         facts["options"] = f"{found['options'][0]:,}, of which {found['options'][1]:,} could win"
     for key, label in (("predicted_ms", "predicted"), ("floor_ms", "floor: all widths at their narrowest")):
         if words.finite(found.get(key)) is not None:
@@ -56,19 +56,19 @@ def _certificate(found: Mapping[str, Any], unit: str) -> dict[str, Any]:
 
 def _tried(found: Mapping[str, Any]) -> Html:
     """Uniform widths that were built and measured."""
-    tried = [entry for entry in found.get("tried") or () if words.finite(entry.get("ratio")) is not None]
+    tried = words.points(found.get("tried"), "fraction", "ratio")
     if len(tried) < 2:
         return NOTHING
     chosen = words.finite(found.get("fraction"))
     points = [
         plot.Point(
-            100 * entry["fraction"],
-            entry["ratio"],
-            "ours" if entry["fraction"] == chosen else "dense",
-            "chosen" if entry["fraction"] == chosen else "",
-            f"{words.percent(entry['fraction'], 0)} removed: {entry['ratio']:.3f} of dense INT8",
+            100 * fraction,
+            ratio,
+            "ours" if fraction == chosen else "dense",
+            "chosen" if fraction == chosen else "",
+            f"{words.percent(fraction, 0)} removed: {ratio:.3f} of dense INT8",
         )
-        for entry in tried
+        for fraction, ratio in tried
     ]
     line = sorted((point.x, point.y) for point in points)
     drawn = plot.scatter(
@@ -78,8 +78,7 @@ def _tried(found: Mapping[str, Any]) -> Html:
 
 
 def _front(found: Mapping[str, Any]) -> Html:
-    front = [entry for entry in found.get("front") or () if words.finite(entry.get("ms")) is not None]
-    line = sorted((entry["ms"], entry["loss"]) for entry in front if words.finite(entry.get("loss")) is not None)
+    line = sorted(words.points(found.get("front"), "ms", "loss"))
     budget = words.finite(found.get("budget"))
     points = [plot.Point(x, y, "before", "", f"{words.latency(x)}: loss {y:.3g}") for x, y in line]
     chosen, loss = words.finite(found.get("predicted_ms")), words.finite(found.get("loss"))
@@ -99,7 +98,7 @@ def _curves(found: Mapping[str, Any]) -> Html:
     curves = found.get("curves") or {}
     drawn = []
     for name, curve in list(curves.items())[:MOST_CURVES]:
-        points = [(float(entry["width"]), float(entry["loss"])) for entry in curve]
+        points = words.points(curve, "width", "loss")
         if len(points) > 1:
             drawn.append(tag("div", _small(points), tag("p", f"{name}, to {points[-1][0]:.0f} channels")))
     more = f" The first {MOST_CURVES} of {len(curves)} groups." if len(curves) > MOST_CURVES else ""
@@ -132,11 +131,7 @@ def recovery(result: Mapping[str, Any]) -> Html:
     held, training = found.get("selection_accuracy") or {}, found.get("training") or {}
     names = {"dense": "dense", "pruned": "pruned", "repaired": "repaired by least squares", "trained": "fine-tuned"}
     steps = [[names[key], words.percent(held[key])] for key in names if words.finite(held.get(key)) is not None]
-    history = [
-        (float(entry["epoch"]), 100 * float(entry["accuracy"]))
-        for entry in training.get("history") or ()
-        if words.finite(entry.get("accuracy")) is not None and words.finite(entry.get("epoch")) is not None
-    ]
+    history = [(epoch, 100 * value) for epoch, value in words.points(training.get("history"), "epoch", "accuracy")]
     dense = words.finite(held.get("dense"))
     drawn = plot.lines(
         [("after", history)],
@@ -172,7 +167,7 @@ def calibration(result: Mapping[str, Any]) -> Html:
     """Signal to noise of each layer in INT8, the ranges, and whatever looked wrong."""
     found = result.get("quantize") or {}
     ranges = found.get("ranges") or {}
-    layers, tensors = ranges.get("layers") or {}, ranges.get("tensors") or {}
+    layers, tensors = words.entries(ranges.get("layers")), words.entries(ranges.get("tensors"))
     noise = [(str(name), words.finite(entry.get("sqnr_db"))) for name, entry in layers.items()]
     bars = [plot.Bar(f"{name}: {value:.1f} dB", max(0.0, value), None) for name, value in noise if value is not None]
     description = f"Signal to quantisation noise of {len(bars)} layers in decibels; the table below has the numbers."

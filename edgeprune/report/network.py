@@ -53,10 +53,10 @@ def _total(layers: Sequence[Mapping[str, Any]], scale: float) -> list[Any]:
 
 def widths(result: Mapping[str, Any]) -> Html:
     """Output channels of each layer, before and after."""
-    layers = [layer for layer in result.get("layers") or () if len(layer.get("before") or ()) == 2]
+    layers = [layer for layer in result.get("layers") or () if _has_widths(layer)]
     bars = []
     for layer in layers:
-        before, after, gone = layer["before"], layer.get("after") or [0, 0], bool(layer.get("removed"))
+        before, after, gone = layer["before"], layer["after"], bool(layer.get("removed"))
         change = "removed" if gone else f"{after[1]} of {before[1]} channels"
         bars.append(plot.Bar(f"{layer.get('name')}: {change}", float(before[1]), float(after[1]), gone))
     rows = [
@@ -82,8 +82,12 @@ def widths(result: Mapping[str, Any]) -> Html:
     )
 
 
+def _has_widths(layer: Mapping[str, Any]) -> bool:
+    return all(len(layer.get(side) or ()) == 2 for side in ("before", "after"))
+
+
 def _change(layer: Mapping[str, Any], side: int) -> str:
-    before, after = layer["before"][side], (layer.get("after") or [None, None])[side]
+    before, after = layer["before"][side], layer["after"][side]
     if layer.get("removed"):
         return f"{before} → removed"
     return f"{before}" if before == after else f"{before} → {after}"

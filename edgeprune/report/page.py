@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
-from edgeprune.report import evidence, how, network, verdict
+from edgeprune.report import evidence, how, network, verdict, words
 from edgeprune.report.markup import Html, join, tag
 
 # What each section is called in the contents, and who writes it. A section without data does not appear.
@@ -41,7 +41,7 @@ def page(result: Mapping[str, Any]) -> str:
     header = tag("header", tag("p", "edgeprune report", cls="eyebrow"), tag("h1", title), verdict.head(result))
     contents = tag("nav", links, aria_label="Contents")
     foot = "Every figure on this page also stands in result.json, next to it. The page was written by edgeprune"
-    version = (result.get("environment") or {}).get("packages", {}).get("edgeprune", "")
+    version = words.entries(result.get("environment")).get("packages", {}).get("edgeprune", "")
     body = tag(
         "body", header, tag("main", contents, join(bodies.values())), tag("footer", f"{foot} {version}".strip() + ".")
     )

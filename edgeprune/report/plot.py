@@ -88,8 +88,11 @@ def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
 
 def spelled(values: Sequence[float]) -> list[tuple[float, str]]:
     """Numbers of one axis with as many decimals as the one that needs most."""
-    digits = max((len(f"{value:.6g}".partition(".")[2]) for value in values if "e" not in f"{value:.6g}"), default=0)
-    return [(value, f"{value:.{digits}f}" if abs(value) < 1e6 else f"{value:g}") for value in values]
+    short = {value: f"{value:.6g}" for value in values}
+    if any("e" in text for text in short.values()):
+        return list(short.items())
+    digits = max((len(text.partition(".")[2]) for text in short.values()), default=0)
+    return [(value, f"{value:.{digits}f}") for value in values]
 
 
 def padded(values: Sequence[float], share: float = 0.08, zero: bool = False) -> tuple[float, float]:

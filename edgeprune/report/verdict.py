@@ -20,7 +20,9 @@ def _verdict(result: Mapping[str, Any]) -> Html:
     if word == "release" and not failed:
         return tag("div", tag("strong", "Release"), tag("p", _in_a_sentence(result)), cls="verdict release")
     if word in ("refused", "release"):
-        reasons = tag("ul", [tag("li", f"{gate.get('name')}: {gate.get('message')}") for gate in failed])
+        reasons = tag(
+            "ul", [tag("li", f"{gate.get('name')}: {gate.get('message')} {gate.get('remedy')}") for gate in failed]
+        )
         title = f"Refused: {len(failed)} of {len(result.get('gates') or ())} gates failed"
         return tag("div", tag("strong", title), tag("p", _in_a_sentence(result)), reasons, cls="verdict refused")
     hint = "The run has not come to its validation: edgeprune TARGET run RECIPE goes on with it."

@@ -78,7 +78,21 @@ def plain(value: Any) -> str:
         return ", ".join(plain(item) for item in value)
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, float) and not math.isfinite(value):
+        return NONE
     return NONE if value is None or value == "" else str(value)
+
+
+def entries(value: Any) -> dict[str, Mapping[str, Any]]:
+    """The entries of a mapping that are mappings themselves."""
+    found = value if isinstance(value, Mapping) else {}
+    return {str(name): entry for name, entry in found.items() if isinstance(entry, Mapping)}
+
+
+def points(items: Any, x: str, y: str) -> list[tuple[float, float]]:
+    """(x, y) of those entries of a list that have both as finite numbers."""
+    pairs = [(finite(entry.get(x)), finite(entry.get(y))) for entry in items or () if isinstance(entry, Mapping)]
+    return [(first, second) for first, second in pairs if first is not None and second is not None]
 
 
 def latency_of(figures: Any) -> Mapping[str, Any]:

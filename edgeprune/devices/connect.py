@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edgeprune.devices.board import QemuBoard
 from edgeprune.devices.device import AgentDevice
 from edgeprune.devices.qemu_user import QemuUser
 from edgeprune.devices.ssh import Ssh
@@ -32,4 +33,10 @@ def transport(target: Target, device: str = "") -> Transport:
         return Ssh(where or target.connection.address, target.connection.python)
     if name == "qemu-user":
         return QemuUser(where or target.connection.cpu)
-    raise TargetError(f"'{device or name}' is not a way to a device that edgeprune knows.", "Use local.")
+    if name == "qemu-board":
+        cpu, _, option = (where or target.connection.cpu).partition("?")
+        return QemuBoard(cpu or target.connection.cpu, counted=option != "clock=none")
+    raise TargetError(
+        f"'{device or name}' is not a way to a device that edgeprune knows.",
+        "Use local, ssh://HOST, qemu-user://CPU or qemu-board://CPU.",
+    )

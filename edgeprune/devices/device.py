@@ -184,7 +184,7 @@ class AgentDevice:
     # How it is done.
 
     def _connect(self) -> None:
-        link = Link(self._transport.start, self._transport.where)
+        link = Link(self._transport.start, self._transport.where, self._transport.silence_s)
         try:
             self._greeting = link.ask({"op": "hello", "runtime": self._target.runtime}, _timeout())
             self._home = str(self._greeting["home"])

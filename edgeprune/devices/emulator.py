@@ -164,6 +164,11 @@ def apt(arguments: Sequence[str], cwd: Path | None = None) -> str:
     return call(["apt-get", *arguments], cwd, {"APT_CONFIG": str(folder() / "apt" / "apt.conf")})
 
 
+def apt_cache(arguments: Sequence[str]) -> str:
+    """apt-cache with our own configuration."""
+    return call(["apt-cache", *arguments], None, {"APT_CONFIG": str(folder() / "apt" / "apt.conf")})
+
+
 def _configure_apt() -> None:
     base = folder() / "apt"
     for part in ("etc/apt.conf.d", "etc/preferences.d", "state/lists/partial", "cache/archives/partial"):
@@ -231,6 +236,7 @@ def _unpack_root() -> None:
         shutil.rmtree(place / "usr" / "share" / part, ignore_errors=True)
     shutil.rmtree(folder() / "root", ignore_errors=True)
     place.rename(folder() / "root")
+    _precompile(folder() / "root" / "usr" / "lib" / f"python{PYTHON}")
 
 
 def _install_wheels(version: str) -> None:
@@ -251,5 +257,15 @@ def _install_wheels(version: str) -> None:
     call([*pip, *platforms, *options, f"onnxruntime=={version}", "numpy"])
     for part in ("transformers", "tools", "quantization"):
         shutil.rmtree(place / "onnxruntime" / part, ignore_errors=True)
+    _precompile(place)
     shutil.rmtree(site(version), ignore_errors=True)
     place.rename(site(version))
+
+
+def _precompile(place: Path) -> None:
+    """Compile Python files ahead, for under emulation that takes long; bytecode does not depend on the CPU."""
+    base = folder()
+    python: list[str | Path] = [sys.executable]
+    if sys.version_info[:2] != tuple(int(part) for part in PYTHON.split(".")):
+        python = [base / "bin" / "qemu-aarch64", "-L", base / "root", base / "root" / "usr" / "bin" / f"python{PYTHON}"]
+    call([*python, "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", place])

@@ -21,8 +21,6 @@ from edgeprune.errors import (
     JobFailed,
 )
 
-SILENCE_S = 60.0  # the agent says "alive" every few seconds; longer silence means that it is gone
-
 
 class LinkLost(DeviceUnreachable):
     """The way to the device broke, or the agent ended."""
@@ -39,9 +37,9 @@ class AgentError(JobFailed):
 class Link:
     """One agent process and its two pipes."""
 
-    def __init__(self, start: Callable[[IO[bytes]], subprocess.Popen[bytes]], where: str) -> None:
+    def __init__(self, start: Callable[[IO[bytes]], subprocess.Popen[bytes]], where: str, silence_s: float) -> None:
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
-        self._where = where
+        self._where, self._silence_s = where, silence_s
         try:
             self._process = start(self._errors)
         except BaseException:
@@ -59,10 +57,10 @@ class Link:
         number = self.tell({**message, "timeout_s": timeout_s})
         while True:
             try:
-                answer = self._answers.get(timeout=SILENCE_S)
+                answer = self._answers.get(timeout=self._silence_s)
             except queue.Empty:
                 raise LinkLost(
-                    f"{self._where}: silent for {SILENCE_S:.0f} s.", "Is it switched on and connected?"
+                    f"{self._where}: silent for {self._silence_s:.0f} s.", "Is it switched on and connected?"
                 ) from None
             if not answer:
                 raise self._lost()

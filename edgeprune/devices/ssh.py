@@ -50,15 +50,17 @@ class Ssh:
     """
 
     name = "ssh"
-    emulation: Emulation = ""
+    emulation: Emulation
     survives = True
     exclusive = True
     patience: tuple[float, ...] = PATIENCE_S
+    silence_s = 60.0
 
     def __init__(self, address: str, python: str = "", options: Sequence[str] = ()) -> None:
         host, port = parse(address)
         self.where, self._host, self._python = address, host, python or "python3"
         self._port = ["-p", port] if port else []
+        self.emulation = ""
         self._more = list(options)
         self._control = Path(tempfile.mkdtemp(prefix="edgeprune-ssh-"))
         self._session: IO[str] | None = None

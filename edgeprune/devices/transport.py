@@ -25,6 +25,7 @@ class Transport(Protocol):
         emulation: empty on real hardware.
         survives: the agent lives on when the link drops, and can be taken up again.
         exclusive: nothing but edgeprune's jobs runs there, so that even inference waits for a measurement to end.
+        silence_s: an agent that has said nothing for so many seconds is gone; it says something every five of its own.
         patience: seconds to wait before each attempt to take up a broken link.
     """
 
@@ -34,6 +35,7 @@ class Transport(Protocol):
     survives: bool
     exclusive: bool
     patience: tuple[float, ...]
+    silence_s: float
 
     def start(self, errors: IO[bytes]) -> subprocess.Popen[bytes]:
         """Start the agent, or take up its conversation; its standard input and output are the link.
@@ -64,6 +66,7 @@ class Local:
     survives = False
     exclusive = False
     patience: tuple[float, ...] = ()
+    silence_s = 60.0
 
     def __init__(self, python: str = "") -> None:
         self._python = python or sys.executable

@@ -149,15 +149,16 @@ def show_plan(plan: Mapping[str, Any], recipe: Recipe, target: Target, session: 
             click.echo(f"  {label:<24}{number(median(value)):>10} {unit}")
     _layers(plan.get("layers", ()), unit)
     _frozen(plan.get("frozen", ()))
-    good = bool(plan.get("feasible"))
-    word = click.style("FEASIBLE", fg="green", bold=True) if good else click.style("NOT FEASIBLE", fg="red", bold=True)
-    click.echo(f"\n{word}  {plan.get('advice', '')}".rstrip())
+    if plan.get("feasible"):
+        click.echo(f"\n{click.style('FEASIBLE', fg='green', bold=True)}  {plan.get('advice', '')}".rstrip())
+    else:
+        click.echo(f"\n{click.style('NOT FEASIBLE', fg='red', bold=True)}")
 
 
 def _layers(layers: Any, unit: str) -> None:
     if not layers:
         return
-    from rich.markup import escape
+    from rich.text import Text
 
     slowest = sorted(layers, key=lambda layer: -float(layer.get("ms") or 0))[:10]
     title = f"The {len(slowest)} slowest of {len(layers)} layers"
@@ -165,10 +166,10 @@ def _layers(layers: Any, unit: str) -> None:
     for layer in slowest:
         share, frozen = layer.get("share"), layer.get("frozen") or ""
         made.add_row(
-            escape(str(layer["name"])),
+            Text(str(layer["name"])),
             number(layer.get("ms")),
             MISSING if share is None else f"{share:.1%}",
-            escape("yes" if frozen is True else str(frozen)),
+            Text("yes" if frozen is True else str(frozen)),
         )
     click.echo()
     console.show(made)

@@ -62,23 +62,29 @@ class Lines(Silent):
     def __init__(self, write: Callable[[str], None] | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._write = write or (lambda text: click.echo(text, err=True))
         self._clock = clock
-        self._said = clock()
+        self._said = self._began = clock()
 
     def __call__(self, event: Event) -> None:
         """Write a line, at most one in ten seconds while a stage progresses."""
         if event.kind == "progress":
-            if self._clock() - self._said < PLAIN_SECONDS:
-                return
-            share = f"{event.done / event.total:4.0%}  " if event.total else ""
-            self._line(event.stage, f"{share}{event.message}")
+            if self._clock() - self._said >= PLAIN_SECONDS:
+                share = f"{event.done / event.total:4.0%}  " if event.total else ""
+                self._line(event.stage, f"{share}{event.message}")
         elif event.kind == "done":
-            self._line(event.stage, event.message or "done")
+            self._line(event.stage, finished(event.message, self._clock() - self._began))
         else:
-            self._line(event.stage, event.message)
+            if event.kind == "stage":
+                self._began = self._clock()
+            self._line(event.stage, event.message or "...")
 
     def _line(self, stage: str, message: str) -> None:
         self._said = self._clock()
         self._write(f"{stage:<10} {message}".rstrip())
+
+
+def finished(message: str, seconds: float) -> str:
+    """What is said of a stage that is whole; `kept` means that nothing had to be done."""
+    return message if message == "kept" else f"{message or 'done'} in {seconds:.1f} s"
 
 
 class Bars(Silent):
@@ -99,6 +105,7 @@ class Bars(Silent):
             transient=True,
         )
         self._stage = ""
+        self._began = time.monotonic()
         self._task: TaskID | None = None
 
     def __enter__(self) -> Bars:
@@ -117,14 +124,15 @@ class Bars(Silent):
             self._console.print(Text(f"  {'':<10} {event.message}", style="dim"))
         elif event.kind == "done":
             self._finish()
-            self._console.print(Text.assemble(("✓ ", "green"), (f"{event.stage:<10}", "bold"), f" {event.message}"))
+            text = finished(event.message, time.monotonic() - self._began)
+            self._console.print(Text.assemble(("✓ ", "green"), (f"{event.stage:<10}", "bold"), f" {text}"))
         else:
             self._move(event)
 
     def _move(self, event: Event) -> None:
         if self._task is None or event.stage != self._stage:
             self._finish()
-            self._stage = event.stage
+            self._stage, self._began = event.stage, time.monotonic()
             self._task = self._progress.add_task(event.message, total=None, stage=event.stage)
         self._progress.update(
             self._task,

@@ -15,7 +15,7 @@ import msgspec
 
 from edgeprune import target as profiles
 from edgeprune.cli import session
-from edgeprune.errors import GateError, did_you_mean
+from edgeprune.errors import BudgetError, GateError, did_you_mean
 from edgeprune.target import EVIDENCE_LEVELS, Target
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def _override(target: Target, values: dict[str, Any]) -> Target:
     """The target with what the command line changes; takes those values out of `values`."""
     options = dict(target.execution.options)
     for extra in RUNTIME_OPTIONS.get(target.runtime, ()):
-        value = values.pop(extra.key.lower(), None)
+        value = values.pop(extra.key, values.pop(extra.key.lower(), None))
         if value is not None:
             options[extra.key] = value
     threads = values.pop("threads") or target.execution.threads
@@ -167,6 +167,8 @@ def _run_step(
             plan = pipeline.plan(recipe, target, run_dir, device=device, events=events)
             events.close()
             outcome.show_plan(plan, recipe, target, now)
+            if not plan.get("feasible"):
+                raise BudgetError("the budget cannot be met.", str(plan.get("advice", "")))
             return
         until = "package" if step == "run" else step
         try:

@@ -2,12 +2,12 @@
 
 What is read, besides the result:
 
-    RUN/artifacts/                  result["artifact"]["files"] (name -> path in RUN), or else pruned-int8.*
+    RUN/artifacts/                  result["artifact"]: `files` (name -> path in RUN), `options`; or else pruned-int8.*
     RUN/search/plan.json            or recover/plan.json
     RUN/validate/samples.npz        `input` [N, ...] as the artifact takes it; `output`, `output_1`, ... as it gave them
     RUN/validate/preprocessing.json
     RUN/validate/labels.json        the names of the classes, where they are known
-    RUN/recipe.lock.toml
+    RUN/recipe.lock.toml, weights and graphs: only their hashes
 
 The same inputs give the same bytes (see archive.py).
 """
@@ -23,13 +23,14 @@ from typing import Any
 
 import edgeprune
 from edgeprune import target as targets
-from edgeprune.errors import BundleError, GateError
+from edgeprune.config import convert
+from edgeprune.errors import BundleError, GateError, TargetError
 from edgeprune.release import archive, readme, sbom
 from edgeprune.release.signature import SUMS
 from edgeprune.target import Target
 
 MANIFEST = "manifest.json"
-SOURCES = ("recipe.lock.toml", "graph/float.onnx")  # hashed into the manifest where they are
+SOURCES = ("recipe.lock.toml", "recover/weights.safetensors", "quantize/pruned-fp32.onnx", "quantize/pruned-int8.onnx")
 FIGURES = ("dense_fp32", "dense_int8", "pruned_fp32", "pruned_int8", "speedup_vs_dense_int8", "budget_ms", "budget")
 MAIN = (".xml", ".onnx", ".engine", ".plan")  # what a runtime opens comes first
 
@@ -51,11 +52,18 @@ def bundle(run_dir: Path, result: Mapping[str, Any], out: Path, *, licences: Seq
     if result.get("verdict") != "release" or failed or not result.get("gates"):
         reason = f"these gates failed: {', '.join(failed)}" if failed else "no gate has been passed"
         raise GateError(f"{run_dir}: no bundle, as {reason}.", "The report says by how much, and what would help.")
-    profile = targets.load(str(result["target"]))
+    profile = _profile(result)
     artifact = _artifact(run_dir, result, profile)
     members = _contents(run_dir, result, profile, artifact, licences)
     path = out if out.suffix == ".tar" else out / f"{result['name']}-{result['target']}.tar"
     return archive.write(path, members)
+
+
+def _profile(result: Mapping[str, Any]) -> Target:
+    """The target as measured (`profile`, as the command line may have changed it), or else as it is known."""
+    if result.get("profile"):
+        return convert(result["profile"], Target, TargetError, "result.json: profile")
+    return targets.load(str(result["target"]))
 
 
 def _contents(

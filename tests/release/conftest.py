@@ -72,6 +72,8 @@ def _make(run: Path, profile: target.Target):
     (run / "validate" / "preprocessing.json").write_text(json.dumps(preprocessing))
     (run / "validate" / "labels.json").write_text(json.dumps(["ant", "bee", "cat", "dog"]))
     (run / "recipe.lock.toml").write_text("[model]\n")
+    (run / "quantize").mkdir()
+    (run / "quantize" / "pruned-fp32.onnx").write_bytes(source.read_bytes())
     result = json.loads(EXAMPLE.read_text())
     result["name"], result["target"] = "tiny", profile.name
     result["runtime"] = {"name": profile.runtime, "version": runtimes.version(profile.runtime)}

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeprune import release
+from edgeprune import release, target
 from edgeprune.errors import BundleError, GateError
 
 
@@ -51,9 +51,17 @@ def test_everything_is_in_it_and_every_file_is_listed(made, bundle, tmp_path):
         assert hashlib.sha256((root / name).read_bytes()).hexdigest() == digest
     manifest = json.loads((root / "manifest.json").read_text())
     assert manifest["target"]["name"] == made[1]["target"]
-    assert manifest["sources"].keys() >= {"recipe.lock.toml", "graph/float.onnx"}
+    assert manifest["sources"].keys() >= {"recipe.lock.toml", "quantize/pruned-fp32.onnx"}
     assert [gate["name"] for gate in manifest["gates"]] == ["measurement", "proof", "accuracy", "latency", "faster"]
     assert f"artifact/{manifest['artifact']['files'][0]}" in manifest["files"]
+
+
+def test_what_the_command_line_changed_is_in_the_manifest(made, tmp_path):
+    run, result = made
+    profile = target.load(result["target"]).to_dict()
+    profile["execution"]["threads"] = 2
+    root = unpack(release.bundle(run, {**result, "profile": profile}, tmp_path), tmp_path / "unpacked")
+    assert json.loads((root / "manifest.json").read_text())["artifact"]["threads"] == 2
 
 
 def test_bill_of_materials_names_the_measured_runtime(made, bundle, tmp_path):

@@ -1,0 +1,207 @@
+"""The steps of a target: what reaches the pipeline, what is printed, and every way to end badly."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+
+import pytest
+from conftest import Event
+
+from edgeprune.cli.failures import INTERRUPTED
+from edgeprune.cli.progress import Lines
+from edgeprune.cli.steps import STEPS
+from edgeprune.errors import DeviceBusy, GateError
+
+
+@pytest.mark.parametrize("step", [*list(STEPS)[1:], "run"])
+def test_each_step_reaches_the_pipeline(edgeprune_command, project, pipeline, step):
+    done = edgeprune_command("intel-cpu", step, "recipe.toml", "--run-dir", "here", "--device", "board")
+    assert done.exit_code == 0, done.stderr
+    (call,) = pipeline.calls
+    assert call["until"] == ("package" if step == "run" else step)
+    assert (call["run_dir"], call["device"], call["start"]) == (Path("here"), "board", "")
+    assert call["recipe"].name == "tiny"
+    assert call["target"].name == "intel-cpu"
+
+
+def test_options_change_the_target_that_is_run(edgeprune_command, project, pipeline):
+    edgeprune_command("intel-cpu", "run", "recipe.toml", "--streams", "2", "--threads", "4", "--from", "prune")
+    (call,) = pipeline.calls
+    execution = call["target"].execution
+    assert (execution.options["NUM_STREAMS"], execution.threads, call["start"]) == (2, 4, "prune")
+    assert execution.options["PERFORMANCE_HINT"] == "LATENCY"  # the profile's own stay
+
+
+def test_without_options_the_profile_is_left_alone(edgeprune_command, project, pipeline):
+    edgeprune_command("intel-cpu", "run", "recipe.toml")
+    execution = pipeline.calls[0]["target"].execution
+    assert "NUM_STREAMS" not in execution.options
+    assert execution.threads == 1
+
+
+def test_run_ends_with_the_table_the_verdict_and_the_paths(edgeprune_command, project, pipeline):
+    pipeline.bundle = Path("runs/tiny/release/tiny.tar")
+    text = edgeprune_command("intel-cpu", "run", "recipe.toml").stdout
+    for wanted in ("dense FP32", "dense INT8", "pruned INT8", "94.02 %", "0.454", "2.03x", "0.51 MB"):
+        assert wanted in text
+    assert text.index("pruned INT8") < text.index("RELEASE") < text.index("report") < text.index("tiny.tar")
+    assert "all 5 gates hold" in text
+
+
+def test_json_prints_one_object_and_nothing_else(edgeprune_command, project, pipeline):
+    pipeline.events = [Event("stage", "search"), Event("line", "search", "hello"), Event("done", "search")]
+    done = edgeprune_command("intel-cpu", "run", "recipe.toml", "--json")
+    assert done.json["result"]["verdict"] == "release"
+    assert done.json["report"] == "runs/tiny/report.html"
+    assert "hello" in done.stderr
+
+
+def test_quiet_says_only_the_result(edgeprune_command, project, pipeline):
+    pipeline.events = [Event("stage", "search"), Event("line", "search", "hello")]
+    done = edgeprune_command("intel-cpu", "run", "recipe.toml", "--quiet")
+    assert done.stderr == ""
+    assert "RELEASE" in done.stdout
+
+
+def test_plain_lines_where_there_is_no_terminal(edgeprune_command, project, pipeline):
+    pipeline.events = [Event("stage", "search"), Event("line", "search", "half is gone"), Event("done", "search")]
+    lines = edgeprune_command("intel-cpu", "run", "recipe.toml").stderr.splitlines()
+    assert lines[0].split() == ["search", "..."]
+    assert lines[1] == "search     half is gone"
+    assert lines[2].startswith("search     done in ")
+
+
+def test_progress_is_a_line_in_ten_seconds_not_a_thousand():
+    said, now = [], [0.0]
+    lines = Lines(said.append, lambda: now[0])
+    lines(Event("stage", "recover"))
+    for step in range(1000):
+        now[0] = step * 0.05
+        lines(Event("progress", "recover", "epoch", step, 1000))
+    assert 4 <= len(said) <= 6
+    assert said[1].split() == ["recover", "20%", "epoch"]
+
+
+PLAN = {
+    "unit": "ms", "dense_fp32": 2.0, "dense_int8": 1.0, "budget": 0.5, "floor": 0.3, "floor_with_blocks": 0.1,
+    "feasible": True, "advice": "It can.", "frozen": [{"what": "fc", "why": "it is an output"}],
+    "layers": [{"name": "conv[1]", "ms": 0.6, "share": 0.6, "frozen": ""}],
+}  # fmt: skip
+
+
+def test_plan_says_whether_it_can_be_met(edgeprune_command, project, pipeline):
+    pipeline.plan_result = PLAN
+    done = edgeprune_command("intel-cpu", "plan", "recipe.toml")
+    assert done.exit_code == 0, done.stderr
+    for wanted in ("dense INT8", "0.300", "conv[1]", "60.0%", "fc: it is an output", "FEASIBLE  It can."):
+        assert wanted in done.stdout
+    assert edgeprune_command("intel-cpu", "plan", "recipe.toml", "--json").json["plan"] == PLAN
+
+
+def test_plan_that_cannot_be_met_has_the_exit_code_of_a_budget(edgeprune_command, project, pipeline):
+    pipeline.plan_result = {**PLAN, "feasible": False, "advice": "Ask for 0.4 ms."}
+    done = edgeprune_command("intel-cpu", "plan", "recipe.toml")
+    assert done.exit_code == 7
+    assert "NOT FEASIBLE" in done.stdout
+    assert "Ask for 0.4 ms." in done.stderr
+
+
+def refused(run_dir):
+    result = json.loads((Path(__file__).parent.parent / "report" / "example.json").read_text())
+    result["verdict"] = "refused"
+    result["gates"][2].update(passed=False, message="1.2 points too low.", remedy="Train longer.")
+    run_dir.mkdir(parents=True)
+    (run_dir / "result.json").write_text(json.dumps(result))
+    (run_dir / "report.html").write_text("report")
+    error = GateError("1 of 5 gates failed: accuracy.", "Train longer.")
+    error.run_dir = run_dir
+    return error
+
+
+def test_refused_shows_the_table_the_gate_and_the_report(edgeprune_command, project, pipeline):
+    pipeline.error = refused(project / "runs" / "x")
+    done = edgeprune_command("intel-cpu", "run", "recipe.toml")
+    assert done.exit_code == 8
+    for wanted in ("pruned INT8", "REFUSED  1 of 5", "✗ accuracy: 1.2 points too low.", "Train longer.", "report.html"):
+        assert wanted in done.stdout
+    assert "bundle" not in done.stdout
+    assert done.stderr.endswith("Error: 1 of 5 gates failed: accuracy.\n  Train longer.\n")
+
+
+def test_refused_is_still_one_json_object(edgeprune_command, project, pipeline):
+    pipeline.error = refused(project / "runs" / "x")
+    done = edgeprune_command("intel-cpu", "run", "recipe.toml", "--json")
+    assert done.exit_code == 8
+    assert done.json["result"]["verdict"] == "refused"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (DeviceBusy("pi5 is busy.", "Wait."), 6, "Error: pi5 is busy.\n  Wait.\n"),
+        (OSError(errno.ENOSPC, "No space left on device", "runs/x"), 11, "runs/x: the disk is full."),
+        (PermissionError(errno.EACCES, "Permission denied", "runs/x"), 11, "runs/x: cannot be read or written"),
+        (MemoryError(), 11, "out of memory"),
+        (KeyboardInterrupt(), INTERRUPTED, "resume with the same command"),
+        (ZeroDivisionError("division by zero"), 1, "internal error: ZeroDivisionError"),
+    ],
+)
+def test_every_bad_end_is_one_message_and_a_code(edgeprune_command, project, pipeline, error, code, says):
+    pipeline.error = error
+    done = edgeprune_command("intel-cpu", "run", "recipe.toml")
+    assert done.exit_code == code
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_verbose_shows_the_traceback(edgeprune_command, project, pipeline):
+    pipeline.error = DeviceBusy("pi5 is busy.", "Wait.")
+    done = edgeprune_command("intel-cpu", "run", "recipe.toml", "--verbose")
+    assert "Traceback" in done.stderr
+    assert done.stderr.endswith("Error: pi5 is busy.\n  Wait.\n")
+
+
+def test_errors_are_json_too(edgeprune_command, project, pipeline):
+    pipeline.error = DeviceBusy("pi5 is busy.", "Wait.")
+    done = edgeprune_command("intel-cpu", "run", "recipe.toml", "--json")
+    assert done.json == {"error": {"kind": "DeviceBusy", "message": "pi5 is busy.", "remedy": "Wait.", "exit_code": 6}}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("speedup = 1.05", "sped = 1.05", "unknown key [budget] sped.\n  Did you mean 'speedup'?"),
+        ("speedup = 1.05", 'speedup = "fast"', "[budget] speedup: expected"),
+        ("speedup = 1.05", "speedup = 1.0", "speedup is 1; it must be more than 1"),
+        ("speedup = 1.05", "", "exactly one of speedup and latency_ms"),
+        ('[search]\nmethod = "uniform"', "[serach]", "Did you mean 'search'?"),
+        ("[model]", "[model", "not valid TOML"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_before_anything_is_done(edgeprune_command, project, pipeline, old, new, says):
+    text = Path("recipe.toml").read_text()
+    assert old in text
+    Path("recipe.toml").write_text(text.replace(old, new))
+    done = edgeprune_command("intel-cpu", "run", "recipe.toml")
+    assert done.exit_code == 2
+    assert "recipe.toml: " in done.stderr
+    assert says in done.stderr
+    assert not pipeline.calls
+    assert not Path("runs").exists()
+
+
+def test_a_recipe_that_is_not_there(edgeprune_command, pipeline):
+    done = edgeprune_command("intel-cpu", "run", "nowhere.toml")
+    assert done.exit_code == 2
+    assert "nowhere.toml: no such file." in done.stderr
+
+
+def test_a_bad_key_is_refused_before_the_work(edgeprune_command, project, pipeline):
+    pytest.importorskip("cryptography")
+    done = edgeprune_command("intel-cpu", "run", "recipe.toml", "--sign", "nowhere.key")
+    assert done.exit_code == 2
+    assert "openssl genpkey" in done.stderr
+    assert not pipeline.calls

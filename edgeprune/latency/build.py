@@ -1,0 +1,113 @@
+"""From a variant to its artifact, with dummy INT8 ranges and whatever weights there are: latency depends on neither."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx
+
+from edgeprune import quantize, runtimes
+from edgeprune.devices.types import Artifact
+from edgeprune.graph.structure import Structure
+from edgeprune.latency.kernels import Network, precisions, read_network
+from edgeprune.latency.variants import Variant, narrow
+from edgeprune.model.export import export_onnx
+from edgeprune.target import Target
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+@dataclass(frozen=True, eq=False)
+class Built:
+    """A variant as an artifact, and what the join with a profile needs."""
+
+    variant: Variant
+    artifact: Artifact
+    network: Network
+    precision: Mapping[str, str]
+
+
+@dataclass(frozen=True, eq=False)
+class Maker:
+    """Makes artifacts of narrowed networks; see `maker`.
+
+    Attributes:
+        dense: the float graph of the whole network.
+        structure: of the same network.
+        precision: "int8" or "fp32".
+        layers: node name -> "int8" or "float", for networks that keep some layers in float.
+    """
+
+    dense: onnx.ModelProto
+    structure: Structure
+    target: Target
+    folder: Path
+    model: nn.Module
+    example: torch.Tensor
+    precision: str = "int8"
+    layers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def network(self) -> str:
+        """The name of this network's record in a table: its structure, input, and precision."""
+        shape = "x".join(str(size) for size in self.example.shape)
+        floats = sorted(name for name, kind in self.layers.items() if kind == "float")
+        mixed = f" float:{','.join(floats)}" if floats and self.precision == "int8" else ""
+        return f"{self.structure.fingerprint} {shape} {self.precision}{mixed}"
+
+    def float_graph(self, variant: Variant) -> onnx.ModelProto:
+        """The variant's float ONNX: the dense one sliced, or, where that is not valid, cut and exported."""
+        sliced = narrow(self.dense, self.structure, variant)
+        if sliced is not None:
+            return sliced
+        kept = {name: range(units) for name, units in variant.widths.items()}
+        plan = self.structure.plan(kept, variant.removed)
+        return export_onnx(plan.apply(self.model), self.example, self.folder / "variant.float.onnx")
+
+    def build(self, variant: Variant, name: str) -> Built:
+        """Make one artifact.
+
+        Raises ModelError where the runtime refuses the graph, RunError where the folder cannot be written.
+        """
+        graph = self.float_graph(variant)
+        network = read_network(graph)
+        if self.precision == "int8":
+            dialect = runtimes.DIALECTS[self.target.dialect]
+            ranges = quantize.dummy_ranges(graph)
+            present = {node: kind for node, kind in self.layers.items() if node in network.nodes}
+            graph = quantize.apply(graph, ranges, dialect, present)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        source = self.folder / f"{name}.source.onnx"
+        onnx.save(graph, source)
+        try:
+            artifact = runtimes.build(source, self.folder, self.target, name, self.precision)
+        finally:
+            source.unlink(missing_ok=True)
+        return Built(variant, artifact, network, precisions(graph))
+
+    def forget(self, built: Built) -> None:
+        """Delete an artifact's files."""
+        for path in built.artifact.files.values():
+            path.unlink(missing_ok=True)
+
+
+def maker(
+    model: nn.Module,
+    structure: Structure,
+    example: torch.Tensor,
+    target: Target,
+    folder: Path,
+    precision: str = "int8",
+    layers: Mapping[str, str] | None = None,
+    float_onnx: onnx.ModelProto | None = None,
+) -> Maker:
+    """Export the dense network (unless `float_onnx` has it already) and be ready to make variants in `folder`."""
+    example = example[:1].expand(target.execution.batch, *example.shape[1:]).contiguous()
+    if float_onnx is None:
+        float_onnx = export_onnx(model, example, folder / "dense.float.onnx")
+    return Maker(float_onnx, structure, target, folder, model, example, precision, layers or {})

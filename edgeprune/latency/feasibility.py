@@ -1,0 +1,226 @@
+"""Before any training: can the budget be met at all, and where does the time go?
+
+Measured, not predicted: the dense artifact in FP32 and INT8 and a few of the smallest networks that pruning can make
+are
+built with the weights that are there and timed in one interleaved run. Half a minute for ResNet-56.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from edgeprune.devices.types import Device, Unit
+from edgeprune.graph.structure import Structure
+from edgeprune.latency.build import Built, Maker
+from edgeprune.latency.kernels import entries
+from edgeprune.latency.sample import Effort, Measured, attribute, measure_together, profiler_cost
+from edgeprune.latency.sites import find_sites
+from edgeprune.latency.table import Site
+from edgeprune.latency.variants import DENSE, Variant, options
+from edgeprune.recipe import BudgetSection
+from edgeprune.target import Channels
+
+Reach = Literal["channels", "blocks", "no"]
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """Where the dense INT8 network's time goes.
+
+    Attributes:
+        name: the layer; "(rest)" for what belongs to no layer.
+        time: in the unit, scaled so that all add up to the dense latency.
+        share: of the whole.
+        frozen: neither its inputs nor its outputs can be narrowed.
+        why: the first reason that the structure gives, for a frozen layer.
+        block: the removable block that it is in, or "".
+    """
+
+    name: str
+    time: float
+    share: float
+    frozen: bool
+    why: str
+    block: str
+
+
+@dataclass(frozen=True)
+class Feasibility:
+    """What `edgeprune TARGET plan` says. Latencies are in `unit`, as measured.
+
+    Attributes:
+        dense_fp32, dense_int8: the whole network.
+        floor: the fastest network that channels alone can reach.
+        floor_with_blocks: with every removable block gone as well; None when there are none.
+        budget: the latency asked for.
+        speedup: of the budget over dense INT8.
+        max_speedup: of the fastest network measured, over dense INT8.
+        reach: how the budget can be met: by channels alone, only when blocks go too, or not at all.
+        message: yes or no, in one sentence; remedy: what would reach it, when something would.
+        layers: where the time goes, largest first.
+        frozen_share: share of the time in layers that cannot be narrowed and lie in no removable block.
+        spread: how far the two halves of the measurement disagree.
+    """
+
+    unit: Unit
+    dense_fp32: float
+    dense_int8: float
+    floor: float
+    floor_with_blocks: float | None
+    budget: float
+    speedup: float
+    max_speedup: float
+    reach: Reach
+    message: str
+    remedy: str
+    layers: tuple[LayerTime, ...]
+    frozen_share: float
+    spread: float
+
+    @property
+    def possible(self) -> bool:
+        """The budget can be met."""
+        return self.reach != "no"
+
+
+def feasibility(
+    maker: Maker, device: Device, budget: BudgetSection, blocks: bool = True, effort: Effort | None = None
+) -> Feasibility:
+    """Measure and judge.
+
+    Args:
+        maker: of the network in INT8; the FP32 artifact is made from the same float graph.
+        blocks: the recipe lets blocks go.
+
+    Raises DeviceError and what building raises.
+    """
+    effort = effort or Effort(passes=1, rounds=20)
+    structure = maker.structure
+    maker_fp32 = dataclasses.replace(maker, precision="fp32", layers={})
+    dense = maker.build(DENSE, "dense")
+    small = floors(structure, maker.target.channels)
+    names = [f"floor-{index}" for index in range(len(small))]
+    built = [
+        dense,
+        maker_fp32.build(DENSE, "dense-fp32"),
+        *(maker.build(v, name) for v, name in zip(small, names, strict=True)),
+    ]
+    try:
+        found = measure_together(device, built, maker.target.protocol, effort, profile=False)
+        profile = measure_together(device, [dense], maker.target.protocol, Effort(passes=2, rounds=2, runs=1))[0]
+    finally:
+        for one in built[1:]:
+            (maker if one.artifact.precision == "int8" else maker_fp32).forget(one)
+    unit: Unit = maker.target.protocol.unit
+    latency = found[0].latency
+    without = [one.ratio for one in found[2:] if not one.built.variant.removed]
+    everything = [one.ratio for one in found[2:]]
+    wanted = latency / budget.speedup if budget.speedup is not None else float(budget.latency_ms or 0.0)
+    sites = _sites(dense, profile, latency, maker)
+    layers = layer_times(sites, structure, latency)
+    has_blocks = bool(structure.blocks) and blocks
+    reach, message, remedy = judge(
+        wanted / latency,
+        min([1.0, *without]),
+        min([1.0, *everything]) if has_blocks else None,
+        blocks,
+        bool(structure.blocks),
+        latency,
+        unit,
+    )
+    return Feasibility(
+        unit=unit,
+        dense_fp32=found[1].ratio * latency,
+        dense_int8=latency,
+        floor=min([1.0, *without]) * latency,
+        floor_with_blocks=min([1.0, *everything]) * latency if structure.blocks else None,
+        budget=wanted,
+        speedup=latency / wanted,
+        max_speedup=1.0 / min([1.0, *(everything if blocks else without)]),
+        reach=reach,
+        message=message,
+        remedy=remedy,
+        layers=layers,
+        frozen_share=sum(layer.share for layer in layers if layer.frozen and not layer.block),
+        spread=max(one.spread for one in found[1:]),
+    )
+
+
+def floors(structure: Structure, channels: Channels) -> list[Variant]:
+    """Small networks, one of which should be the fastest.
+
+    The narrowest is not always that: some runtimes are slower at 8 channels than at 16. So three widths are tried,
+    each with
+    all blocks and with none.
+    """
+    allowed = options(structure, channels)
+    found = []
+    for least in (channels.minimum, channels.step, 2 * channels.step):
+        widths = {name: next((u for u in units if u >= least), units[-1]) for name, units in allowed.items()}
+        found.append(Variant(widths))
+        if structure.blocks:
+            found.append(Variant(widths, tuple(block.module for block in structure.blocks)))
+    return list({repr(variant): variant for variant in found}.values())
+
+
+def judge(
+    wanted: float, floor: float, floor_blocks: float | None, blocks: bool, any_blocks: bool, dense: float, unit: Unit
+) -> tuple[Reach, str, str]:
+    """How a budget can be met; latencies as fractions of the dense one, `dense` in the unit.
+
+    A budget within 2 % of a floor is not called reachable: at the floor nothing is left to choose.
+    """
+    asked = f"{wanted * dense:.4g} {unit} ({1 / wanted:.2f}x over dense INT8)"
+    if wanted >= 1:
+        return "channels", f"Yes: the dense INT8 artifact already takes {dense:.4g} {unit}; the budget is {asked}.", ""
+    if wanted > floor * 1.02:
+        return "channels", f"Yes: {asked}. Channels alone reach {floor * dense:.4g} {unit} ({1 / floor:.2f}x).", ""
+    if floor_blocks is not None and wanted > floor_blocks * 1.02:
+        return (
+            "blocks",
+            f"Yes, when blocks go: {asked}. Channels alone stop at {floor * dense:.4g} {unit} ({1 / floor:.2f}x).",
+            f"Removing residual blocks as well reaches {floor_blocks * dense:.4g} {unit} ({1 / floor_blocks:.2f}x).",
+        )
+    best = floor if floor_blocks is None else min(floor, floor_blocks)
+    remedy = f"Ask for at most {1 / (best * 1.02):.2f}x (latency of {best * 1.02 * dense:.4g} {unit})"
+    if any_blocks and not blocks:
+        remedy += ", or let whole blocks go: [search] blocks = true"
+    return (
+        "no",
+        f"No: {asked}. The smallest network measured takes {best * dense:.4g} {unit} ({1 / best:.2f}x).",
+        remedy + ".",
+    )
+
+
+def layer_times(sites: Sequence[Site], structure: Structure, latency: float) -> tuple[LayerTime, ...]:
+    """Kernel times by layer, scaled so that they add up to `latency`, largest first."""
+    total = sum(site.time for site in sites) or 1.0
+    by_layer: dict[str, float] = {}
+    block: dict[str, str] = {}
+    for site in sites:
+        name = site.layer or site.node or "(rest)"
+        by_layer[name] = by_layer.get(name, 0.0) + site.time
+        block[name] = site.block
+    free = {la.name: any(s.group is not None for s in (*la.inputs, *la.outputs)) for la in structure.layers}
+    why = {name: item.why for item in reversed(structure.frozen) for name in item.layers}
+    result = [
+        LayerTime(
+            name,
+            time / total * latency,
+            time / total,
+            not free.get(name, False),
+            "" if free.get(name) else why.get(name, ""),
+            block[name],
+        )
+        for name, time in by_layer.items()
+    ]
+    return tuple(sorted(result, key=lambda layer: -layer.time))
+
+
+def _sites(dense: Built, profile: Measured, latency: float, maker: Maker) -> tuple[Site, ...]:
+    kernels = attribute(profile.kernels, latency, profiler_cost(profile.kernels, latency))
+    joined = entries(kernels, dense.network, dense.precision, maker.target.runtime, maker.target.execution.threads)
+    return find_sites(joined, dense.network, maker.structure)

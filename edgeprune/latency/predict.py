@@ -1,0 +1,197 @@
+"""From a table to the latency of any narrowed network: what the search asks.
+
+T(network) = beta + sum over its kernels of alpha[class] * surface[family](c_in, c_out)
+
+Every kernel that depends on the network's choices belongs to one layer (its own kernel and those that follow it), so
+`kernel(layer, c_in, c_out)` sums up to the whole: for any widths and removed blocks,
+`predict` = `beta` + sum of `kernel` over the layers left + sum of `block_overhead` over the blocks left.
+All values are in the table's unit (milliseconds, or instructions on an emulated board), end to end calibrated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeprune.errors import GraphError, MeasurementError, did_you_mean
+from edgeprune.graph.structure import Structure, width
+from edgeprune.latency.fit import Array, Calibration, Cells, calibrate, fit_surface
+from edgeprune.latency.kernels import Family
+from edgeprune.latency.sites import alive, channels
+from edgeprune.latency.table import Record, Site, Table
+from edgeprune.latency.variants import DENSE, Variant
+
+
+class PlanLike(Protocol):
+    """What `predict` needs of a plan."""
+
+    @property
+    def kept(self) -> Mapping[str, Sequence[int]]: ...
+
+    @property
+    def removed(self) -> Sequence[str]: ...
+
+
+class Predictor:
+    """Predicts one network's latency from a table that has its sites.
+
+    Raises MeasurementError when the table has never seen the network.
+    """
+
+    def __init__(self, table: Table, structure: Structure, network: str) -> None:
+        """`network` is the record's name in the table (`sample.network_id`)."""
+        if network not in table.networks:
+            raise MeasurementError(
+                "the latency table does not know this network.", "Profile it: edgeprune TARGET profile RECIPE."
+            )
+        self.record: Record = table.networks[network]
+        self.unit = table.unit
+        self._layers = {layer.name: layer for layer in structure.layers}
+        self._structure = structure
+        self._surfaces = {family: fit_surface(cells) for family, cells in _cells(table, self.record.sites).items()}
+        self._own: dict[str, list[Site]] = {}
+        for site in self.record.sites:
+            self._own.setdefault(site.layer, []).append(site)
+        self._memo: dict[tuple[Family, int, int], float] = {}
+        self._prefill()
+        self.calibration = self._calibrate()
+        fixed = [site for site in self._own.get("", []) if not site.block]
+        self._beta = self.calibration.beta + sum(self._scaled(site, site.c_in, site.c_out) for site in fixed)
+
+    @property
+    def beta(self) -> float:
+        """What no choice of widths and blocks changes."""
+        return self._beta
+
+    @property
+    def dense(self) -> float:
+        """Measured latency of the dense artifact, the anchor."""
+        return self.record.dense
+
+    def kernel(self, layer: str, c_in: int, c_out: int) -> float:
+        """What one layer costs with these channels: its own kernel, and the additions and pools that follow it."""
+        return float(self.matrix(layer, (c_in,), (c_out,))[0, 0])
+
+    def matrix(self, layer: str, c_ins: Sequence[int], c_outs: Sequence[int]) -> Array:
+        """`kernel` for all pairs: [len(c_ins), len(c_outs)]. A depthwise layer takes its channels from `c_outs`."""
+        if layer not in self._layers:
+            raise GraphError(f"There is no layer '{layer}' in this network.", did_you_mean(layer, self._layers))
+        ins, outs = np.meshgrid(np.asarray(c_ins, np.float64), np.asarray(c_outs, np.float64), indexing="ij")
+        total: Array = np.zeros_like(ins)
+        described = self._layers[layer]
+        for site in self._own.get(layer, []):
+            alpha = self._alpha(site.family)
+            if site.side == "both":
+                first = ins if site.family.paired else outs
+                total = total + alpha * self._surfaces[site.family](first, outs)
+            else:
+                axis, now = (described.outputs, outs) if site.side == "out" else (described.inputs, ins)
+                share = now / width(axis, {})
+                total = total + alpha * self._surfaces[site.family](
+                    np.maximum(np.round(site.c_in * share), 1), np.maximum(np.round(site.c_out * share), 1)
+                )
+        return total
+
+    def block_overhead(self, module: str) -> float:
+        """What vanishes with a block beyond the `kernel` of its layers."""
+        return sum(self._scaled(site, site.c_in, site.c_out) for site in self._own.get("", []) if site.block == module)
+
+    def predict(self, network: Variant | PlanLike | Mapping[str, int]) -> float:
+        """Latency of a variant, a plan, or widths by group."""
+        variant = as_variant(network)
+        sums = self._sums(variant)
+        return self.calibration.beta + sum(
+            self.calibration.alpha.get(name, 1.0) * value for name, value in sums.items()
+        )
+
+    def layers(self, network: Variant | PlanLike | Mapping[str, int] = DENSE) -> dict[str, float]:
+        """Layer -> its `kernel` in this network, in graph order; layers of removed blocks are left out."""
+        variant = as_variant(network)
+        result: dict[str, float] = {}
+        for site in alive(self.record.sites, variant.removed):
+            if site.layer:
+                c_in, c_out = channels(site, self._layers, variant.widths)
+                result[site.layer] = result.get(site.layer, 0.0) + self._scaled(site, c_in, c_out)
+        return result
+
+    def unmeasured(self, network: Variant | PlanLike | Mapping[str, int]) -> list[Site]:
+        """The sites whose cell in this network was never measured: what a lazy table still has to fill."""
+        variant = as_variant(network)
+        found = []
+        for site in alive(self.record.sites, variant.removed):
+            if self._surfaces[site.family].distance(*channels(site, self._layers, variant.widths)) > 1e-9:
+                found.append(site)
+        return found
+
+    def _alpha(self, family: Family) -> float:
+        return self.calibration.alpha.get(family.cls, 1.0)
+
+    def _scaled(self, site: Site, c_in: int, c_out: int) -> float:
+        return self._alpha(site.family) * self._time(site.family, c_in, c_out)
+
+    def _time(self, family: Family, c_in: int, c_out: int) -> float:
+        key = (family, c_in, c_out)
+        if key not in self._memo:
+            self._memo[key] = float(self._surfaces[family](np.array([c_in]), np.array([c_out]))[0])
+        return self._memo[key]
+
+    def _prefill(self) -> None:
+        """All cells that the recorded runs use, a family at a time: far faster than one by one."""
+        wanted: dict[Family, set[tuple[int, int]]] = {}
+        for run in self.record.runs:
+            for site in self.record.sites:
+                wanted.setdefault(site.family, set()).add(channels(site, self._layers, run.widths))
+        for family, pairs in wanted.items():
+            points = np.array(sorted(pairs), np.float64)
+            for (c_in, c_out), value in zip(
+                sorted(pairs), self._surfaces[family](points[:, 0], points[:, 1]), strict=True
+            ):
+                self._memo[family, c_in, c_out] = float(value)
+
+    def _sums(self, variant: Variant) -> dict[str, float]:
+        """Kernel class -> sum of uncalibrated kernel times."""
+        sums: dict[str, float] = {}
+        for site in alive(self.record.sites, variant.removed):
+            time = self._time(site.family, *channels(site, self._layers, variant.widths))
+            sums[site.family.cls] = sums.get(site.family.cls, 0.0) + time
+        return sums
+
+    def _calibrate(self) -> Calibration:
+        runs = self.record.runs
+        sums = [self._sums(Variant(run.widths, run.removed)) for run in runs]
+        weight = [1.0 / max(run.spread, 0.01) ** 0.5 for run in runs]
+        middle = float(np.median(weight)) if weight else 1.0
+        if not runs:
+            total = sum(self._sums(DENSE).values())
+            classes = dict.fromkeys(self._sums(DENSE), min(1.0, self.dense / total))
+            return Calibration(classes, max(0.0, self.dense - total), 0, float("nan"))
+        return calibrate(sums, [run.ratio * self.dense for run in runs], [value / middle for value in weight])
+
+
+def as_variant(network: Variant | PlanLike | Mapping[str, int] | Any) -> Variant:
+    """A plan or widths by group as a variant."""
+    if isinstance(network, Variant):
+        return network
+    if isinstance(network, Mapping):
+        return Variant(network)
+    return Variant({name: len(units) for name, units in network.kept.items()}, tuple(network.removed))
+
+
+def _cells(table: Table, sites: Sequence[Site]) -> dict[Family, Cells]:
+    wanted = {site.family.id: site.family for site in sites}
+    rows: dict[str, list[tuple[float, float, float, float]]] = {}
+    for (name, c_in, c_out), cell in table.cells.items():
+        if name in wanted:
+            rows.setdefault(name, []).append((c_in, c_out, cell.median, cell.noise))
+    for site in sites:
+        found = rows.setdefault(site.family.id, [])
+        if not found:
+            found.append((site.c_in, site.c_out, site.time, 0.1))
+    return {wanted[name]: Cells(*(_column(lines, i) for i in range(4))) for name, lines in rows.items()}
+
+
+def _column(rows: list[tuple[float, float, float, float]], index: int) -> NDArray[np.float64]:
+    return np.array([row[index] for row in rows], np.float64)

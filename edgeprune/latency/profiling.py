@@ -1,0 +1,152 @@
+"""`edgeprune TARGET profile`: build a network's table on the device, and say how good it is on unseen networks.
+
+First random variants are measured into the table, then others that it has not seen: those are predicted before they
+are measured. The error is that of the prediction made before, so it is honest; afterwards they join the table too.
+A model that knows only multiply-accumulates is fitted to the same runs, as the yardstick.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgeprune.devices.types import Device
+from edgeprune.graph.structure import Structure
+from edgeprune.latency.build import Maker
+from edgeprune.latency.fit import Array
+from edgeprune.latency.predict import Predictor
+from edgeprune.latency.sample import QUICK, Effort, Progress, extend
+from edgeprune.latency.table import Run, Table
+from edgeprune.latency.variants import Variant, draw
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Relative errors |predicted / measured - 1| over networks.
+
+    Attributes:
+        median, p90, worst: of the absolute error; bias: median of the signed one.
+    """
+
+    median: float
+    p90: float
+    worst: float
+    bias: float
+    count: int
+
+
+@dataclass(frozen=True, eq=False)
+class Profile:
+    """A table that is ready to predict, and the account of how it was made.
+
+    Attributes:
+        errors: on the unseen networks; by_macs: of the model that knows only MACs, on the same networks.
+        predicted, measured: of the unseen networks, latency over the dense one's.
+        seconds, networks, cells: what it cost, and the number of cells that the table has of this network's families.
+    """
+
+    table: Table
+    predictor: Predictor
+    errors: Errors
+    by_macs: Errors
+    predicted: tuple[float, ...]
+    measured: tuple[float, ...]
+    predicted_by_macs: tuple[float, ...]
+    seconds: float
+    networks: int
+    cells: int
+
+
+def profile(
+    table: Table,
+    device: Device,
+    maker: Maker,
+    count: int = 40,
+    unseen: int = 10,
+    effort: Effort | None = None,
+    blocks: bool = True,
+    seed: int = 0,
+    progress: Progress | None = None,
+    keep: Callable[[Table], None] | None = None,
+) -> Profile:
+    """Measure `count` random variants, then test on `unseen` others.
+
+    Raises MeasurementError when the device is too noisy, DeviceError for the device's own trouble.
+    """
+    began = time.monotonic()
+    structure, steps = maker.structure, maker.target.channels
+    known = {run.key for run in table.networks[maker.network].runs} if maker.network in table.networks else set()
+    total = count + unseen
+
+    def shift(by: int) -> Progress | None:
+        return (lambda done, _, what: progress(done + by, total, what)) if progress else None
+
+    table = extend(table, device, maker, draw(structure, steps, count, seed, blocks), effort, shift(0), keep)
+    predictor = Predictor(table, structure, maker.network)
+    seen = {run.key for run in table.networks[maker.network].runs}
+    full = extend(table, device, maker, draw(structure, steps, unseen, seed + 1, blocks), effort, shift(count), keep)
+    new = [run for run in full.networks[maker.network].runs if run.key not in seen]
+    measured = np.array([run.ratio for run in new])
+    predicted = np.array([predictor.predict(variant(run)) / predictor.dense for run in new])
+    by_macs = macs_model(structure, table.networks[maker.network].runs, new)
+    after = Predictor(full, structure, maker.network)
+    runs = full.networks[maker.network].runs
+    return Profile(
+        table=full,
+        predictor=after,
+        errors=errors(predicted, measured),
+        by_macs=errors(by_macs, measured),
+        predicted=tuple(predicted.tolist()),
+        measured=tuple(measured.tolist()),
+        predicted_by_macs=tuple(by_macs.tolist()),
+        seconds=time.monotonic() - began,
+        networks=len([run for run in runs if run.key not in known]),
+        cells=len({key for key in full.cells if key[0] in {s.family.id for s in after.record.sites}}),
+    )
+
+
+def quick(
+    table: Table,
+    device: Device,
+    maker: Maker,
+    blocks: bool = True,
+    progress: Progress | None = None,
+    keep: Callable[[Table], None] | None = None,
+) -> Profile:
+    """The cheap table: enough for closure to finish the work, in under a minute for ResNet-56 on two quiet cores."""
+    return profile(table, device, maker, 16, 4, QUICK, blocks, progress=progress, keep=keep)
+
+
+def variant(run: Run) -> Variant:
+    """The network of a run."""
+    return Variant(run.widths, run.removed)
+
+
+def errors(predicted: Array, measured: Array) -> Errors:
+    """Summary of relative errors; NaN where there is no network."""
+    if not len(measured):
+        return Errors(float("nan"), float("nan"), float("nan"), float("nan"), 0)
+    signed = predicted / measured - 1
+    size = np.abs(signed)
+    return Errors(
+        float(np.median(size)), float(np.quantile(size, 0.9)), float(size.max()), float(np.median(signed)), len(size)
+    )
+
+
+def macs(structure: Structure, network: Variant) -> float:
+    """Multiply-accumulates of one example."""
+    gone = {layer for block in structure.blocks if block.module in network.removed for layer in block.layers}
+    return float(sum(layer.macs_at(network.widths) for layer in structure.layers if layer.name not in gone))
+
+
+def macs_model(structure: Structure, runs: Sequence[Run], new: Sequence[Run]) -> Array:
+    """Latency as an affine function of MACs, least squares of relative errors on `runs`, predicted for `new`."""
+    x = np.array([[1.0, macs(structure, variant(run))] for run in runs])
+    y = np.array([run.ratio for run in runs])
+    scale = x.max(axis=0)
+    solution, *_ = np.linalg.lstsq(x / scale / y[:, None], np.ones_like(y), rcond=None)
+    result: Array = np.array([[1.0, macs(structure, variant(run))] for run in new]).reshape(-1, 2) / scale @ solution
+    return result

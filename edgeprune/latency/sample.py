@@ -1,0 +1,327 @@
+"""Whole-network sampling: profile and time narrowed networks on the device, interleaved with the dense anchor.
+
+The protocol, against a device whose speed drifts and that others may be using:
+
+- The dense artifact is the anchor: it is timed with every batch of variants, in the same interleaved short rounds.
+- End to end, a variant is recorded as a *ratio* to the anchor of the same rounds, so that drift cancels.
+- The profiler says how a network's time divides among its kernels, the interleaved measurement how much it is: a
+  kernel's time is its share of the profile (less the profiler's own cost a kernel) times the end-to-end latency.
+  Profiles are taken at another moment than the rounds, often at another speed; shares do not depend on it.
+- A noisy batch is timed again. A network whose latency still cannot be told within `Effort.max_spread` is refused and
+  said so; when that happens to half of all, MeasurementError.
+
+One whole network gives as many cells as it has kernels, each with its true neighbours, layout and cache state.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import numpy as np
+
+from edgeprune.devices.types import Device, KernelTime, Loaded
+from edgeprune.errors import MeasurementError
+from edgeprune.latency.build import Built, Maker
+from edgeprune.latency.kernels import Entry, Family, entries
+from edgeprune.latency.sites import find_sites
+from edgeprune.latency.table import Cell, Record, Run, Table
+from edgeprune.latency.variants import DENSE, Variant
+from edgeprune.target import Protocol
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int, str], None]  # done, of how many, what
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured; the defaults suit networks of about a millisecond.
+
+    Attributes:
+        batch: variants that are loaded and interleaved together.
+        passes: profiles of each network.
+        profile_runs: executions in one profile.
+        rounds, runs: of the end-to-end measurement: many short rounds, so that a quiet moment of each network is
+            caught.
+        good_spread: a batch whose rounds' halves differ by more is timed again, `retries` times.
+        max_spread: where they still differ by more than this, a network's latency is not recorded.
+    """
+
+    batch: int = 4
+    passes: int = 1
+    profile_runs: int = 24
+    rounds: int = 24
+    runs: int = 3
+    good_spread: float = 0.03
+    max_spread: float = 0.12
+    retries: int = 2
+
+    def for_latency(self, dense: float, unit: str) -> Effort:
+        """Fewer runs where one takes long, and on an instruction clock, which repeats within 0.2 %."""
+        if unit == "instructions":
+            return dataclasses.replace(self, passes=1, profile_runs=3, rounds=2, runs=2)
+        share = min(1.0, max(0.3, 2.0 / dense))
+        return dataclasses.replace(
+            self, profile_runs=max(4, round(self.profile_runs * share)), rounds=max(8, round(self.rounds * share))
+        )
+
+
+QUICK = Effort(profile_runs=12, rounds=16, retries=1)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One network of a batch: kernel medians (least of several profiles), and round medians beside the anchor's.
+
+    Attributes:
+        rounds, anchor: medians of each round, of this network and of the anchor, in the device's unit.
+    """
+
+    built: Built
+    kernels: tuple[KernelTime, ...]
+    rounds: tuple[float, ...]
+    anchor: tuple[float, ...]
+
+    @property
+    def latency(self) -> float:
+        """End to end, in the device's unit."""
+        return quiet(self.rounds)
+
+    @property
+    def ratio(self) -> float:
+        """Latency over the anchor's."""
+        return quiet(self.rounds) / quiet(self.anchor)
+
+    @property
+    def spread(self) -> float:
+        """How far the even and the odd rounds disagree about the ratio (relative)."""
+        if len(self.rounds) < 4:
+            return float(np.ptp(self.rounds) / min(self.rounds)) / 2
+        halves = [quiet(self.rounds[i::2]) / quiet(self.anchor[i::2]) for i in (0, 1)]
+        return abs(halves[0] - halves[1]) / self.ratio
+
+    def and_again(self, other: Measured) -> Measured:
+        """Both measurements of one network as one."""
+        kernels = least([self.kernels, other.kernels])
+        return Measured(self.built, kernels, self.rounds + other.rounds, self.anchor + other.anchor)
+
+
+def quiet(rounds: Sequence[float]) -> float:
+    """The 20 % quantile of the rounds' medians: the latency while nothing interferes (interference only ever adds)."""
+    return float(np.quantile(np.asarray(rounds), 0.2))
+
+
+def measure_together(
+    device: Device, networks: Sequence[Built], protocol: Protocol, effort: Effort, profile: bool = True
+) -> list[Measured]:
+    """Profile and time networks together; the first is the anchor. Raises DeviceError."""
+    loaded: list[Loaded] = []
+    try:
+        for built in networks:
+            loaded.append(device.load(built.artifact))
+        profiles: list[list[Sequence[KernelTime]]] = [[] for _ in loaded]
+        for _ in range(effort.passes if profile else 0):
+            for found, one in zip(profiles, loaded, strict=True):
+                found.append(device.profile(one, effort.profile_runs))
+        timings = device.measure(loaded, _protocol(protocol, effort))
+    finally:
+        for one in loaded:
+            device.unload(one)
+    anchor = timings[0].rounds
+    return [
+        Measured(built, least(found), timing.rounds, anchor)
+        for built, found, timing in zip(networks, profiles, timings, strict=True)
+    ]
+
+
+def _protocol(protocol: Protocol, effort: Effort) -> Protocol:
+    """The target's protocol with our number of runs; noise is judged here, on ratios."""
+    import msgspec
+
+    return msgspec.structs.replace(
+        protocol,
+        runs=effort.runs,
+        rounds=effort.rounds,
+        warmup_runs=min(protocol.warmup_runs, 5),
+        min_seconds=0.0,
+        max_spread=1.0,
+    )
+
+
+def least(profiles: Sequence[Sequence[KernelTime]]) -> tuple[KernelTime, ...]:
+    """Each kernel with the least of its medians over several profiles, in the order of the first."""
+    if not profiles:
+        return ()
+    best = {kernel.name: kernel for kernel in profiles[0]}
+    for kernel in (kernel for profile in profiles[1:] for kernel in profile):
+        if kernel.name in best and kernel.median < best[kernel.name].median:
+            best[kernel.name] = kernel
+    runs = {name: sum(k.count for profile in profiles for k in profile if k.name == name) for name in best}
+    return tuple(dataclasses.replace(kernel, count=runs[name]) for name, kernel in best.items())
+
+
+def profiler_cost(kernels: Sequence[KernelTime], latency: float) -> float:
+    """What the profiler adds to each kernel: what the dense network's sum has over its latency, a kernel.
+
+    At most half of a small kernel, since the rest of the difference may be the device's speed of the moment.
+    """
+    times = [kernel.median for kernel in kernels]
+    return float(np.clip((sum(times) - latency) / len(times), 0.0, 0.5 * np.quantile(times, 0.1)))
+
+
+def attribute(kernels: Sequence[KernelTime], latency: float, cost: float) -> list[KernelTime]:
+    """Kernels whose times add up to `latency`, in the proportions of the profile less `cost` each."""
+    bare = [max(kernel.median - cost, 0.1 * kernel.median) for kernel in kernels]
+    scale = latency / sum(bare)
+    return [
+        dataclasses.replace(kernel, median=time * scale, mad=kernel.mad * scale)
+        for kernel, time in zip(kernels, bare, strict=True)
+    ]
+
+
+def start(table: Table, device: Device, maker: Maker, effort: Effort) -> tuple[Table, Built]:
+    """Build the dense artifact; the first time, profile and time it, and record its sites and its latency."""
+    dense = maker.build(DENSE, "dense")
+    if maker.network in table.networks:
+        return table, dense
+    twice = dataclasses.replace(effort, passes=2 * effort.passes, rounds=2 * effort.rounds)
+    found = measure_together(device, [dense], maker.target.protocol, twice)[0]
+    cost = profiler_cost(found.kernels, found.latency)
+    joined = _join(found, found.latency, cost, table, maker)
+    sites = find_sites(joined, dense.network, maker.structure)
+    run = Run({}, (), 1.0, 0.01, today())
+    table = table.with_cells(_cells([joined]))
+    return table.with_network(maker.network, Record(found.latency, cost, sites, (run,))), dense
+
+
+def extend(
+    table: Table,
+    device: Device,
+    maker: Maker,
+    variants: Sequence[Variant],
+    effort: Effort | None = None,
+    progress: Progress | None = None,
+    keep: Callable[[Table], None] | None = None,
+) -> Table:
+    """Measure variants and add their cells and runs to the table.
+
+    Args:
+        table: networks that it has runs of already are not measured again, so an interrupted call resumes.
+        effort: default by the dense network's latency.
+        progress: called after each batch.
+        keep: called with the table after each batch, to save it.
+
+    Raises:
+        MeasurementError: half of the networks stayed too noisy.
+        DeviceError: the device's own trouble.
+    """
+    table, dense = start(table, device, maker, effort or Effort())
+    effort = (effort or Effort()).for_latency(table.networks[maker.network].dense, table.unit)
+    known = {run.key for run in table.networks[maker.network].runs}
+    wanted = [variant for variant in _distinct(variants) if _key(variant) not in known]
+    refused = 0
+    for index, batch in enumerate(_batches(wanted, effort.batch)):
+        built = [maker.build(variant, f"variant-{i}") for i, variant in enumerate(batch)]
+        try:
+            found = _measure_quietly(device, [dense, *built], maker.target.protocol, effort)
+        finally:
+            for one in built:
+                maker.forget(one)
+        noisy = [one for one in found[1:] if one.spread > effort.max_spread]
+        refused += len(noisy)
+        table = record(table, maker, found, effort.max_spread)
+        reason = _reason(noisy, effort)
+        if reason:
+            log.info("%s", reason)
+        if progress:
+            progress(min((index + 1) * effort.batch, len(wanted)), len(wanted), reason)
+        if keep:
+            keep(table)
+    if refused * 2 > max(2, len(wanted)):
+        raise MeasurementError(
+            f"{refused} of {len(wanted)} networks could not be timed: {_reason(noisy, effort) or 'too noisy'}.",
+            "Close what else runs on the device, or lock its clocks, and profile again; what was good is kept.",
+        )
+    return table
+
+
+def _reason(noisy: Sequence[Measured], effort: Effort) -> str:
+    if not noisy:
+        return ""
+    widest = max(one.spread for one in noisy)
+    return f"the two halves of a measurement differ by {widest:.0%}, allowed are {effort.max_spread:.0%}"
+
+
+def _measure_quietly(device: Device, networks: Sequence[Built], protocol: Protocol, effort: Effort) -> list[Measured]:
+    """Measure, and once more (both count) while half of the networks are noisier than wished for."""
+    found = measure_together(device, networks, protocol, effort)
+    for _ in range(effort.retries):
+        if float(np.median([one.spread for one in found[1:]])) <= effort.good_spread:
+            break
+        again = measure_together(device, networks, protocol, effort, profile=False)
+        found = [old.and_again(new) for old, new in zip(found, again, strict=True)]
+    return found
+
+
+def record(table: Table, maker: Maker, found: Sequence[Measured], max_spread: float) -> Table:
+    """The table with the cells of networks measured together (anchor first), and the runs that are quiet enough."""
+    network = table.networks[maker.network]
+    cost = network.profiler_cost
+    if found[0].kernels:  # the profiler slows down as the device does
+        at_first = sum(site.time for site in network.sites) + cost * len(found[0].kernels)
+        cost *= sum(kernel.median for kernel in found[0].kernels) / at_first
+    good = [one for one in found[1:] if one.spread <= max_spread]
+    joined = [_join(one, one.ratio * network.dense, cost, table, maker) for one in good if one.kernels]
+    if found[0].kernels and good:
+        joined.append(_join(found[0], network.dense, cost, table, maker))
+    runs = [
+        Run(dict(one.built.variant.widths), tuple(one.built.variant.removed), one.ratio, one.spread, today())
+        for one in good
+    ]
+    return table.with_cells(_cells(joined)).with_runs(maker.network, runs)
+
+
+def _join(one: Measured, latency: float, cost: float, table: Table, maker: Maker) -> list[Entry]:
+    kernels = attribute(one.kernels, latency, cost)
+    threads = maker.target.execution.threads
+    return entries(kernels, one.built.network, one.built.precision, runtime_name(table), threads)
+
+
+def _cells(joined: Sequence[Sequence[Entry]]) -> Iterator[tuple[Family, int, int, Cell]]:
+    """One cell a kernel; within one network, kernels of equal cells are one sample: their median."""
+    for network in joined:
+        same: dict[tuple[Family, int, int], list[Entry]] = {}
+        for entry in network:
+            same.setdefault((entry.family, entry.c_in, entry.c_out), []).append(entry)
+        for (family, c_in, c_out), group in same.items():
+            time = float(np.median([entry.time for entry in group]))
+            mad = float(np.median([entry.mad for entry in group]))
+            yield family, c_in, c_out, Cell((time,), mad, sum(e.count for e in group), today(), group[0].implementation)
+
+
+def _distinct(variants: Sequence[Variant]) -> list[Variant]:
+    return list({_key(variant): variant for variant in variants}.values())
+
+
+def _key(variant: Variant) -> str:
+    return Run(variant.widths, tuple(variant.removed), 0.0, 0.0, "").key
+
+
+def _batches(items: Sequence[Variant], size: int) -> Iterator[Sequence[Variant]]:
+    for begin in range(0, len(items), size):
+        yield items[begin : begin + size]
+
+
+def runtime_name(table: Table) -> str:
+    """The runtime and its version, as kernel keys name it."""
+    fingerprint: Mapping[str, object] = table.fingerprint
+    return f"{fingerprint.get('runtime', 'runtime')} {fingerprint.get('runtime_version', '')}".strip()
+
+
+def today() -> str:
+    """The date, UTC, ISO."""
+    return datetime.now(UTC).date().isoformat()

@@ -1,0 +1,240 @@
+"""Sampling, prediction and closure on a device whose truth is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from simulated import SimulatedDevice
+
+from edgeprune.errors import BudgetError, MeasurementError
+from edgeprune.latency.build import Maker
+from edgeprune.latency.closure import close
+from edgeprune.latency.feasibility import feasibility
+from edgeprune.latency.predict import Predictor
+from edgeprune.latency.profiling import profile
+from edgeprune.latency.sample import Effort, extend
+from edgeprune.latency.table import Table
+from edgeprune.latency.variants import DENSE, Variant, draw, floor, options
+from edgeprune.recipe import BudgetSection
+
+EFFORT = Effort(profile_runs=4, rounds=6, runs=2, retries=0)
+
+
+def empty(device: SimulatedDevice) -> Table:
+    return Table(device.probe().fingerprint)
+
+
+def truth(device: SimulatedDevice, maker: Maker, variant: Variant) -> float:
+    """The simulated device's latency of a variant over the dense one's, without noise."""
+    found = []
+    for which in (variant, DENSE):
+        built = maker.build(which, "truth")
+        opened = device.load(built.artifact)
+        found.append(opened.truth)
+        device.unload(opened)
+    return found[0] / found[1]
+
+
+@pytest.fixture(scope="module")
+def noisy_table(tmp_path_factory: pytest.TempPathFactory, prepared: Any) -> tuple[Maker, Table]:
+    from edgeprune import target as targets
+    from edgeprune.latency.build import maker
+
+    folder = tmp_path_factory.mktemp("noisy")
+    made = maker(
+        prepared.model,
+        prepared.structure,
+        prepared.example,
+        targets.load("x86-onnxruntime"),
+        folder,
+        float_onnx=prepared.dense,
+    )
+    device = SimulatedDevice(noise=0.02, drift=0.0005)
+    variants = draw(made.structure, made.target.channels, 24, seed=1)
+    return made, extend(empty(device), device, made, variants, EFFORT)
+
+
+def test_unseen_networks_are_predicted_through_noise_and_drift(noisy_table: tuple[Maker, Table]) -> None:
+    made, table = noisy_table
+    predictor = Predictor(table, made.structure, made.network)
+    device = SimulatedDevice()
+    errors = [
+        predictor.predict(variant) / predictor.dense / truth(device, made, variant) - 1
+        for variant in draw(made.structure, made.target.channels, 20, seed=2)
+    ]
+    assert float(np.median(np.abs(errors))) < 0.03
+    assert float(np.quantile(np.abs(errors), 0.9)) < 0.08
+
+
+def test_prediction_is_beta_plus_its_layers_and_blocks(noisy_table: tuple[Maker, Table]) -> None:
+    """The identity that the search relies on."""
+    from edgeprune.graph.structure import width
+
+    made, table = noisy_table
+    predictor = Predictor(table, made.structure, made.network)
+    for variant in draw(made.structure, made.target.channels, 6, seed=5):
+        total = predictor.beta
+        gone = {name for block in made.structure.blocks if block.module in variant.removed for name in block.layers}
+        for layer in made.structure.layers:
+            if layer.name not in gone:
+                total += predictor.kernel(
+                    layer.name, width(layer.inputs, variant.widths), width(layer.outputs, variant.widths)
+                )
+        total += sum(
+            predictor.block_overhead(b.module) for b in made.structure.blocks if b.module not in variant.removed
+        )
+        assert total == pytest.approx(predictor.predict(variant), rel=1e-6)
+        assert sum(predictor.layers(variant).values()) + predictor.beta == pytest.approx(total, rel=1e-6)
+
+
+def test_the_matrix_is_the_kernel_at_every_pair(noisy_table: tuple[Maker, Table]) -> None:
+    made, table = noisy_table
+    predictor = Predictor(table, made.structure, made.network)
+    matrix = predictor.matrix("first.conv2", (8, 24, 48), (16, 32))
+    assert matrix.shape == (3, 2)
+    for i, c_in in enumerate((8, 24, 48)):
+        for j, c_out in enumerate((16, 32)):
+            assert matrix[i, j] == pytest.approx(predictor.kernel("first.conv2", c_in, c_out))
+    assert matrix[2, 1] > matrix[0, 1]
+
+
+def test_plans_variants_and_widths_are_predicted_alike(noisy_table: tuple[Maker, Table]) -> None:
+    made, table = noisy_table
+    predictor = Predictor(table, made.structure, made.network)
+    plan = made.structure.plan({"first.conv1": range(16)}, ["second"])
+    assert predictor.predict(plan) == predictor.predict(Variant({"first.conv1": 16}, ("second",)))
+    assert predictor.predict({"first.conv1": 16}) == predictor.predict(Variant({"first.conv1": 16}))
+
+
+def test_sampling_resumes_and_measures_nothing_twice(made: Maker) -> None:
+    device = SimulatedDevice()
+    variants = draw(made.structure, made.target.channels, 6, seed=1)
+    saved: list[Table] = []
+    extend(empty(device), device, made, variants[:4], EFFORT, keep=saved.append)
+    before = len(device.measured)
+    table = extend(saved[-1], device, made, variants, EFFORT)
+    assert len(device.measured) - before == 3  # the anchor and the two that were missing
+    assert len(table.networks[made.network].runs) == 7
+    assert extend(table, device, made, variants, EFFORT) == table
+    assert not device.opened
+    assert [path.name for path in made.folder.iterdir()] == ["dense.onnx"]
+
+
+def test_a_slower_device_gives_the_same_table(made: Maker) -> None:
+    """Drift is divided out: sampling at half the speed changes neither cells nor ratios."""
+    variants = draw(made.structure, made.target.channels, 8, seed=1)
+    tables = []
+    for factor in (1.0, 2.0):
+        device = SimulatedDevice()
+        table = extend(empty(device), device, made, variants[:4], EFFORT)
+        device.speed = factor
+        tables.append(extend(table, device, made, variants, EFFORT))
+    for key, cell in tables[0].cells.items():
+        assert tables[1].cells[key].median == pytest.approx(cell.median, rel=1e-6)
+    ratios = [[run.ratio for run in table.networks[made.network].runs] for table in tables]
+    assert ratios[0] == pytest.approx(ratios[1], rel=1e-6)
+
+
+def test_a_device_too_noisy_is_refused_with_the_reason(made: Maker) -> None:
+    device = SimulatedDevice(noise=1.5)
+    with pytest.raises(MeasurementError, match="two halves of a measurement differ"):
+        extend(empty(device), device, made, draw(made.structure, made.target.channels, 6), EFFORT)
+
+
+def test_an_unknown_network_is_refused(made: Maker) -> None:
+    with pytest.raises(MeasurementError, match="does not know this network"):
+        Predictor(Table({}), made.structure, made.network)
+
+
+def test_profile_tells_its_error_and_beats_counting_macs(made: Maker) -> None:
+    device = SimulatedDevice(noise=0.01)
+    done: list[tuple[int, int]] = []
+    found = profile(
+        empty(device), device, made, 16, 8, EFFORT, progress=lambda i, n, _: done.append((i, n)), keep=lambda _: None
+    )
+    assert found.errors.count == len(found.measured) >= 6  # equal draws are measured once
+    assert found.errors.median < 0.04 < found.by_macs.p90
+    assert done[-1][0] <= 24
+    assert found.networks >= 20
+
+
+def uniform(maker: Maker) -> Any:
+    """The simplest solver: the largest uniform fraction that is predicted to fit."""
+    allowed = options(maker.structure, maker.target.channels)
+
+    def solve(predictor: Predictor, latency: float) -> Variant:
+        best = None
+        for fraction in np.linspace(0.02, 1, 150):
+            wanted = {name: max(w[0], fraction * w[-1]) for name, w in allowed.items()}
+            widths = {name: max(u for u in allowed[name] if u <= wanted[name]) for name in allowed}
+            if predictor.predict(Variant(widths)) <= latency:
+                best = Variant(widths)
+        if best is None:
+            raise BudgetError("no width fits.")
+        return best
+
+    return solve
+
+
+def test_closure_ends_within_the_budget_as_measured(noisy_table: tuple[Maker, Table]) -> None:
+    made, table = noisy_table
+    device = SimulatedDevice(noise=0.01, drift=0.001, seed=5)
+    lowest = truth(device, made, floor(made.structure, made.target.channels, blocks=False))
+    budget = lowest + 0.6 * (1 - lowest)
+    closed = close(uniform(made), table, device, made, budget, effort=EFFORT)
+    real = truth(device, made, closed.variant)
+    assert closed.ratio <= budget and real <= budget * 1.005
+    assert closed.of_budget > 0.85  # this coarse solver has few networks to choose from
+    assert closed.within == (closed.of_budget >= 0.97)
+    runs = closed.table.networks[made.network].runs
+    assert len(runs) > len(table.networks[made.network].runs)
+    assert not closed.predictor.unmeasured(closed.variant)  # the lazy table filled the cells that the answer uses
+
+
+def test_closure_below_the_floor_says_so(noisy_table: tuple[Maker, Table]) -> None:
+    made, table = noisy_table
+
+    def stubborn(predictor: Predictor, latency: float) -> Variant:
+        return Variant({"first.conv1": 8})
+
+    with pytest.raises(BudgetError, match="the budget is"):
+        close(stubborn, table, SimulatedDevice(), made, 0.1, effort=EFFORT, rounds=3)
+
+
+@pytest.mark.parametrize(("speedup", "reach"), [(1.05, "channels"), (50.0, "no")])
+def test_feasibility_answers_before_any_training(made: Maker, speedup: float, reach: str) -> None:
+    found = feasibility(made, SimulatedDevice(), BudgetSection(speedup=speedup), effort=EFFORT)
+    assert found.reach == reach and found.possible == (reach != "no")
+    assert found.message.startswith("Yes" if found.possible else "No")
+    assert found.dense_int8 > found.floor > (found.floor_with_blocks or 0) > 0
+    assert found.dense_int8 / found.max_speedup == pytest.approx(found.floor_with_blocks)
+    assert sum(layer.time for layer in found.layers) == pytest.approx(found.dense_int8)
+    assert found.layers[0].time >= found.layers[-1].time
+    if not found.possible:
+        assert "Ask for at most" in found.remedy
+
+
+def test_a_budget_between_the_floors_needs_blocks(made: Maker) -> None:
+    first = feasibility(made, SimulatedDevice(), BudgetSection(speedup=1.01), effort=EFFORT)
+    between = first.dense_int8 / ((first.floor + (first.floor_with_blocks or 0)) / 2)
+    found = feasibility(made, SimulatedDevice(), BudgetSection(speedup=between), effort=EFFORT)
+    assert found.reach == "blocks" and "Removing residual blocks" in found.remedy
+    forbidden = feasibility(made, SimulatedDevice(), BudgetSection(speedup=between), blocks=False, effort=EFFORT)
+    assert forbidden.reach == "no" and "blocks = true" in forbidden.remedy
+
+
+def test_an_absolute_budget_is_taken_as_it_is(made: Maker) -> None:
+    found = feasibility(made, SimulatedDevice(), BudgetSection(latency_ms=1000.0), effort=EFFORT)
+    assert found.reach == "channels" and found.budget == 1000.0 and found.speedup < 1
+
+
+def test_tables_of_sampling_survive_a_file(noisy_table: tuple[Maker, Table], tmp_path: Path) -> None:
+    made, table = noisy_table
+    table.save(tmp_path / "t.jsonl")
+    again = Table.load(tmp_path / "t.jsonl", table.fingerprint, "ms")
+    variant = draw(made.structure, made.target.channels, 1, seed=9)[0]
+    one, two = (Predictor(t, made.structure, made.network).predict(variant) for t in (table, again))
+    assert one == pytest.approx(two, rel=1e-3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edgeprune.devices import book
 from edgeprune.devices.board import QemuBoard
 from edgeprune.devices.device import AgentDevice
 from edgeprune.devices.qemu_user import QemuUser
@@ -16,7 +17,8 @@ def connect(target: Target, device: str = "") -> AgentDevice:
 
     Args:
         target: its profile says which runtime, and how to connect.
-        device: overrides the profile's connection: "local", "ssh://HOST", "qemu-user://CPU", "qemu-board://CPU".
+        device: overrides the profile's connection: a board's name in the user's device file, "local", "ssh://HOST",
+            "qemu-user://CPU", "qemu-board://CPU" (counts instructions), "qemu-board://CPU?clock=none".
 
     Raises TargetError for an address that makes no sense; DeviceUnreachable, MissingDependency and others on entering.
     """
@@ -25,18 +27,22 @@ def connect(target: Target, device: str = "") -> AgentDevice:
 
 def transport(target: Target, device: str = "") -> Transport:
     """The way to the device."""
-    scheme, _, where = device.partition("://")
-    name = scheme or target.connection.transport
+    profile = target.connection
+    entry = book.find(device) if device else book.Entry(f"{profile.transport}://{profile.address}", profile.python)
+    name, _, where = entry.address.partition("://")
+    where, _, option = where.partition("?")
     if name == "local":
-        return Local(target.connection.python)
+        return Local(profile.python)
+    if name == "ssh" and not where:
+        raise TargetError(
+            f"{target.name} has no device yet.", "Give yours: --device ssh://NAME. See: edgeprune devices"
+        )
     if name == "ssh":
-        return Ssh(where or target.connection.address, target.connection.python)
+        return Ssh(where, entry.python)
     if name == "qemu-user":
-        return QemuUser(where or target.connection.cpu)
-    if name == "qemu-board":
-        cpu, _, option = (where or target.connection.cpu).partition("?")
-        return QemuBoard(cpu or target.connection.cpu, counted=option != "clock=none")
+        return QemuUser(where or profile.cpu)
+    if name == "qemu-board" and option in ("", "clock=none"):
+        return QemuBoard(where or profile.cpu, counted=not option)
     raise TargetError(
-        f"'{device or name}' is not a way to a device that edgeprune knows.",
-        "Use local, ssh://HOST, qemu-user://CPU or qemu-board://CPU.",
+        f"'{device}' is not a way to a device.", "Use local, ssh://HOST, qemu-user://CPU or qemu-board://CPU."
     )

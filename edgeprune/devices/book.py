@@ -1,0 +1,91 @@
+"""The boards that this user owns: ~/.config/edgeprune/devices.toml, or the file that EDGEPRUNE_DEVICES names.
+
+[pi5]
+address = "ssh://pi@10.0.0.7"
+python = "/home/pi/edgeprune/bin/python"     # there; empty: python3
+target = "raspberry-pi-5"                    # what `edgeprune devices probe` takes it for
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tomllib
+from pathlib import Path
+
+import msgspec
+
+from edgeprune.config import convert
+from edgeprune.devices.package import write_whole
+from edgeprune.errors import TargetError, UsageError, did_you_mean
+
+SCHEMES = ("ssh", "qemu-user", "qemu-board")
+
+
+class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One board."""
+
+    address: str
+    python: str = ""
+    target: str = ""
+
+
+def path() -> Path:
+    """Where the file lies."""
+    named, config = os.environ.get("EDGEPRUNE_DEVICES"), os.environ.get("XDG_CONFIG_HOME")
+    return Path(named) if named else Path(config or Path.home() / ".config") / "edgeprune" / "devices.toml"
+
+
+def read() -> dict[str, Entry]:
+    """All boards, by name; none when there is no file. Raises UsageError when the file is wrong."""
+    try:
+        data = tomllib.loads(path().read_bytes().decode("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as cause:
+        raise UsageError(f"{path()}: not readable as TOML ({cause}).", "Mend or delete it.") from None
+    return {name: convert(value, Entry, UsageError, f"{path()}: [{name}]") for name, value in data.items()}
+
+
+def add(name: str, entry: Entry) -> None:
+    """Write down a board; an older entry of that name is replaced."""
+    if not re.fullmatch(r"[\w-]+", name) or name == "local":
+        raise UsageError(f"'{name}' cannot be a board's name.", "Use letters, digits, - and _.")
+    scheme, found, _ = entry.address.partition("://")
+    if not found or scheme not in SCHEMES:
+        raise UsageError(
+            f"'{entry.address}' is not an address.", "Use ssh://user@host, or ssh://NAME of ~/.ssh/config."
+        )
+    _write({**read(), name: entry})
+
+
+def remove(name: str) -> None:
+    """Forget a board."""
+    known = read()
+    if name not in known:
+        raise UsageError(f"no board is called '{name}'.", did_you_mean(name, known))
+    _write({key: entry for key, entry in known.items() if key != name})
+
+
+def find(device: str) -> Entry:
+    """The board that `--device` means: a name in the file, or an address; "local" is this machine."""
+    known = read()
+    scheme, addressed, where = device.partition("://")
+    if device in known:
+        return known[device]
+    if scheme == "ssh" and where in known:
+        return known[where]
+    if addressed or device == "local":
+        return Entry(device)
+    raise TargetError(
+        f"no board is called '{device}'.", f"{did_you_mean(device, known)} See: edgeprune devices".strip()
+    )
+
+
+def _write(entries: dict[str, Entry]) -> None:
+    lines = ["# The boards that edgeprune knows. Written by: edgeprune devices add"]
+    for name, entry in sorted(entries.items()):
+        lines += ["", f"[{name}]"]
+        lines += [f"{key} = {json.dumps(value)}" for key, value in msgspec.structs.asdict(entry).items() if value]
+    write_whole(path(), ("\n".join(lines) + "\n").encode())

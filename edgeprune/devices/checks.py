@@ -1,0 +1,106 @@
+"""What `edgeprune doctor` looks at: this machine, and a target's device; each with the command that mends it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from edgeprune.devices import board, emulator
+from edgeprune.devices.connect import connect, transport
+from edgeprune.devices.link import AgentError
+from edgeprune.errors import EdgepruneError, MissingDependency
+from edgeprune.target import Target
+
+INSTALL = "edgeprune doctor raspberry-pi-5 --install-emulator"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at.
+
+    Attributes:
+        state: "ok"; "missing" when the target needs it; "optional" when only something else does.
+        remedy: the command, or what to do; empty when all is well.
+    """
+
+    what: str
+    state: Literal["ok", "missing", "optional"]
+    found: str
+    remedy: str = ""
+
+
+def host(target: Target | None) -> Iterator[Check]:
+    """This machine."""
+    yield Check("Python", "ok", sys.version.split()[0])
+    for name in ("torch", "onnx", "onnxruntime"):
+        yield _package(name, "missing", "pip install --upgrade edgeprune")
+    needed = target is not None and target.runtime == "openvino" and target.connection.transport == "local"
+    yield _package("openvino", "missing" if needed else "optional", 'pip install "edgeprune[openvino]"')
+    if target is None or target.family == "nvidia":
+        yield _package("tensorrt-rtx", "optional", 'pip install "edgeprune[tensorrt-lint]"')
+    if target is None or target.connection.transport in ("ssh", "qemu-board"):
+        ssh = shutil.which("ssh")
+        state: Literal["missing", "optional"] = "optional" if target is None else "missing"
+        yield Check("ssh", "ok", ssh) if ssh else Check("ssh", state, "no", "apt-get install openssh-client")
+    if target is None or target.family == "arm":
+        yield from _emulation(target)
+
+
+def _package(name: str, otherwise: Literal["missing", "optional"], remedy: str) -> Check:
+    try:
+        return Check(name, "ok", importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        return Check(name, otherwise, "not installed", remedy)
+
+
+def _emulation(target: Target | None) -> Iterator[Check]:
+    needed: Literal["missing", "optional"] = (
+        "missing" if target is not None and target.connection.transport.startswith("qemu") else "optional"
+    )
+    for what, ready in (("ARM emulation", emulator.installed()), ("emulated ARM board", board.installed())):
+        if ready:
+            yield Check(what, "ok", f"ONNX Runtime {emulator.runtime_version()}, {emulator.folder()}")
+        else:
+            yield Check(what, needed, "not set up", _why_not() or INSTALL)
+
+
+def _why_not() -> str:
+    try:
+        emulator.check_host()
+    except MissingDependency as error:
+        return f"{error.message} {error.remedy}".strip()
+    return ""
+
+
+def device(target: Target, address: str) -> Check:
+    """The target's device: can it be reached, does its runtime start, is it of a version that fits?"""
+    try:
+        way = transport(target, address)
+        way.close()
+        with connect(target, address) as connected:
+            return Check(way.where, "ok", f"{target.runtime} {connected.runtime_version}")
+    except AgentError as error:
+        remedy = (
+            install_command(target, address) if error.kind in ("missing-runtime", "wrong-runtime") else error.remedy
+        )
+        return Check("device", "missing", error.message, remedy)
+    except EdgepruneError as error:
+        return Check("device", "missing", error.message, error.remedy)
+
+
+def install_command(target: Target, address: str) -> str:
+    """What puts the runtime on a device, for its owner to copy."""
+    host = address.removeprefix("ssh://") or "HOST"
+    if target.runtime == "tensorrt":
+        return f"ssh {host} sudo apt-get install -y nvidia-jetpack python3-numpy"
+    wanted = f"'{target.runtime}{target.requires}'"
+    return (
+        f'ssh {host} "python3 -m venv edgeprune && edgeprune/bin/pip install numpy {wanted}" && '
+        f"edgeprune devices add {host.split('@')[-1].split(':')[0].replace('.', '-')} ssh://{host} "
+        f"--python edgeprune/bin/python --target {target.name}"
+    )

@@ -177,12 +177,12 @@ def _check_labels(source: _Source) -> None:
         labels = source.labels[kind]
         if len(labels) == 0:
             raise DataError(f"[data] the {kind} split has no images.", "Give at least one image a class.")
-        wrong = np.flatnonzero((labels < 0) | (labels >= len(source.classes)))
-        if source.classes and len(wrong):
-            raise DataError(
-                f"[data] label {int(labels[wrong[0]])} of {kind} image {int(wrong[0])} is out of range: "
-                f"there are {len(source.classes)} classes."
-            )
+        classes = len(source.classes) or None  # unknown: the network's outputs are the limit, checked by the pipeline
+        wrong = np.flatnonzero((labels < 0) | (labels >= (classes or np.inf)))
+        if len(wrong):
+            there = f"there are {classes} classes" if classes else "labels count from 0"
+            first = int(wrong[0])
+            raise DataError(f"[data] label {int(labels[first])} of {kind} image {first} is out of range: {there}.")
 
 
 def _open(recipe: Recipe) -> _Source:

@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 import pickle
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -129,7 +130,9 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
         except (SafetensorError, OSError) as cause:
             raise ModelError(f"[model] weights: {path} is not a whole safetensors file: {_short(cause)}.") from None
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of pickle protocols that it then refuses
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, KeyError) as cause:
         raise ModelError(
             f"[model] weights: {path} is not a plain state dict ({_short(cause)}).",

@@ -14,8 +14,9 @@ from edgeprune import target as targets
 from edgeprune.errors import GateError, UsageError, did_you_mean
 from edgeprune.pipeline import stages
 from edgeprune.pipeline.context import Context, Event, Listener, lock_recipe, silent
+from edgeprune.pipeline.feasible import plan_report
 from edgeprune.pipeline.memory import keep_memory
-from edgeprune.pipeline.result import assemble, plan_report
+from edgeprune.pipeline.result import assemble
 from edgeprune.pipeline.rundir import RunDirectory, write_json, write_text
 from edgeprune.recipe import Recipe
 from edgeprune.target import Target
@@ -24,8 +25,8 @@ __all__ = ["Event", "Outcome", "compress", "plan", "run"]
 
 # step of the command line -> the stages that it makes sure of
 STEPS: dict[str, tuple[str, ...]] = {
-    "plan": ("graph",),
-    "profile": ("graph", "latency"),
+    "plan": ("graph", "plan"),
+    "profile": ("latency",),
     "prune": ("search", "recover"),
     "calibrate": ("quantize",),
     "export": ("artifacts",),
@@ -88,16 +89,13 @@ def run(
             raise UsageError(f"no step is called '{step}'.", did_you_mean(step, STEPS))
     keep_memory()
     path = run_dir or default_run_dir(recipe, target)
-    with RunDirectory(path) as directory:
+    with RunDirectory(path) as directory, Context(recipe, target, directory, device, events) as context:
         if start:
-            directory.forget("graph" if start == "plan" else STEPS[start][-1 if start == "profile" else 0])
-        with Context(recipe, target, directory, device, events) as context:
-            write_text(path / "recipe.lock.toml", lock_recipe(recipe, target))
-            _run_stages(context, until)
-            result = assemble(context)
-            if until != "package":
-                return Outcome(path, result, None, None)
-            return _package(context, result)
+            directory.forget(STEPS[start][0])
+        write_text(path / "recipe.lock.toml", lock_recipe(recipe, target))
+        _run_stages(context, until)
+        result = assemble(context)
+        return _package(context, result) if until == "package" else Outcome(path, result, None, None)
 
 
 def plan(
@@ -105,10 +103,10 @@ def plan(
 ) -> dict[str, Any]:
     """Can the budget be met? Measures the dense network and the floor; trains nothing."""
     keep_memory()
-    with RunDirectory(run_dir or default_run_dir(recipe, target)) as directory:
-        with Context(recipe, target, directory, device, events) as context:
-            _run_stages(context, "plan")
-            return plan_report(context)
+    path = run_dir or default_run_dir(recipe, target)
+    with RunDirectory(path) as directory, Context(recipe, target, directory, device, events) as context:
+        _run_stages(context, "plan")
+        return plan_report(context)
 
 
 def default_run_dir(recipe: Recipe, target: Target) -> Path:

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeprune import model, validate
+from edgeprune import validate
 from edgeprune.devices import Loaded
 from edgeprune.errors import BudgetError
 from edgeprune.graph import Plan
+from edgeprune.latency import Maker, Variant
 from edgeprune.pipeline.context import Context
-from edgeprune.pipeline.feasible import build_int8, load_dense
+from edgeprune.pipeline.feasible import load_variant, variant_maker
 
-FRACTIONS = tuple(step / 20 for step in range(1, 19))
+FRACTIONS = tuple(step / 20 for step in range(1, 20))
 
 
 @dataclass(frozen=True)
@@ -32,15 +33,20 @@ class Chosen:
         return {"method": self.method, "measured_ratio": self.measured, "budget_ratio": self.budget, **self.details}
 
 
+def build_table(context: Context, folder: Path) -> None:
+    """table.jsonl: what each width costs on this device."""
+
+
 def choose_plan(context: Context, folder: Path) -> Chosen:
     """The plan that meets the budget as measured; raises BudgetError when none does."""
+    maker = variant_maker(context, context.folder("plan") / "dense.onnx", folder / "variants")
     try:
-        return uniform(context, folder)
+        return uniform(context, maker)
     finally:
-        shutil.rmtree(context.run.path / ".scratch", ignore_errors=True)
+        shutil.rmtree(folder / "variants", ignore_errors=True)
 
 
-def uniform(context: Context, folder: Path) -> Chosen:
+def uniform(context: Context, maker: Maker) -> Chosen:
     """The smallest uniform fraction, on the target's channel grid, that meets the budget as measured.
 
     Every width that the grid allows is a candidate. Bisection assumes that more removed is not slower; a candidate that
@@ -52,14 +58,14 @@ def uniform(context: Context, folder: Path) -> Chosen:
         plan = context.structure.uniform(fraction, step)
         plans.setdefault(str(sorted((name, len(kept)) for name, kept in plan.kept.items())), (fraction, plan))
     candidates = [entry for entry in plans.values() if entry[1].kept]
-    anchor = load_dense(context)
+    anchor = load_variant(context, maker, Variant({}, ()), "dense")
     tried: dict[int, tuple[float, float]] = {}
 
     def ratio(index: int) -> tuple[float, float]:
         """Measured latency over dense INT8, and the budget in the same unit, in one interleaved measurement."""
         if index not in tried:
             fraction, plan = candidates[index]
-            tried[index] = _measure(context, plan, anchor, f"uniform-{fraction:.2f}")
+            tried[index] = _measure(context, maker, plan, anchor, f"uniform-{fraction:.2f}")
             context.say("search", f"{fraction:.0%} of every group removed: {tried[index][0]:.3f} of dense INT8")
         return tried[index]
 
@@ -73,7 +79,7 @@ def uniform(context: Context, folder: Path) -> Chosen:
     good = [index for index, (measured, budget) in tried.items() if measured <= budget]
     if not good:
         best = min(tried, key=lambda index: tried[index][0], default=-1)
-        fastest = f"{1 / tried[best][0]:.2f}x at {candidates[best][0]:.0%} removed" if tried else "nothing can be removed"
+        fastest = f"{1 / tried[best][0]:.2f}x at {candidates[best][0]:.0%} removed" if tried else "nothing can go"
         raise BudgetError(
             f"no uniform width meets the budget on {context.target.name}: the fastest measured is {fastest}.",
             'Use [search] method = "joint", which also removes whole blocks, or ask for less.',
@@ -85,12 +91,10 @@ def uniform(context: Context, folder: Path) -> Chosen:
     return Chosen(plan, "uniform", measured, budget, {"fraction": fraction, "step": step, "tried": history})
 
 
-def _measure(context: Context, plan: Plan, anchor: Loaded, name: str) -> tuple[float, float]:
+def _measure(context: Context, maker: Maker, plan: Plan, anchor: Loaded, name: str) -> tuple[float, float]:
     """(latency of the plan's network, budget), both over dense INT8, measured together."""
-    scratch = context.run.path / ".scratch"
-    pruned = plan.apply(context.model).eval()
-    graph = model.export_onnx(pruned, context.example, scratch / f"{name}.onnx")
-    loaded = context.device.load(build_int8(context, graph, scratch, name))
+    variant = Variant({group: len(kept) for group, kept in plan.kept.items()}, tuple(plan.removed))
+    loaded = load_variant(context, maker, variant, name)
     dense, narrow = context.device.measure([anchor, loaded], context.target.protocol)
     context.device.unload(loaded)
     deadline = validate.deadline(dense.median, context.recipe.budget, dense.unit)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Event:
-    """Something to show: kind "stage" (begins), "progress" (done of total), "line" (said once) or "done" (stage whole)."""
+    """Something to show: kind "stage" (begins), "progress" (done of total), "line" (said once) or "done" (whole)."""
 
     kind: str
     stage: str
@@ -140,15 +140,19 @@ class Context:
         data = recipe.section("data")
         budget = recipe.section("budget")
         graph = key_of(__version__, recipe.section("model"), digest(self.model))
-        latency = key_of(graph, target, self.device_name, self.probe.fingerprint)
-        search_budget = {key: budget[key] for key in ("speedup", "latency_ms", "max_bytes")}
-        search = key_of(latency, search_budget, recipe.section("search"), data, self.data.digest)
+        device = key_of(graph, target, self.device_name, self.probe.fingerprint)
+        speed = {key: budget[key] for key in ("speedup", "latency_ms", "max_bytes")}
+        choice = recipe.section("search")
+        plan = key_of(device, speed, choice["method"], choice["blocks"])
+        latency = key_of(device, choice["method"], choice["blocks"])
+        search = key_of(latency, speed, choice, data, self.data.digest)
         recover = key_of(search, recipe.section("recover"))
         quantize = key_of(recover, recipe.section("quantize"))
         artifacts = key_of(quantize)
         validate = key_of(artifacts, budget)
         return {
             "graph": graph,
+            "plan": plan,
             "latency": latency,
             "search": search,
             "recover": recover,

@@ -1,52 +1,58 @@
-"""The dense network on the device, in FP32 and INT8: what every budget is a fraction of."""
+"""Can the budget be met at all? The dense network in FP32 and INT8, and the smallest networks that pruning can make."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import onnx
 
-from edgeprune import model, quantize, runtimes
-from edgeprune.devices import Artifact, Loaded
+from edgeprune import latency, model
+from edgeprune.devices import Loaded
+from edgeprune.errors import BudgetError
+from edgeprune.latency import Maker, Variant
 from edgeprune.pipeline.context import Context
-from edgeprune.pipeline.rundir import write_json
+from edgeprune.pipeline.rundir import read_json, write_json
 
 
-def measure_dense(context: Context, folder: Path) -> None:
-    """dense.onnx, dense.json: latency of both artifacts, interleaved, and the INT8 one by kernel."""
-    dense = model.export_onnx(context.model, context.example, folder / "dense.onnx")
-    float_artifact = runtimes.build(folder / "dense.onnx", folder, context.target, "dense-fp32", "fp32")
-    int8_artifact = build_int8(context, dense, folder, "dense-int8")
-    loaded = [context.device.load(artifact) for artifact in (float_artifact, int8_artifact)]
-    timings = context.device.measure(loaded, context.target.protocol)
-    kernels = context.device.profile(loaded[1])
-    for one in loaded:
-        context.device.unload(one)
-    write_json(
-        folder / "dense.json",
-        {
-            "unit": timings[0].unit,
-            "fp32": asdict(timings[0]),
-            "int8": asdict(timings[1]),
-            "kernels": [asdict(kernel) for kernel in kernels],
-            "device": context.probe.fingerprint,
-        },
+def plan_stage(context: Context, folder: Path) -> None:
+    """dense.onnx, feasibility.json: measured on the device; nothing is trained."""
+    model.export_onnx(context.model, context.example, folder / "dense.onnx")
+    recipe = context.recipe
+    blocks = recipe.search.blocks and recipe.search.method == "joint"
+    maker = variant_maker(context, folder / "dense.onnx", folder / "variants")
+    found = latency.feasibility(maker, context.device, recipe.budget, blocks)
+    write_json(folder / "feasibility.json", {**asdict(found), "possible": found.possible})
+
+
+def variant_maker(context: Context, dense: Path, folder: Path) -> Maker:
+    """Makes INT8 artifacts of narrowed networks for latency alone; their weights do not matter."""
+    return latency.maker(
+        context.model, context.structure, context.example, context.target, folder, float_onnx=onnx.load(dense)
     )
 
 
-def build_int8(context: Context, float_graph: onnx.ModelProto, folder: Path, name: str) -> Artifact:
-    """An INT8 artifact for latency alone: its ranges are right in sign and arbitrary in size, which changes no kernel."""
-    quantised = quantize.apply(float_graph, quantize.dummy_ranges(float_graph), context.dialect)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.qdq.onnx"
-    onnx.save(quantised, path)
-    return runtimes.build(path, folder, context.target, name, "int8")
+def plan_report(context: Context) -> dict[str, Any]:
+    """What `edgeprune TARGET plan` prints and `--json` gives."""
+    found = read_json(context.folder("plan") / "feasibility.json")
+    frozen = read_json(context.folder("graph") / "structure.json").get("frozen", [])
+    return {
+        **found,
+        "feasible": found["possible"],
+        "advice": " ".join(part for part in (found["message"], found["remedy"]) if part),
+        "layers": [{**layer, "ms": layer["time"]} for layer in found["layers"]],
+        "frozen": frozen,
+    }
 
 
-def load_dense(context: Context) -> Loaded:
-    """The dense INT8 artifact of the latency stage, on the device: the anchor of every measurement."""
-    folder = context.folder("latency")
-    float_graph = onnx.load(folder / "dense.onnx")
-    scratch = context.run.path / ".scratch"
-    return context.device.load(build_int8(context, float_graph, scratch, "dense-int8"))
+def refuse_impossible(context: Context) -> None:
+    """Before any training: raise BudgetError when the plan says that the budget cannot be met."""
+    found = read_json(context.folder("plan") / "feasibility.json")
+    if not found["possible"]:
+        raise BudgetError(f"{context.target.name}: {found['message']}", found["remedy"])
+
+
+def load_variant(context: Context, maker: Maker, variant: Variant, name: str) -> Loaded:
+    """Build one narrowed network and open it on the device."""
+    return context.device.load(maker.build(variant, name).artifact)

@@ -1,7 +1,7 @@
 """Keep freed memory: training frees and takes the same large blocks at every step.
 
-glibc returns each large block to the kernel and pays page faults to get it back; on the machine where this was measured,
-half of the training time went there (68 against 105 images a second, ResNet-56, one thread).
+glibc returns each large block to the kernel and pays page faults to get it back. On the machine where this was measured
+a third of the training time went there (68 against 105 images a second, ResNet-56, one thread).
 """
 
 from __future__ import annotations

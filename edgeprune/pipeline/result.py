@@ -101,11 +101,3 @@ def _quantization(context: Context) -> dict[str, Any]:
         return {}
     lint = read_json(path.with_name("pruned-lint.json"))
     return {"dialect": context.dialect.name, "ranges": read_json(path), "lint": lint}
-
-
-def plan_report(context: Context) -> dict[str, Any]:
-    """What `edgeprune TARGET plan` prints."""
-    from edgeprune.pipeline.feasible import feasibility
-
-    return feasibility(context)
-

@@ -1,7 +1,7 @@
 """The run directory: one folder a stage, whole or not there, with the hash of all that it depends on.
 
-A stage works in `NAME.part` and is renamed when it is whole. A killed run finds its part again when the key is the same,
-so that a stage with checkpoints goes on from them; a stage whose key changed starts afresh.
+A stage works in `NAME.part` and is renamed when it is whole. A killed run finds its part again when the key is the
+same, so that a stage with checkpoints goes on from them; a stage whose key changed starts afresh.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import errno
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ from typing import IO, Any
 
 from edgeprune.errors import RunError
 
-STAGES = ("graph", "latency", "search", "recover", "quantize", "artifacts", "validate", "release")
+STAGES = ("graph", "plan", "latency", "search", "recover", "quantize", "artifacts", "validate", "release")
 
 
 def key_of(*parts: Any) -> str:
@@ -71,12 +70,16 @@ class RunDirectory:
                 self.path.mkdir(parents=True, exist_ok=True)
                 self._lock = (self.path / ".lock").open("w")
             except (PermissionError, NotADirectoryError, FileExistsError) as cause:
-                raise RunError(f"{self.path} cannot be written: {cause.strerror}.", "Choose another --run-dir.") from None
+                raise RunError(
+                    f"{self.path} cannot be written: {cause.strerror}.", "Choose another --run-dir."
+                ) from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self._lock.close()
-            raise RunError(f"{self.path} is in use by another edgeprune.", "Wait for it, or choose another --run-dir.") from None
+            raise RunError(
+                f"{self.path} is in use by another edgeprune.", "Wait for it, or choose another --run-dir."
+            ) from None
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -136,8 +139,8 @@ def _replace(part: Path, folder: Path) -> None:
     old = folder.with_name(f"{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
-        os.rename(folder, old)
-    os.rename(part, folder)
+        folder.rename(old)
+    part.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -15,8 +15,9 @@ import torch
 from edgeprune import graph, model, quantize, runtimes
 from edgeprune.devices import Artifact
 from edgeprune.errors import GateError, ProofError
-from edgeprune.pipeline.choose import choose_plan
+from edgeprune.pipeline.choose import build_table, choose_plan
 from edgeprune.pipeline.context import Context
+from edgeprune.pipeline.feasible import plan_stage, refuse_impossible
 from edgeprune.pipeline.rundir import read_json, write_json
 
 if TYPE_CHECKING:
@@ -31,10 +32,10 @@ def graph_stage(context: Context, folder: Path) -> None:
 
 
 def latency_stage(context: Context, folder: Path) -> None:
-    """dense.onnx, and the dense network's latency in FP32 and INT8 on the device; then the table, where the search needs one."""
-    from edgeprune.pipeline.feasible import measure_dense
-
-    measure_dense(context, folder)
+    """The latency table, where the search needs one. A budget that cannot be met ends here, before any training."""
+    refuse_impossible(context)
+    if context.recipe.search.method == "joint":
+        build_table(context, folder)
 
 
 def search_stage(context: Context, folder: Path) -> None:
@@ -170,7 +171,8 @@ def validate_stage(context: Context, folder: Path) -> None:
     kernels = {name: [asdict(k) for k in device.profile(loaded[name])] for name in ("dense-int8", "pruned-int8")}
     samples = context.data.test.take(SAMPLES).arrays()
     given = device.infer(loaded["pruned-int8"], samples)
-    np.savez(folder / "samples.npz", input=samples, **{"output" if i == 0 else f"output_{i}": o for i, o in enumerate(given)})
+    arrays: dict[str, Any] = {"output" if i == 0 else f"output_{i}": output for i, output in enumerate(given)}
+    np.savez(folder / "samples.npz", input=samples, **arrays)
     write_json(folder / "preprocessing.json", context.data.preprocess.to_dict())
     if context.data.classes:
         write_json(folder / "labels.json", list(context.data.classes))
@@ -216,6 +218,7 @@ def _timing(timing: Any) -> dict[str, Any]:
 
 WORK: dict[str, Callable[[Context, Path], None]] = {
     "graph": graph_stage,
+    "plan": plan_stage,
     "latency": latency_stage,
     "search": search_stage,
     "recover": recover_stage,

@@ -8,11 +8,12 @@ from pathlib import Path
 import onnx
 
 from edgeprune.errors import RecipeError, did_you_mean
-from edgeprune.quantize.insert import grid
-from edgeprune.quantize.methods import Method, choose, noise
-from edgeprune.quantize.observe import Images, Watched, watch
+from edgeprune.quantize.correct import measure_layers
+from edgeprune.quantize.equalise import equalised, factors
+from edgeprune.quantize.observe import Images, watch
 from edgeprune.quantize.placement import place
-from edgeprune.quantize.ranges import Ranges, TensorRange, read_model
+from edgeprune.quantize.ranges import Ranges, read_model
+from edgeprune.quantize.select import propose, select, tensor_range
 from edgeprune.quantize.view import View
 from edgeprune.recipe import QuantizeSection
 from edgeprune.runtimes.dialects import Dialect
@@ -27,13 +28,14 @@ def calibrate(
     options: QuantizeSection | None = None,
     progress: Progress | None = None,
 ) -> Ranges:
-    """Choose the range of every tensor that `dialect` quantises.
+    """Choose the range of every tensor that `dialect` quantises, and measure what remains to be corrected.
 
     Args:
         float_onnx: the float graph of docs/doors.md, a file or already loaded.
-        images: a callable that gives an iterable of preprocessed images or batches (N, C, H, W), or a sequence of them.
+        images: a callable that gives an iterable of preprocessed images or batches (N, C, H, W), or a sequence of them;
+            it is gone through several times.
         options: the recipe's [quantize] section.
-        progress: called with the number of images done.
+        progress: called with the number of images whose ranges have been seen.
 
     Raises:
         ModelError: the file is no ONNX model that ONNX Runtime runs.
@@ -42,14 +44,26 @@ def calibrate(
         GraphError: the graph has several inputs or no fixed shape.
     """
     options = options or QuantizeSection()
-    model = read_model(float_onnx)
+    original = read_model(float_onnx)
+    check_overrides(View.of(original), options)
+    equalise = factors(original, dialect, images, options.images) if options.equalize else {}
+    model = equalised(original, equalise)
     view = View.of(model)
-    check_overrides(view, options)
     placement = place(view, dialect)
     seen, count = watch(model, placement.tensors, images, options.images, lambda _, done: progress and progress(done))
-    tensors = {name: _range(seen[name], dialect, options) for name in placement.tensors}
-    floats = {name: "float" for name, layer in options.layers.items() if layer.precision == "float"}
-    return Ranges(tensors=tensors, images=count, dialect=dialect.name, precision=floats)
+    chosen = select(model, placement, propose(view, placement, seen, dialect, options), images, options.images)
+    tensors = {name: tensor_range(seen[name], *chosen[placement.scale_of[name]]) for name in placement.tensors}
+    grids = {name: chosen[placement.scale_of[name]][0].grid for name in placement.tensors}
+    layers, bias = measure_layers(model, placement, grids, dialect, images, options.images)
+    return Ranges(
+        tensors=tensors,
+        images=count,
+        dialect=dialect.name,
+        layers=layers,
+        bias=bias if options.bias_correction else {},
+        equalise=equalise,
+        precision={name: "float" for name, layer in options.layers.items() if layer.precision == "float"},
+    )
 
 
 def check_overrides(view: View, options: QuantizeSection) -> None:
@@ -57,22 +71,3 @@ def check_overrides(view: View, options: QuantizeSection) -> None:
     for name in options.layers:
         if name not in view.layers and all(name != node.name for node in view.nodes):
             raise RecipeError(f"[quantize.layers] no layer is called '{name}'.", did_you_mean(name, view.layers))
-
-
-def _range(seen: Watched, dialect: Dialect, options: QuantizeSection) -> TensorRange:
-    method: Method = "mse" if options.method == "auto" else options.method
-    low, high = choose(method, seen, dialect, options.percentile)
-    histogram = seen.histogram
-    return TensorRange(
-        low=low,
-        high=high,
-        method=method,
-        minimum=seen.minimum,
-        maximum=seen.maximum,
-        counts=tuple(int(count) for count in histogram.counts),
-        start=histogram.start * histogram.width,
-        width=histogram.width,
-    )
-
-
-__all__ = ["calibrate", "check_overrides", "grid", "noise"]

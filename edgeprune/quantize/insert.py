@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -11,65 +10,13 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeprune.errors import GraphError, RecipeError, did_you_mean
+from edgeprune.quantize.equalise import equalised
+from edgeprune.quantize.grids import Grid, grid, quantise_weight
+from edgeprune.quantize.half import to_half
 from edgeprune.quantize.placement import Placement, place
 from edgeprune.quantize.ranges import Ranges, non_negative
 from edgeprune.quantize.view import View, output_axis
 from edgeprune.runtimes.dialects import Dialect
-
-TINY = 1e-8  # smallest scale; below it 1/scale overflows float16 and integer biases
-
-
-@dataclass(frozen=True)
-class Grid:
-    """The integer grid of one activation tensor: value = scale * (q - zero)."""
-
-    scale: float
-    zero: int
-    low: int
-    high: int
-
-    @property
-    def dtype(self) -> type[np.generic]:
-        """uint8 or int8."""
-        return np.uint8 if self.low == 0 else np.int8
-
-
-def grid(low: float, high: float, dialect: Dialect, positive: bool = False) -> Grid:
-    """The grid that represents [low, high] (widened to hold 0 exactly) in `dialect`.
-
-    Args:
-        positive: the tensor cannot be negative, whatever `low` says.
-    """
-    low, high = (0.0 if positive else min(low, 0.0)), max(high, 0.0)
-    if low == 0.0 and dialect.unsigned:
-        return Grid(_scale(high / 255), 0, 0, 255)
-    if low == 0.0 and dialect.zero_based:
-        return Grid(_scale(high / 255), -128, -128, 127)
-    if dialect.signed == "symmetric":
-        return Grid(_scale(max(-low / 128, high / 127)), 0, -128, 127)
-    scale = _scale((high - low) / 255)
-    base = 0 if dialect.unsigned else -128
-    zero = int(np.clip(np.rint(base - low / scale), base, base + 255))
-    return Grid(scale, zero, base, base + 255)
-
-
-def _scale(value: float) -> float:
-    return float(np.float32(max(value, TINY)))
-
-
-def quantise_weight(
-    weight: NDArray[np.float32], axis: int | None, levels: int
-) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Symmetric integers and scales, one scale an index of `axis` (None: one for all), rounding half to even."""
-    if axis is None:
-        peak = np.abs(weight).max(initial=0.0)
-    else:
-        peak = np.abs(weight).max(axis=tuple(i for i in range(weight.ndim) if i != axis % weight.ndim), initial=0.0)
-    scale = np.maximum(np.asarray(peak, np.float32) / np.float32(levels), np.float32(TINY))
-    spread = (
-        scale if axis is None else scale.reshape([-1 if i == axis % weight.ndim else 1 for i in range(weight.ndim)])
-    )
-    return np.clip(np.rint(weight / spread), -levels, levels).astype(np.int8), scale
 
 
 def apply(
@@ -86,7 +33,7 @@ def apply(
         RecipeError: `precision` names a layer that the graph does not have.
         GraphError: a tensor that must be quantised has no range.
     """
-    view = View.of(model)
+    view = View.of(equalised(model, ranges.equalise))
     names = {node.name for node in view.nodes}
     for name in precision or {}:
         if name not in names:
@@ -103,6 +50,7 @@ class _Writer:
         self.view, self.ranges, self.dialect, self.placement = view, ranges, dialect, placement
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, TensorProto] = {}
+        self.half = dialect.float_type == "float16"
         self.grids = {name: self._grid(members) for name, members in placement.groups.items()}
         outputs = set(view.outputs)
         self.raw = {name: f"{name}.raw" for name in placement.tensors if name in outputs}
@@ -176,7 +124,7 @@ class _Writer:
         axis = output_axis(node) if self.dialect.per_channel else None
         if axis is not None:
             axis %= weight.ndim
-        integers, scales = quantise_weight(weight, axis, self.dialect.weight_levels)
+        integers, scales = quantise_weight(weight, axis, self.dialect.weight_levels, self.half)
         copy.input[1] = f"{name}.dq"
         scale = self._constant(f"{name}.scale", scales)
         zero = self._constant(f"{name}.zero", np.zeros(scales.shape, np.int8))
@@ -186,12 +134,32 @@ class _Writer:
         else:
             self._constant(f"{name}.q", integers)
         self._emit("DequantizeLinear", [f"{name}.q", scale, zero], f"{name}.dq", f"{node.name}.weight/DQ", axis)
-        if len(node.input) > 2 and node.input[2] and self.dialect.bias == "int32":
-            self._bias(node, copy, scales)
+        bias = self._corrected_bias(node)
+        if bias is None:
+            return
+        if len(copy.input) < 3:
+            copy.input.append("")
+        if self.dialect.bias == "int32":
+            self._bias(node, copy, bias, scales)
+        else:
+            copy.input[2] = self._constant(self._bias_name(node), bias)
 
-    def _bias(self, node: onnx.NodeProto, copy: onnx.NodeProto, weight_scale: NDArray[np.float32]) -> None:
-        bias = np.asarray(self.view.constant(node.input[2]), np.float32)
-        name = self._own(node, 2)
+    def _corrected_bias(self, node: onnx.NodeProto) -> NDArray[np.float32] | None:
+        """The layer's bias with what calibration adds to it; None where there is neither."""
+        given = self.view.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+        added = self.ranges.bias.get(node.name)
+        if added is None or node.op_type == "MatMul" or (given is not None and given.shape != (len(added),)):
+            return None if given is None else np.asarray(given, np.float32)
+        return np.asarray(added, np.float32) + (np.float32(0) if given is None else np.asarray(given, np.float32))
+
+    def _bias_name(self, node: onnx.NodeProto) -> str:
+        """The bias initializer's name, or a new one for a layer without; a shared one is not overwritten."""
+        return self._own(node, 2) if len(node.input) > 2 and node.input[2] else f"{node.name}.bias"
+
+    def _bias(
+        self, node: onnx.NodeProto, copy: onnx.NodeProto, bias: NDArray[np.float32], weight_scale: NDArray[np.float32]
+    ) -> None:
+        name = self._bias_name(node)
         tensor = self.placement.edges[(node.name, 0)]
         activation = np.float32(self.grids[self.placement.scale_of[tensor]].scale)
         scales = np.asarray(activation * weight_scale, np.float32)
@@ -225,4 +193,4 @@ class _Writer:
         result = helper.make_model(graph, opset_imports=opsets, producer_name="edgeprune")
         result.ir_version = min(result.ir_version, 10)
         result.metadata_props.extend(source.metadata_props)
-        return result
+        return to_half(result) if self.half else result

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeprune.quantize.insert import Grid, grid
+from edgeprune.quantize.grids import Grid, grid
 from edgeprune.quantize.observe import Watched
 from edgeprune.runtimes.dialects import Dialect
 

@@ -44,12 +44,12 @@ class TensorRange:
 
 @dataclass(frozen=True)
 class LayerReport:
-    """What quantisation does to one layer, each measured at the layer's output, in decibels.
+    """What quantisation does to one layer that reads float values, measured at its output, in decibels.
 
     Attributes:
         weight_sqnr_db: only its weights quantised.
         input_sqnr_db: only its input quantised.
-        sqnr_db: both, and every layer before it (accumulated).
+        sqnr_db: both.
     """
 
     weight_sqnr_db: float | None = None
@@ -67,7 +67,7 @@ class Ranges:
         dialect: the dialect that the ranges were chosen for; "" for dummies.
         layers: layer -> its quality.
         bias: layer -> what is added to its bias when it runs in INT8, one value an output channel.
-        equalise: layer -> factor an output channel, divided out there and multiplied in at its readers (equalise.py).
+        equalise: stream of tensors -> a factor a channel, see equalise.py.
         rounding: layer -> learned rounding of its weights, packed, see rounding.py.
         precision: layer -> "float" where the recipe's overrides ask for it.
         warnings: what looked wrong, with the evidence.

@@ -8,7 +8,7 @@ by measuring the alternatives on the runtime itself (figures in docs/int8.md), n
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Literal
 
@@ -99,8 +99,8 @@ _ORT_X86 = Dialect(
     title="ONNX Runtime on x86 CPUs",
     roles=_roles(
         compute="Conv Gemm MatMul",
-        sum="Add",
-        own="AveragePool GlobalAveragePool",
+        sum="Add Mul",
+        own="AveragePool GlobalAveragePool Sigmoid",
         share="MaxPool Reshape Flatten Transpose Squeeze Unsqueeze",
         join="Concat",
     ),
@@ -108,6 +108,52 @@ _ORT_X86 = Dialect(
     signed="asymmetric",
     bias="int32",
     outputs=True,
+    notes="U8S8: S8S8 leaves most convolutions in float here. Without VNNI two products can saturate 16 bits.",
 )
 
-DIALECTS: Mapping[str, Dialect] = MappingProxyType({dialect.name: dialect for dialect in (_OPENVINO, _ORT_X86)})
+# The reduced twin: 7-bit weights cannot saturate the 16-bit sums of x86 CPUs without VNNI.
+_ORT_X86_AVX2 = replace(_ORT_X86, name="ort-x86-avx2", title="ONNX Runtime on x86 without VNNI", weight_levels=63)
+
+_ORT_ARM64 = replace(
+    _ORT_X86,
+    name="ort-arm64",
+    title="ONNX Runtime on 64-bit ARM CPUs",
+    unsigned=False,
+    zero_based=True,
+    notes="S8S8: the dot-product kernels are made for signed activations.",
+)
+
+_TENSORRT_A = Dialect(
+    name="tensorrt-a",
+    runtime="tensorrt",
+    title="TensorRT 8.5 to 10.x",
+    roles=_roles(
+        compute="Conv",
+        sum="Add",
+        share="MaxPool Resize Reshape Flatten Transpose Squeeze Unsqueeze",
+        join="Concat",
+    ),
+    unsigned=False,
+    signed="symmetric",
+    store_float=True,
+    residual="skip",
+    depthwise=False,
+    opset=13,
+    opset_max=17,
+    notes="Gemm stays float: at batch 1 FP16 is faster. Depthwise stays float below TensorRT 10.",
+)
+
+_TENSORRT_B = replace(
+    _TENSORRT_A,
+    name="tensorrt-b",
+    title="TensorRT 10.12 and later, strongly typed",
+    store_float=False,
+    depthwise=True,
+    float_type="float16",
+    opset=19,
+    opset_max=21,
+    notes="FP16 around INT8; input and output stay FP32 and are cast at the ends.",
+)
+
+_ALL = (_OPENVINO, _ORT_X86, _ORT_X86_AVX2, _ORT_ARM64, _TENSORRT_A, _TENSORRT_B)
+DIALECTS: Mapping[str, Dialect] = MappingProxyType({dialect.name: dialect for dialect in _ALL})

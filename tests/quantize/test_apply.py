@@ -14,7 +14,7 @@ import pytest
 
 from edgeprune.errors import GraphError, InputError, RecipeError
 from edgeprune.quantize import Ranges, apply, calibrate, dummy_ranges, lint
-from edgeprune.quantize.insert import grid, quantise_weight
+from edgeprune.quantize.grids import grid, quantise_weight
 from edgeprune.recipe import QuantizeSection
 from edgeprune.runtimes.dialects import DIALECTS
 

@@ -37,7 +37,10 @@ RUNTIMES = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime", "tensorrt": "
 
 @dataclass(frozen=True)
 class RuntimeOption:
-    """An option that one runtime has: its value goes to `Target.execution.options[key]`, and so to the runtime."""
+    """An option that one runtime has.
+
+    Its value goes to `Target.execution.options[key]`, and so to the runtime; that of DIALECT chooses the Q/DQ scheme.
+    """
 
     flag: str
     key: str
@@ -45,9 +48,21 @@ class RuntimeOption:
     text: str
 
 
+DIALECT = "dialect"
+FLAVOURS = click.Choice(["tensorrt-a", "tensorrt-b"])
+LEVELS = click.Choice(["disable", "basic", "extended", "all"])
 RUNTIME_OPTIONS = {
     "openvino": (
         RuntimeOption("--streams", "NUM_STREAMS", click.IntRange(1), "Requests that OpenVINO runs side by side."),
+    ),
+    "onnxruntime": (
+        RuntimeOption("--optimization", "graph_optimization_level", LEVELS, "How far ONNX Runtime rewrites the graph."),
+    ),
+    "tensorrt": (
+        RuntimeOption("--workspace", "workspace_mib", click.IntRange(1), "MiB that TensorRT may use while it builds."),
+        RuntimeOption(
+            "--flavour", DIALECT, FLAVOURS, "a: FP32 around INT8, TensorRT 8.5 to 10; b: FP16, 10.12 and up."
+        ),
     ),
 }
 
@@ -137,7 +152,7 @@ def _override(target: Target, values: dict[str, Any]) -> Target:
             options[extra.key] = value
     threads = values.pop("threads") or target.execution.threads
     execution = msgspec.structs.replace(target.execution, threads=threads, options=options)
-    return msgspec.structs.replace(target, execution=execution)
+    return msgspec.structs.replace(target, execution=execution, dialect=dialect)
 
 
 def _run_step(

@@ -11,8 +11,9 @@ from conftest import Event
 
 from edgeprune.cli.failures import INTERRUPTED
 from edgeprune.cli.progress import Lines
-from edgeprune.cli.steps import STEPS
+from edgeprune.cli.steps import FLAVOURS, STEPS
 from edgeprune.errors import DeviceBusy, GateError
+from edgeprune.runtimes import DIALECTS
 
 
 @pytest.mark.parametrize("step", [*list(STEPS)[1:], "run"])
@@ -32,6 +33,30 @@ def test_options_change_the_target_that_is_run(edgeprune_command, project, pipel
     execution = call["target"].execution
     assert (execution.options["NUM_STREAMS"], execution.threads, call["start"]) == (2, 4, "prune")
     assert execution.options["PERFORMANCE_HINT"] == "LATENCY"  # the profile's own stay
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "key", "value"),
+    [
+        ("x86-onnxruntime", ["--optimization", "basic"], "graph_optimization_level", "basic"),
+        ("jetson-orin-nano", ["--workspace", "256"], "workspace_mib", 256),
+    ],
+)
+def test_options_of_other_runtimes(edgeprune_command, project, pipeline, name, arguments, key, value):
+    done = edgeprune_command(name, "run", "recipe.toml", *arguments)
+    assert done.exit_code == 0, done.stderr
+    assert pipeline.calls[0]["target"].execution.options[key] == value
+
+
+def test_the_flavour_of_tensorrt_is_its_scheme(edgeprune_command, project, pipeline):
+    edgeprune_command("jetson-orin-nano", "run", "recipe.toml", "--flavour", "tensorrt-b")
+    target = pipeline.calls[0]["target"]
+    assert target.dialect == "tensorrt-b"
+    assert "dialect" not in target.execution.options
+
+
+def test_the_flavours_are_schemes_that_exist():
+    assert set(FLAVOURS.choices) <= set(DIALECTS)
 
 
 def test_without_options_the_profile_is_left_alone(edgeprune_command, project, pipeline):

@@ -145,10 +145,12 @@ def _step_command(step: str, target: Target) -> click.Command:
 
 def _override(target: Target, values: dict[str, Any]) -> Target:
     """The target with what the command line changes; takes those values out of `values`."""
-    options = dict(target.execution.options)
+    options, dialect = dict(target.execution.options), target.dialect
     for extra in RUNTIME_OPTIONS.get(target.runtime, ()):
-        value = values.pop(extra.key, values.pop(extra.key.lower(), None))
-        if value is not None:
+        value = values.pop(extra.key.lower(), None)
+        if value is not None and extra.key == DIALECT:
+            dialect = value
+        elif value is not None:
             options[extra.key] = value
     threads = values.pop("threads") or target.execution.threads
     execution = msgspec.structs.replace(target.execution, threads=threads, options=options)

@@ -38,7 +38,7 @@ def transport(target: Target, device: str = "") -> Transport:
             f"{target.name} has no device yet.", "Give yours: --device ssh://NAME. See: edgeprune devices"
         )
     if name == "ssh":
-        return Ssh(where, entry.python)
+        return Ssh(where, entry.python or profile.python)
     if name == "qemu-user":
         return QemuUser(where or profile.cpu)
     if name == "qemu-board" and option in ("", "clock=none"):

@@ -192,7 +192,7 @@ class AgentDevice:
         except BaseException as error:
             link.close()
             if isinstance(error, AgentError) and error.kind == "missing-runtime":
-                raise self._missing_runtime() from None
+                raise self._missing_runtime(error) from None
             raise
         self._link = link
 
@@ -210,13 +210,13 @@ class AgentDevice:
                 f"Install it there: python3 -m pip install '{self._target.runtime}{self._target.requires}'",
             )
 
-    def _missing_runtime(self) -> Exception:
+    def _missing_runtime(self, error: AgentError) -> Exception:
         name = self._target.runtime
         if self._transport.name == "local":
             return MissingDependency(f"{name} is not installed.", f'pip install "edgeprune[{name}]"')
         return AgentError(
             "missing-runtime",
-            f"{self._transport.where}: {name} is not installed there.",
+            error.message,
             f"edgeprune doctor {self._target.name} prints the command that installs it.",
         )
 

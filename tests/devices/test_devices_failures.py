@@ -177,7 +177,7 @@ def test_a_full_disk_while_writing_results(ort: Target, artifact: Artifact, home
         images = io.BytesIO()
         np.save(images, tinynets.images(2))
         key = json.dumps([loaded.handle, hashlib.sha256(images.getvalue()).hexdigest(), device.runtime_version])
-        result = hashlib.sha256(key.encode()).hexdigest() + ".npz.part"
+        result = hashlib.sha256(key.encode()).hexdigest() + f"-{device.agent_pid}.npz.part"
         (home / "outgoing" / result).symlink_to("/dev/full")
         with pytest.raises(AgentError, match="no space left on the device") as caught:
             device.infer(loaded, tinynets.images(2))

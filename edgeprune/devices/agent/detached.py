@@ -62,7 +62,7 @@ def daemon(home: str, session: str, worker: list[str]) -> int:
     os.chmod(name, 0o600)
     listener.listen(4)
     try:
-        return Daemon(home, worker, listener).serve()
+        return Daemon(home, worker, listener, session).serve()
     finally:
         with contextlib.suppress(OSError):
             os.remove(name)
@@ -71,8 +71,8 @@ def daemon(home: str, session: str, worker: list[str]) -> int:
 class Daemon:
     """The jobs of one session and the connection that currently asks for them."""
 
-    def __init__(self, home: str, worker: list[str], listener: socket.socket) -> None:
-        self._supervisor = Supervisor(home, worker, self._alive)
+    def __init__(self, home: str, worker: list[str], listener: socket.socket, session: str) -> None:
+        self._supervisor = Supervisor(home, worker, self._alive, session)
         self._listener = listener
         self._requests = queue.Queue()  # type: queue.Queue[tuple[socket.socket | None, dict[str, Any]]]
         self._lock = threading.Lock()

@@ -70,14 +70,14 @@ class Store:
         """Delete the files used longest ago until the rest fits into `limit` bytes; leftovers of a day ago go too."""
         day_ago = time.time() - 86400
         for part in ("incoming", "outgoing", "jobs"):
-            for entry in _entries(self.path(part)):
-                if entry.stat().st_mtime < day_ago:
-                    _remove(entry.path)
+            for path, status in _entries(self.path(part)):
+                if status.st_mtime < day_ago:
+                    _remove(path)
         kept = 0
-        for entry in sorted(_entries(self.path("blobs")), key=lambda item: -item.stat().st_mtime):
-            kept += entry.stat().st_size
+        for path, status in sorted(_entries(self.path("blobs")), key=lambda item: -item[1].st_mtime):
+            kept += status.st_size
             if kept > limit:
-                _remove(entry.path)
+                _remove(path)
 
     @contextlib.contextmanager
     def lock(self, wait_s: float, exclusive: bool, who: str) -> Iterator[None]:
@@ -119,12 +119,13 @@ def write_whole(path: str, data: Any) -> None:
         raise
 
 
-def _entries(folder: str) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return list(entries)
-    except FileNotFoundError:
-        return []
+def _entries(folder: str) -> list[tuple[str, os.stat_result]]:
+    """Paths in a folder; what another agent deletes meanwhile is left out."""
+    found = []
+    for name in os.listdir(folder):
+        with contextlib.suppress(FileNotFoundError):
+            found.append((os.path.join(folder, name), os.stat(os.path.join(folder, name))))
+    return found
 
 
 def _remove(path: str) -> None:

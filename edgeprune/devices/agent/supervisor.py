@@ -57,8 +57,9 @@ class Child:
 class Supervisor:
     """Does what the host asks, one job at a time."""
 
-    def __init__(self, home: str, worker: list[str], alive: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, home: str, worker: list[str], alive: Callable[[dict[str, Any]], None], tag: str = "") -> None:
         self.store = Store(home)
+        self._tag = tag or str(os.getpid())  # keeps the files of agents that share a folder apart
         self._worker_command = worker
         self._alive = alive
         self._child = None  # type: Child | None
@@ -78,10 +79,12 @@ class Supervisor:
             return {"id": request.get("id"), "ok": False, "error": failure_from(error).to_dict()}
 
     def close(self) -> None:
-        """End the worker."""
+        """End the worker and forget what it held."""
         if self._child is not None:
             self._child.kill()
             self._child = None
+        for handle in self._known:
+            shutil.rmtree(self._folder(handle), ignore_errors=True)
 
     # What the host may ask.
 
@@ -106,7 +109,7 @@ class Supervisor:
     def do_load(self, request: dict[str, Any]) -> dict[str, Any]:
         """Check the files by sha256 and open the artifact. Its handle is the digest of all that it consists of."""
         handle = handle_of(request)
-        folder = self.store.path("jobs", handle)
+        folder = self._folder(handle)
         os.makedirs(folder, exist_ok=True)
         paths = {}
         for name, digest in request["files"].items():
@@ -129,7 +132,7 @@ class Supervisor:
         """Forget an artifact; its files stay in the store until they are pruned."""
         handle = request["handle"]
         self._known.pop(handle, None)
-        shutil.rmtree(self.store.path("jobs", os.path.basename(handle)), ignore_errors=True)
+        shutil.rmtree(self._folder(handle), ignore_errors=True)
         if self._child is not None and handle in self._child.loaded:
             self._child.loaded.discard(handle)
             self._ask({"op": "unload", "handle": handle}, request["timeout_s"])
@@ -140,7 +143,7 @@ class Supervisor:
         handle = self._artifact(request["handle"])
         images = self.store.blob(request["images"])
         key = hashlib.sha256(json.dumps([handle, request["images"], request["runtime_version"]]).encode()).hexdigest()
-        result = self.store.path("outgoing", key + ".npz")
+        result = self.store.path("outgoing", "%s-%s.npz" % (key, self._tag))
         if request.get("resume") and os.path.isfile(result):
             return {"path": result, "sha256": sha256(result), "reused": True}
         self._ensure(handle, request["timeout_s"])
@@ -157,7 +160,7 @@ class Supervisor:
         else:
             found = self._fresh_rounds(request, handles)
         found["summaries"] = [timing.summary(rounds) for rounds in found["samples"]]
-        write_whole(self.store.path("outgoing", "samples-last.json"), found["samples"])
+        write_whole(self.store.path("outgoing", "samples-%s.json" % self._tag), found["samples"])
         del found["samples"]
         return found
 
@@ -204,6 +207,9 @@ class Supervisor:
                     merged[part].extend(text for text in found[part] if text not in merged[part])
                 merged["pinned"] = found["pinned"]
         return merged
+
+    def _folder(self, handle: str) -> str:
+        return self.store.path("jobs", "%s-%s" % (os.path.basename(handle), self._tag))
 
     def _artifact(self, handle: str) -> str:
         if handle not in self._known:

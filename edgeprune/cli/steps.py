@@ -128,7 +128,7 @@ def _step_command(step: str, target: Target) -> click.Command:
         click.option("--threads", type=click.IntRange(1), help="Threads on the device, instead of the profile's."),
     ]
     for extra in RUNTIME_OPTIONS.get(target.runtime, ()):
-        params.append(click.option(extra.flag, extra.key, type=extra.type, help=extra.text))
+        params.append(click.option(extra.flag, type=extra.type, help=extra.text))
     if step == "run":
         choices = click.Choice(list(STEPS))
         params.append(click.option("--from", "start", type=choices, help="Start again at this step."))
@@ -147,7 +147,7 @@ def _override(target: Target, values: dict[str, Any]) -> Target:
     """The target with what the command line changes; takes those values out of `values`."""
     options, dialect = dict(target.execution.options), target.dialect
     for extra in RUNTIME_OPTIONS.get(target.runtime, ()):
-        value = values.pop(extra.key.lower(), None)
+        value = values.pop(extra.flag.lstrip("-"), None)
         if value is not None and extra.key == DIALECT:
             dialect = value
         elif value is not None:

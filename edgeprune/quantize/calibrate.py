@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
 
 from edgeprune.errors import RecipeError, did_you_mean
+from edgeprune.quantize.check import InputWatch, cache_key, check_placement, check_seen, check_weights
 from edgeprune.quantize.correct import measure_layers
 from edgeprune.quantize.equalise import equalised, factors
-from edgeprune.quantize.observe import Images, watch
+from edgeprune.quantize.observe import Images, batches, input_shape, watch
 from edgeprune.quantize.placement import place
 from edgeprune.quantize.ranges import Ranges, read_model
 from edgeprune.quantize.select import propose, select, tensor_range
@@ -27,6 +29,7 @@ def calibrate(
     dialect: Dialect,
     options: QuantizeSection | None = None,
     progress: Progress | None = None,
+    cache: Path | None = None,
 ) -> Ranges:
     """Choose the range of every tensor that `dialect` quantises, and measure what remains to be corrected.
 
@@ -36,21 +39,50 @@ def calibrate(
             it is gone through several times.
         options: the recipe's [quantize] section.
         progress: called with the number of images whose ranges have been seen.
+        cache: a folder; ranges found there for the same graph, images, dialect and options are given back at once.
 
     Raises:
-        ModelError: the file is no ONNX model that ONNX Runtime runs.
-        DataError: no images, or images of another shape.
+        ModelError: the file is no ONNX model that ONNX Runtime runs, or activations are NaN or infinite.
+        DataError: no images, images of another shape, all constant, NaN or infinite.
         RecipeError: an override names a layer that the graph does not have.
         GraphError: the graph has several inputs or no fixed shape.
     """
     options = options or QuantizeSection()
     original = read_model(float_onnx)
     check_overrides(View.of(original), options)
+    check_weights(View.of(original))
+    inputs = look(View.of(original), images, options.images)
+    key = cache_key(original, inputs.digest.hexdigest(), dialect, options)
+    stored = cache / f"ranges-{key}.json" if cache is not None else None
+    if stored is not None and stored.exists():
+        return Ranges.load(stored)
+    warnings = inputs.warnings()
+    ranges = _calibrate(original, images, dialect, options, progress)
+    ranges = replace(ranges, key=key, warnings=(*warnings, *ranges.warnings))
+    if stored is not None:
+        stored.parent.mkdir(parents=True, exist_ok=True)
+        ranges.save(stored)
+    return ranges
+
+
+def look(view: View, images: Images, limit: int) -> InputWatch:
+    """Look at the images alone: what they are like, and their hash."""
+    _, size, shape = input_shape(view)
+    inputs = InputWatch()
+    for batch, real in batches(images, size, limit, shape):
+        inputs.add(batch[:real])
+    return inputs
+
+
+def _calibrate(
+    original: onnx.ModelProto, images: Images, dialect: Dialect, options: QuantizeSection, progress: Progress | None
+) -> Ranges:
     equalise = factors(original, dialect, images, options.images) if options.equalize else {}
     model = equalised(original, equalise)
     view = View.of(model)
     placement = place(view, dialect)
     seen, count = watch(model, placement.tensors, images, options.images, lambda _, done: progress and progress(done))
+    warnings = [*check_seen(model, seen), *check_placement(view, placement, dialect, options)]
     chosen = select(model, placement, propose(view, placement, seen, dialect, options), images, options.images)
     tensors = {name: tensor_range(seen[name], *chosen[placement.scale_of[name]]) for name in placement.tensors}
     grids = {name: chosen[placement.scale_of[name]][0].grid for name in placement.tensors}
@@ -62,6 +94,7 @@ def calibrate(
         layers=layers,
         bias=bias if options.bias_correction else {},
         equalise=equalise,
+        warnings=tuple(warnings),
         precision={name: "float" for name, layer in options.layers.items() if layer.precision == "float"},
     )
 

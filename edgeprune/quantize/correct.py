@@ -44,7 +44,9 @@ def measure_layers(
     for name in layers:
         node = view.layers[name]
         weight = rounded_weight(np.asarray(view.constant(node.input[1]), np.float32), node, dialect)
-        on = {0: _input_grid(view, placement, grids, node)}
+        tensor = placement.read_by(view, node)
+        assert tensor is not None
+        on = {0: grids[tensor]}
         parts += [Experiment(name, constants={1: weight}), Experiment(name, grids=on)]
         wholes.append(Experiment(name, grids=on, constants={1: weight}, bias=True))
     shares = probe(model, parts, images, min(limit, REPORTED))
@@ -55,11 +57,3 @@ def measure_layers(
         reports[name] = LayerReport(round(alone.sqnr_db, 3), round(given.sqnr_db, 3), round(both.sqnr_db, 3))
         biases[name] = tuple(float(np.float32(-value)) for value in both.bias)
     return reports, biases
-
-
-def _input_grid(view: View, placement: Placement, grids: Mapping[str, Grid], node: onnx.NodeProto) -> Grid:
-    """The grid of what a layer reads, through nodes that only move values."""
-    tensor = node.input[0]
-    while tensor not in grids:
-        tensor = view.producer[tensor].input[0]
-    return grids[tensor]

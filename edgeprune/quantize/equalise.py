@@ -7,7 +7,7 @@ all channels, gains; the reading layers' weights may lose, unless they are depth
 the largest magnitude of the channel and w_c of the weights that read it: r_c, sqrt(r_c), sqrt(r_c / w_c), none; the one
 with the least noise at the readers' outputs, measured, is taken.
 Under a Clip(0, 6) channels can only be enlarged, up to where their seen peak, with some headroom, reaches the bound:
-the network computes the same on the images seen, and a channel saturates where it goes far beyond them, as any range does.
+the network computes the same on the images seen, and a channel saturates far beyond them, as with any range.
 Sources: Nagel et al. 2019 (arXiv 1906.04721), section 4.1, for pairs of layers; here for residual streams, from
 measured activations, as in Xiao et al. 2022 (SmoothQuant, arXiv 2211.10438).
 """
@@ -166,6 +166,8 @@ def factors(model: onnx.ModelProto, dialect: Dialect, images: Images, limit: int
     if not candidates:
         return {}
     lows, highs = _channel_extremes(model, [tensor for s in candidates for tensor in s.tensors], images, limit)
+    if not all(np.isfinite(values).all() for values in (*lows.values(), *highs.values())):
+        return {}  # the network is broken; check.py says where
     experiments: list[Experiment] = []
     owners: list[tuple[int, int]] = []
     options: list[list[Floats]] = []
@@ -251,8 +253,10 @@ def _channel_extremes(
     for tensor in tensors:
         for operator in ("ReduceMin", "ReduceMax"):
             inputs = [f"{tensor}.flat"] if opset < 18 else [f"{tensor}.flat", "extremes.axes"]
-            axes = {"axes": [0, 2]} if opset < 18 else {}
-            reduced.append(helper.make_node(operator, inputs, [f"{tensor}.{operator}"], keepdims=0, **axes))
+            node = helper.make_node(operator, inputs, [f"{tensor}.{operator}"], keepdims=0)
+            if opset < 18:
+                node.attribute.append(helper.make_attribute("axes", [0, 2]))
+            reduced.append(node)
     outputs = [node.output[0] for node in reduced]
     copy = with_outputs(model, outputs)
     copy.graph.node.extend([*flat, *reduced])
@@ -265,9 +269,9 @@ def _channel_extremes(
         found = dict(zip(outputs, runner.run(outputs, {name: batch}), strict=True))
         for tensor in tensors:
             low, high = found[f"{tensor}.ReduceMin"], found[f"{tensor}.ReduceMax"]
-            lows[tensor] = np.fmin(lows[tensor], low) if tensor in lows else low
-            highs[tensor] = np.fmax(highs[tensor], high) if tensor in highs else high
-    return {t: np.nan_to_num(v) for t, v in lows.items()}, {t: np.nan_to_num(v) for t, v in highs.items()}
+            lows[tensor] = np.minimum(lows[tensor], low) if tensor in lows else low
+            highs[tensor] = np.maximum(highs[tensor], high) if tensor in highs else high
+    return lows, highs
 
 
 def equalised(model: onnx.ModelProto, found: Mapping[str, tuple[float, ...]]) -> onnx.ModelProto:

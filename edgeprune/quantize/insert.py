@@ -13,6 +13,7 @@ from edgeprune.errors import GraphError, RecipeError, did_you_mean
 from edgeprune.quantize.equalise import equalised
 from edgeprune.quantize.grids import Grid, grid, quantise_weight
 from edgeprune.quantize.half import to_half
+from edgeprune.quantize.opset import raised
 from edgeprune.quantize.placement import Placement, place
 from edgeprune.quantize.ranges import Ranges, non_negative
 from edgeprune.quantize.view import View, output_axis
@@ -33,7 +34,7 @@ def apply(
         RecipeError: `precision` names a layer that the graph does not have.
         GraphError: a tensor that must be quantised has no range.
     """
-    view = View.of(equalised(model, ranges.equalise))
+    view = View.of(raised(equalised(model, ranges.equalise), dialect.opset))
     names = {node.name for node in view.nodes}
     for name in precision or {}:
         if name not in names:
@@ -184,13 +185,7 @@ class _Writer:
             list(source.graph.output),
             [*kept, *self.constants.values()],
         )
-        opsets = [
-            helper.make_opsetid(
-                o.domain, max(o.version, self.dialect.opset) if o.domain in ("", "ai.onnx") else o.version
-            )
-            for o in source.opset_import
-        ]
-        result = helper.make_model(graph, opset_imports=opsets, producer_name="edgeprune")
+        result = helper.make_model(graph, opset_imports=list(source.opset_import), producer_name="edgeprune")
         result.ir_version = min(result.ir_version, 10)
         result.metadata_props.extend(source.metadata_props)
         return to_half(result) if self.half else result

@@ -15,6 +15,7 @@ from edgeprune.quantize.view import View, is_depthwise
 from edgeprune.runtimes.dialects import Dialect
 
 Edge = tuple[str, int]  # node name, input index
+SHARING = ("MaxPool", "Resize", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze")
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,19 @@ class Placement:
     tensors: tuple[str, ...]
     scale_of: dict[str, str]
     groups: dict[str, tuple[str, ...]]
+
+    def read_by(self, view: View, node: onnx.NodeProto, index: int = 0) -> str | None:
+        """The quantised tensor that input `index` of a node carries, perhaps through nodes that only move values."""
+        found = self.edges.get((node.name, index))
+        while found is None:
+            maker = view.producer.get(node.input[index])
+            if maker is None or not maker.input or view.producer.get(maker.input[0]) is maker:
+                return None
+            if maker.op_type not in SHARING:
+                return None
+            node, index = maker, 0
+            found = self.edges.get((node.name, 0))
+        return found
 
 
 def place(view: View, dialect: Dialect, precision: Mapping[str, str] | None = None) -> Placement:

@@ -65,15 +65,20 @@ def _overrides(view: View, placement: Placement, options: QuantizeSection) -> di
         if override.range is None and override.method is None:
             continue
         for index in view.data_inputs(by_name[name]):
-            tensor = placement.edges.get((name, index))
+            tensor = placement.read_by(view, by_name[name], index)
             if tensor is not None:
                 found[placement.scale_of[tensor]] = override
     return found
 
 
 def _distinct(proposals: list[Proposal]) -> list[Proposal]:
-    """Without those that round as an earlier one does."""
-    return list({proposal.grid: proposal for proposal in reversed(proposals)}.values())[::-1]
+    """Without those that round nearly as an earlier one does: steps and ends within 2 %."""
+    kept: list[Proposal] = []
+    for one in proposals:
+        near = 0.02 * (one.high - one.low)
+        if all(abs(one.low - other.low) > near or abs(one.high - other.high) > near for other in kept) or not kept:
+            kept.append(one)
+    return kept
 
 
 def select(

@@ -165,20 +165,24 @@ def least(profiles: Sequence[Sequence[KernelTime]]) -> tuple[KernelTime, ...]:
 
 
 def profiler_cost(kernels: Sequence[KernelTime], latency: float) -> float:
-    """What the profiler adds to each kernel: what the dense network's sum has over its latency, a kernel.
+    """What the profiler adds to each kernel: what the dense network's kernels have over its latency, a kernel.
 
-    At most half of a small kernel, since the rest of the difference may be the device's speed of the moment.
+    At most half of a typical kernel, since part of the difference may be the device's speed of the moment.
     """
     times = [kernel.median for kernel in kernels]
-    return float(np.clip((sum(times) - latency) / len(times), 0.0, 0.5 * np.quantile(times, 0.1)))
+    return float(np.clip((sum(times) - latency) / len(times), 0.0, 0.5 * np.median(times)))
 
 
 def attribute(kernels: Sequence[KernelTime], latency: float, cost: float) -> list[KernelTime]:
-    """Kernels whose times add up to `latency`, in the proportions of the profile less `cost` each."""
-    bare = [max(kernel.median - cost, 0.1 * kernel.median) for kernel in kernels]
+    """Kernels whose times add up to `latency`.
+
+    The profile saw speed * (time + cost) for each kernel, `speed` being that of its moment, which follows from the sum.
+    """
+    speed = sum(kernel.median for kernel in kernels) / (latency + len(kernels) * cost)
+    bare = [max(kernel.median / speed - cost, 0.1 * kernel.median / speed) for kernel in kernels]
     scale = latency / sum(bare)
     return [
-        dataclasses.replace(kernel, median=time * scale, mad=kernel.mad * scale)
+        dataclasses.replace(kernel, median=time * scale, mad=kernel.mad / speed)
         for kernel, time in zip(kernels, bare, strict=True)
     ]
 
@@ -271,9 +275,6 @@ def record(table: Table, maker: Maker, found: Sequence[Measured], max_spread: fl
     """The table with the cells of networks measured together (anchor first), and the runs that are quiet enough."""
     network = table.networks[maker.network]
     cost = network.profiler_cost
-    if found[0].kernels:  # the profiler slows down as the device does
-        at_first = sum(site.time for site in network.sites) + cost * len(found[0].kernels)
-        cost *= sum(kernel.median for kernel in found[0].kernels) / at_first
     good = [one for one in found[1:] if one.spread <= max_spread]
     joined = [_join(one, one.ratio * network.dense, cost, table, maker) for one in good if one.kernels]
     if found[0].kernels and good:

@@ -10,15 +10,14 @@ The packages are those of benchmarks/zoo-requirements.txt, installed with `pip i
 from __future__ import annotations
 
 import argparse
-import concurrent.futures
 import contextlib
 import json
-import os
+import multiprocessing
 import re
 import statistics
-import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -200,36 +199,48 @@ def peer(entry: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def child(kind: str, entry: dict[str, Any], site: str, limit: float) -> dict[str, Any]:
-    """Run one side of one model in a process of its own."""
-    command = [sys.executable, __file__, "--site", site, "--child", kind, json.dumps(entry)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def warm() -> None:
+    """Import everything once and trace a toy, so that each fork starts warm."""
+    import timm
+    import torch
+    import torch_pruning
+    import torchvision
+
+    import edgeprune
+
+    toy = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 3))
+    edgeprune.trace(toy, torch.zeros(1, 3)).uniform(FRACTION)
+    assert timm and torch_pruning and torchvision
+
+
+def child(kind: str, entry: dict[str, Any], limit: float) -> dict[str, Any]:
+    """Run one side of one model in a forked process of its own."""
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe(duplex=False)
     start = time.perf_counter()
+    process = context.Process(target=work, args=(kind, entry, there))
+    process.start()
+    there.close()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, env=environment, check=False)
-    except subprocess.TimeoutExpired:
-        return {"runs": False, "detail": f"over {limit:g} s", "total_seconds": limit}
-    for line in reversed(done.stdout.splitlines()):
-        if line.startswith("{"):
-            return dict(json.loads(line))
-    tail = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-    return {"runs": False, "detail": tail[0][:300], "total_seconds": time.perf_counter() - start}
+        result = here.recv() if here.poll(limit) else {"runs": False, "detail": f"over {limit:g} s"}
+    except EOFError:
+        process.join()
+        result = {"runs": False, "detail": f"died with exit code {process.exitcode}"}
+    process.kill()
+    process.join()
+    result.setdefault("total_seconds", time.perf_counter() - start)
+    return dict(result)
 
 
-def work(kind: str, entry: dict[str, Any], site: str) -> None:
-    """The child's side: print one JSON line."""
-    prepare(site)
+def work(kind: str, entry: dict[str, Any], pipe: Any) -> None:
+    """The child's side: send one result."""
     try:
-        result = ours(entry, not entry.get('no_onnx')) if kind == "ours" else peer(entry)
+        result = ours(entry, not entry.get("no_onnx")) if kind == "ours" else peer(entry)
     except Exception as error:
-        import traceback
-
         where = traceback.extract_tb(error.__traceback__)[-1]
-        result = {
-            "runs": False,
-            "detail": f"{type(error).__name__}: {str(error)[:400]} ({Path(where.filename).name}:{where.lineno})",
-        }
-    print(json.dumps(result))
+        place = f"{Path(where.filename).name}:{where.lineno}"
+        result = {"runs": False, "detail": f"{type(error).__name__}: {str(error)[:400]} ({place})"}
+    pipe.send(result)
 
 
 def summary(results: dict[str, Any]) -> str:
@@ -266,13 +277,8 @@ def main() -> None:
     parser.add_argument("--redo", action="store_true", help="run again what failed")
     parser.add_argument("--limit", type=float, default=400.0)
     parser.add_argument("--peer-limit", type=float, default=150.0)
-    parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--no-onnx", action="store_true")
-    parser.add_argument("--child", nargs=2)
     options = parser.parse_args()
-    if options.child:
-        work(options.child[0], json.loads(options.child[1]), options.site)
-        return
     listing = options.names or options.out.with_name("zoo-models.json")
     if not listing.exists():
         listing.write_text(json.dumps(names(options.site), indent=1))
@@ -284,16 +290,18 @@ def main() -> None:
         row = dict(results.get(key, {"entry": entry}))
         again = options.redo and not row.get("ours", {}).get("proved")
         if not options.peer_only and ("ours" not in row or again or options.only):
-            row["ours"] = child("ours", {**entry, "no_onnx": options.no_onnx}, options.site, options.limit)
+            row["ours"] = child("ours", {**entry, "no_onnx": options.no_onnx}, options.limit)
         if (options.peer or options.peer_only) and "peer" not in row:
-            row["peer"] = child("peer", entry, options.site, options.peer_limit)
+            row["peer"] = child("peer", entry, options.peer_limit)
         return key, row
 
     chosen = [
         e for e in entries if (not options.only or e["name"] in options.only) and e["suite"].startswith(options.suite)
     ]
-    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-        for key, row in pool.map(one, chosen):
+    prepare(options.site)
+    warm()
+    for key, row in map(one, chosen):
+        if True:
             results[key] = row
             temporary = options.out.with_suffix(".tmp")
             temporary.write_text(json.dumps(results, indent=1, sort_keys=True))

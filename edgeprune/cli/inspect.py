@@ -86,9 +86,8 @@ def _show(structure: Structure) -> None:
         readers="read by", right="size,parameters,macs",
     )  # fmt: skip
     for g in structure.groups:
-        groups.add_row(
-            g.name, str(g.size), g.unit, f"{g.parameters:,}", f"{g.macs:,}", str(len(g.producers)), str(len(g.consumers))
-        )  # fmt: skip
+        counts = (f"{g.parameters:,}", f"{g.macs:,}", str(len(g.producers)), str(len(g.consumers)))
+        groups.add_row(g.name, str(g.size), g.unit, *counts)
     console.show(groups)
     if structure.blocks:
         blocks = console.table("Blocks that may be removed", module="module", stream="on the stream", layers="layers")

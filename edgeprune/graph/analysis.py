@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,7 @@ class Analysis:
         spans: input and output value of each removable block.
         norms: L1 norm of the weights that make each unit, by group.
         inputs: the example inputs.
+        opaque: what the opaque submodules gave.
     """
 
     walk: Walk
@@ -39,7 +41,7 @@ class Analysis:
     spans: dict[str, Span]
     norms: dict[str, NDArray[np.float64]]
     inputs: Inputs
-    opaque: tuple[str, ...] = ()
+    opaque: dict[str, list[Any]] = field(default_factory=dict)
 
     def masks(self, kept: Mapping[str, tuple[int, ...]]) -> dict[str, NDArray[np.bool_]]:
         """Kept units by group as masks."""

@@ -1,7 +1,7 @@
 """The attributes that repeat a size: which of a module's integers must follow when an axis is narrowed.
 
-A layer of torch.nn names them (`in_channels`, `num_features`, ...). For a user's own module they are the integers equal to a
-size that is written in the graph at a call of that module, or to a side of one of its own parameters.
+A layer of torch.nn names them (`in_channels`, `num_features`, ...). For a user's own module they are the integers equal
+to a size that is written in the graph at a call of that module, or to a side of one of its own parameters.
 A choice of attributes is only a proposal until the edited model captures with every size as predicted (see trial).
 """
 
@@ -56,18 +56,32 @@ class AttributeRule:
 def find_attributes(model: nn.Module, walk: Walk, units: Units) -> tuple[AttributeRule, ...]:
     """Every attribute that follows a group, without those on which two axes disagree."""
     modules = dict(model.named_modules())
-    found: dict[tuple[str, str, int | None], AttributeRule | None] = {}
-    for literal in [*walk.literals, *_parameter_sides(walk, modules)]:
+    found: _Found = {}
+    literals = [*walk.literals, *(walk.training.literals if walk.training else ())]
+    literals = [*literals, *_parameter_sides(walk, modules)]
+    for soft in (False, True):
+        _collect([x for x in literals if x.soft == soft], modules, units, found)
+    return tuple(rule for rule in found.values() if rule is not None)
+
+
+_Found = dict[tuple[str, str, int | None], AttributeRule | None]
+
+
+def _collect(literals: Iterable[Literal], modules: Mapping[str, nn.Module], units: Units, found: _Found) -> None:
+    """Add the rules of these literals to those found before, which keep their attributes."""
+    settled = set(found)
+    for literal in literals:
         segments = units.segments(literal.axis)
         if all(s.group is None for s in segments) or literal.module not in modules:
             continue
         for name, part in _holders(modules[literal.module], literal):
             key = (literal.module, name, part)
+            if key in settled:
+                continue
             rule = AttributeRule(literal.module, name, part, literal.value, _sorted(segments))
             known = found.get(key, rule)
             same = known is not None and known.segments == rule.segments
             found[key] = rule if same else None
-    return tuple(rule for rule in found.values() if rule is not None)
 
 
 def _sorted(segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
@@ -118,9 +132,8 @@ def _holders(module: nn.Module, literal: Literal) -> Iterable[tuple[str, int | N
         value = getattr(module, literal.name, None)
         if _is_int(value) and value == literal.value:
             yield literal.name, None
-        elif isinstance(value, tuple | list) and literal.part is not None and len(value) > literal.part:
-            if value[literal.part] == literal.value:
-                yield literal.name, literal.part
+        elif isinstance(value, tuple | list) and literal.value in value[literal.part : (literal.part or 0) + 1]:
+            yield literal.name, literal.part
         return
     for name, value in vars(module).items():
         if name.startswith("_") or (name in _NAMED and _layer(module)):

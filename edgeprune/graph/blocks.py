@@ -91,7 +91,7 @@ def _span(walk: Walk, units: Units, path: str, nodes: Sequence[Node]) -> Span | 
 
 
 def _residual(result: Node, source: Node, mine: set[Node]) -> bool:
-    """Whether the input reaches the result through additions and element-wise operators alone, and one is an addition."""
+    """Whether the input reaches the result through element-wise operators alone, one of them an addition."""
     stack, seen = [(result, False)], set()
     while stack:
         node, added = stack.pop()

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
+import logging
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
@@ -17,6 +19,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.fx import GraphModule, Node
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+from torch.utils._pytree import tree_map
 
 from edgeprune.errors import CaptureError, ModelError
 
@@ -64,6 +68,12 @@ def as_inputs(example: Any) -> Inputs:
     )
 
 
+def doubled(inputs: Inputs) -> Inputs:
+    """The same inputs at twice the batch."""
+    twice = tree_map(lambda v: torch.cat([v, v]) if isinstance(v, torch.Tensor) and v.ndim else v, inputs)
+    return tuple(twice[0]), dict(twice[1])
+
+
 def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
     """Every parameter and buffer by each of its qualified names, aliases and non-persistent ones too."""
     found: dict[str, torch.Tensor] = {}
@@ -98,7 +108,7 @@ def check_model(model: Any) -> None:
     if not isinstance(model, nn.Module):
         raise ModelError(f"The model is a {type(model).__name__}, not an nn.Module.", "Pass the built network.")
     for name, tensor in tensors_of(model).items():
-        if isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin):
+        if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
             raise ModelError(f"Parameter '{name}' has no shape yet.", "Run the model once on an input, then trace it.")
         if tensor.is_meta:
             raise ModelError(f"Parameter '{name}' is on the meta device.", "Load the weights before tracing.")
@@ -130,10 +140,16 @@ def capture(model: nn.Module, inputs: Inputs) -> Capture:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Third-party warnings of a trace are not ours to pass on."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """What torch warns, logs and prints of a trace is not ours to pass on; a failure comes as an exception."""
+    logger = logging.getLogger("torch")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def place_of_error(model: nn.Module, error: BaseException) -> list[Place]:
@@ -143,7 +159,7 @@ def place_of_error(model: nn.Module, error: BaseException) -> list[Place]:
     frames: list[tuple[str, str]] = []
     for frame, line in traceback.walk_tb(error.__traceback__):
         code = frame.f_code
-        owner = frame.f_locals.get("self")
+        owner = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
         where = f"{code.co_filename}:{line}"
         if id(owner) in names and "torch/nn/modules/module.py" not in code.co_filename:
             frames.append((names[id(owner)], where))

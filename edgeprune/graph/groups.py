@@ -56,7 +56,8 @@ class Units:
 def axes_of(walk: Walk) -> Iterable[Axis]:
     """Every distinct axis array of the graph, parameters first."""
     seen: set[int] = set()
-    for value in (*walk.tensors.values(), *shaped_in(list(walk.values.values()))):
+    values = [*walk.values.values(), *(walk.training.values.values() if walk.training else ())]
+    for value in (*walk.tensors.values(), *shaped_in(values)):
         for axis in value.axes:
             if id(axis) not in seen:
                 seen.add(id(axis))
@@ -93,7 +94,7 @@ def find_units(walk: Walk, solution: Solution) -> tuple[Units, list[list[Member]
     """Number the groups and units, and list each group's members (parameter axes)."""
     roles: dict[tuple[str, int], str] = {}
     rank: dict[str, int] = {}
-    for call in walk.calls:
+    for call in [*walk.calls, *(walk.training.calls if walk.training else ())]:
         rank.setdefault(call.weight, len(rank))
         if (axis := output_axis(call)) is not None:
             roles[call.weight, axis] = "output"

@@ -1,4 +1,4 @@
-"""Plans: which units stay, as cuts of parameters and settings of attributes. `plan.json` needs no pickle and no trace."""
+"""Plans: which units stay, as cuts of parameters and settings of attributes. `plan.json` needs no pickle, no trace."""
 
 from __future__ import annotations
 

@@ -18,7 +18,8 @@ from torch import nn
 from torch.utils._pytree import tree_flatten, tree_map
 
 from edgeprune.errors import PlanError
-from edgeprune.graph.capture import capture, quiet, tensors_of
+from edgeprune.graph.capture import capture, doubled, quiet, tensors_of
+from edgeprune.graph.opaque import cut_out
 from edgeprune.graph.plan import Plan
 from edgeprune.graph.reference import Reference
 from edgeprune.graph.structure import Structure
@@ -98,6 +99,7 @@ def _prove(structure: Structure, model: nn.Module, plan: Plan, dtype: torch.dtyp
     detail = ""
     for weights in ("generic", "own"):
         original = narrow(model, (), ()).eval()
+        cut_out(original, structure.analysis.opaque)
         _convert(original, dtype, generic=weights == "generic")
         args, kwargs = tree_map(lambda v: _cast(v, dtype), structure.analysis.inputs)
         with torch.no_grad(), quiet(), default_dtype(dtype), double_casts(dtype):
@@ -189,19 +191,23 @@ def _runs(structure: Structure, model: nn.Module, plan: Plan) -> str:
     """The edited module captures, and runs at twice the batch where the original does. What failed, or ''."""
     analysis = structure.analysis
     pruned = plan.apply(model)
+    private = narrow(pruned, (), (), empty=True).eval()
+    cut_out(private, analysis.opaque)
     try:
-        capture(narrow(pruned, (), (), empty=True).eval(), analysis.inputs)
+        capture(private, analysis.inputs)
     except Exception as error:
         return f"the narrowed model does not capture: {error}"
-    doubled = tree_map(lambda v: torch.cat([v, v]) if isinstance(v, torch.Tensor) and v.ndim else v, analysis.inputs)
+    twice = doubled(analysis.inputs)
     original = narrow(model, (), ()).eval()
+    for private in (original, pruned):
+        cut_out(private, analysis.opaque)
     with torch.no_grad(), quiet():
         try:
-            original(*doubled[0], **doubled[1])
+            original(*twice[0], **twice[1])
         except Exception:
             return ""
         try:
-            pruned.eval()(*doubled[0], **doubled[1])
+            pruned.eval()(*twice[0], **twice[1])
         except Exception as error:
             return f"the narrowed model fails at twice the batch: {error}"
     return ""

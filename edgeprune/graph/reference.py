@@ -202,9 +202,10 @@ class Reference:
                 return over_kept(target, args, kwargs, dims, masks)
         if name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
             at = 2
+            sources: Any = nodes[at]
             weights = [
                 silence(w, 1, masks[1]) if len(masks := self._alive(n, path)) == 2 else w
-                for w, n in zip(args[at], nodes[at], strict=True)
+                for w, n in zip(args[at], sources, strict=True)
             ]
             return target(*args[:at], weights, *args[at + 1 :], **kwargs)
         if name.endswith("_cell"):

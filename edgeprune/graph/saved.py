@@ -21,7 +21,7 @@ WEIGHTS = "weights.safetensors"
 
 
 def save_pruned(directory: str | os.PathLike[str], model: nn.Module, plan: Plan) -> None:
-    """Write the plan and the pruned model's state; a tied tensor is stored once. Each file appears whole or not at all."""
+    """Write the plan and the pruned state; a tied tensor is stored once, a file appears whole or not at all."""
     state: dict[str, torch.Tensor] = {}
     seen: set[tuple[object, ...]] = set()
     for name, tensor in model.state_dict().items():
@@ -68,7 +68,9 @@ def _fill(model: nn.Module, state: dict[str, torch.Tensor], folder: Path) -> Non
     full = dict(state)
     for name in own:
         if name not in full:
-            full.update({name: state[t] for t in twins.get(name, ()) if t in state})
+            stored = [t for t in twins.get(name, ()) if t in state]
+            if stored:
+                full[name] = state[stored[0]]
     missing = sorted(own.keys() - full.keys())
     extra = sorted(full.keys() - own.keys())
     if missing or extra:
@@ -77,7 +79,7 @@ def _fill(model: nn.Module, state: dict[str, torch.Tensor], folder: Path) -> Non
     for name, tensor in own.items():
         if isinstance(tensor, torch.Tensor) and tensor.shape != full[name].shape:
             raise PlanError(
-                f"'{name}' is {tuple(full[name].shape)} in '{folder / WEIGHTS}' but {tuple(tensor.shape)} in the model.",
+                f"'{name}' is {tuple(full[name].shape)} in '{folder / WEIGHTS}', {tuple(tensor.shape)} in the model.",
                 "The folder belongs to another factory.",
             )
     model.load_state_dict(full, strict=True)

@@ -77,6 +77,7 @@ class Space:
     edges: list[tuple[Axis, Axis]] = field(default_factory=list)
     freezes: list[tuple[Axis, Reason]] = field(default_factory=list)
     factorings: list[Factoring] = field(default_factory=list)
+    avoided: list[Axis] = field(default_factory=list)
 
     def fresh(self, n: int) -> Axis:
         """An axis of `n` new atoms."""
@@ -107,6 +108,12 @@ class Space:
         if not np.array_equal(a, b):
             self.edges.append((a, b))
         return a
+
+    def avoid(self, axis: Axis) -> None:
+        """Where a product leaves the choice, rather narrow another part than this one (the width of query and key)."""
+        live = axis[axis != 0]
+        if live.size:
+            self.avoided.append(live)
 
     def factor(self, joint: Axis, parts: Sequence[Axis], reason: Reason, key: tuple[Any, ...] = ()) -> None:
         """Declare `joint` to be the row-major product of `parts`; parts of one position are dropped."""
@@ -179,7 +186,9 @@ class Space:
                 self._decide(item, near, solution, chosen)
             return others
         first, options = others[0]
-        best = max(options, key=lambda o: first.parts[o].size)
+        avoided = {c for a in self.avoided for c in np.unique(solution.label[a]).tolist()}
+        liked = [o for o in options if not avoided.intersection(solution.label[first.parts[o]].tolist())]
+        best = max(liked or options, key=lambda o: first.parts[o].size)
         left = []
         for item, options in others:
             if item is first or (item.key == first.key and best in options and item.joint.shape == first.joint.shape):

@@ -1,4 +1,4 @@
-"""What a trace finds: groups, layers, blocks and frozen parts. All frozen dataclasses; `Structure` makes and proves plans."""
+"""What a trace finds: groups, layers, blocks and frozen parts. `Structure` makes and proves plans."""
 
 from __future__ import annotations
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,17 +25,20 @@ from edgeprune.graph.capture import (
     capture,
     capture_error,
     check_model,
+    doubled,
     shadow,
     tensors_of,
 )
 from edgeprune.graph.groups import Units, find_units, make_groups, make_layers
+from edgeprune.graph.opaque import cut_out, record
 from edgeprune.graph.rules import RULES
-from edgeprune.graph.space import Solution
+from edgeprune.graph.space import Reason, Solution
 from edgeprune.graph.structure import Frozen, Group, Layer, Member, Structure
-from edgeprune.graph.trial import blame, probe, ties, try_plan
+from edgeprune.graph.trial import blame, probe, ties, try_plan, try_training
 from edgeprune.graph.walk import Walk, operator_name
 
 _ROUNDS = 60
+_LOG = logging.getLogger(__name__)
 
 
 def trace(model: nn.Module, example_inputs: Any, *, opaque: Sequence[str] = ()) -> Structure:
@@ -51,22 +56,49 @@ def trace(model: nn.Module, example_inputs: Any, *, opaque: Sequence[str] = ()) 
     check_model(model)
     inputs = as_inputs(example_inputs)
     view = shadow(model).eval()
+    given = record(view, inputs, opaque) if opaque else {}
+    cut_out(view, given)
+    names, aliases = _ties(model)
     try:
-        graph = capture(view, inputs)
+        graph = _named(capture(view, inputs), names)
     except Exception as error:
         raise capture_error(view, error) from error
-    names, aliases = _ties(model)
-    graph = Capture(
-        graph.module,
-        {k: names.get(v, v) for k, v in graph.parameters.items()},
-        graph.constants,
-        graph.inputs,
-        graph.buffers,
-    )
     walk = Walk(graph, RULES)
     walk.run()
-    analysis, members = _settle(view, walk, inputs, aliases, tuple(opaque))
+    training = _training_branches(view, walk, inputs, names)
+    analysis, members = _settle(view, walk, training, inputs, aliases, given)
     return _structure(model, analysis, members)
+
+
+def _named(graph: Capture, names: dict[str, str]) -> Capture:
+    """The capture with canonical names of tied parameters."""
+    return replace(graph, parameters={k: names.get(v, v) for k, v in graph.parameters.items()})
+
+
+def _training_branches(view: nn.Module, walk: Walk, inputs: Inputs, names: dict[str, str]) -> bool:
+    """Walk the training graph too where eval leaves parameters unused (auxiliary heads); whether it was walked.
+
+    The two graphs share their parameters, so what a training-only layer reads is narrowed with the rest.
+    """
+    nodes = walk.capture.module.graph.nodes
+    used = {walk.capture.parameters.get(n.name) for n in nodes if n.op == "placeholder" and n.users}
+    unused = sorted({names[n] for n, p in view.named_parameters() if p.ndim and names.get(n, n) not in used})
+    if not unused:
+        return False
+    twice = doubled(inputs)
+    try:
+        graph = _named(capture(shadow(view).train(), twice), names)
+    except Exception as error:
+        first = str(error).strip().splitlines() or [type(error).__name__]
+        why = f"'{unused[0]}' is used in training only, and the training graph cannot be captured ({first[0][:120]})"
+        for value in walk.tensors.values():
+            for axis in value.axes:
+                walk.space.freeze(axis, Reason(why))
+        return False
+    other = Walk(graph, RULES, space=walk.space, tensors=walk.tensors, path="train:")
+    other.run()
+    walk.training = other
+    return True
 
 
 def _ties(model: nn.Module) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
@@ -82,7 +114,12 @@ def _ties(model: nn.Module) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]
 
 
 def _settle(
-    view: nn.Module, walk: Walk, inputs: Inputs, aliases: dict[str, tuple[str, ...]], opaque: tuple[str, ...]
+    view: nn.Module,
+    walk: Walk,
+    training: bool,
+    inputs: Inputs,
+    aliases: dict[str, tuple[str, ...]],
+    opaque: dict[str, list[Any]],
 ) -> tuple[Analysis, list[list[Member]]]:
     """Solve, try half of everything on shapes, freeze what is to blame, until the trial passes."""
     tied: set[str] = set()
@@ -97,11 +134,12 @@ def _settle(
         choice = probe(analysis)
         if not choice:
             return analysis, members
-        failure = try_plan(view, analysis, choice)
+        failure = try_plan(view, analysis, choice) or (try_training(view, analysis, choice) if training else None)
         if failure is None:
             return analysis, members
         pairs = ties(analysis, failure) if failure.source not in tied else []
         tied.add(failure.source)
+        _LOG.debug("trial: %s; %d axes tied", failure, len(pairs))
         for a, b in pairs:
             walk.space.edges.append((a, b))
         if pairs:
@@ -162,10 +200,14 @@ def _frozen(walk: Walk, solution: Solution) -> tuple[Frozen, ...]:
         key = (reason.why, reason.operator, reason.source) if reason else ("it is not made by a layer", "", "")
         found.setdefault(key, []).append(call.module)
     return tuple(
-        Frozen(f"outputs of {layers[0]}" + (f" and {len(set(layers)) - 1} more" if len(set(layers)) > 1 else ""), why, op,
-               source, tuple(dict.fromkeys(layers)))
-        for (why, op, source), layers in found.items()
-    )  # fmt: skip
+        Frozen(_what(layers), why, operator, source, tuple(dict.fromkeys(layers)))
+        for (why, operator, source), layers in found.items()
+    )
+
+
+def _what(layers: Sequence[str]) -> str:
+    more = len(set(layers)) - 1
+    return f"outputs of {layers[0]}" + (f" and {more} more" if more else "")
 
 
 def _fingerprint(walk: Walk, groups: Sequence[Group], layers: Sequence[Layer]) -> str:

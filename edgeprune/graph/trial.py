@@ -1,12 +1,13 @@
 """Try a prune on shapes alone: the edited model must capture as the same graph, with every size as predicted.
 
-If it does not, something in the network's Python repeats a size that no attribute holds. What is to blame is frozen, named
-with its source line, and the trial is run again.
+If it does not, something in the network's Python repeats a size that no attribute holds. What is to blame is frozen,
+named with its source line, and the trial is run again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +18,10 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from edgeprune.graph.analysis import Analysis
-from edgeprune.graph.capture import Capture, capture, frames_of, owner_of, place_of_error, source_of
+from edgeprune.graph.capture import Capture, Inputs, capture, doubled, frames_of, owner_of, place_of_error, source_of
 from edgeprune.graph.space import Axis, Reason
 from edgeprune.graph.surgery import narrow
-from edgeprune.graph.walk import Shaped, operator_name, shaped_in
+from edgeprune.graph.walk import Shaped, Walk, operator_name, shaped_in
 
 Blame = list[tuple[Axis, Reason]]
 
@@ -48,15 +49,34 @@ def probe(analysis: Analysis) -> dict[str, tuple[int, ...]]:
 def try_plan(model: nn.Module, analysis: Analysis, kept: dict[str, tuple[int, ...]]) -> Failure | None:
     """Capture the narrowed model; None when every operator and size is as predicted."""
     cuts, attributes = analysis.spell(kept)
-    edited = narrow(model, cuts, attributes, empty=True)
+    return _try(narrow(model, cuts, attributes, empty=True), analysis, analysis.inputs, analysis.walk, kept)
+
+
+def try_training(model: nn.Module, analysis: Analysis, kept: dict[str, tuple[int, ...]]) -> Failure | None:
+    """The same in train mode, at twice the batch, where the network has parts that only training runs."""
+    assert analysis.walk.training is not None
+    cuts, attributes = analysis.spell(kept)
+    edited = narrow(model, cuts, attributes, empty=True).train()
+    return _try(edited, analysis, doubled(analysis.inputs), analysis.walk.training, kept)
+
+
+def _try(
+    edited: nn.Module, analysis: Analysis, inputs: Inputs, walk: Walk, kept: dict[str, tuple[int, ...]]
+) -> Failure | None:
     try:
-        again = capture(edited, analysis.inputs)
+        again = capture(edited, inputs)
     except Exception as error:
         places = place_of_error(edited, error)
         place = places[0] if places else None
-        why = f"narrowing it fails there: {str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__}"
+        why = f"narrowing it fails there: {first_line(error)}"
         return Failure(place.module if place else "", place.source if place else "", why)
-    return _compare(analysis, again, analysis.masks(kept))
+    return _compare(analysis, walk, again, analysis.masks(kept))
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a message, at most 160 characters."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:160]
 
 
 def _flat(graph: GraphModule, path: str = "") -> Iterator[tuple[str, Node]]:
@@ -71,9 +91,10 @@ def _flat(graph: GraphModule, path: str = "") -> Iterator[tuple[str, Node]]:
             yield path + node.name, node
 
 
-def _compare(analysis: Analysis, again: Capture, masks: dict[str, NDArray[np.bool_]]) -> Failure | None:
-    walk, units = analysis.walk, analysis.units
-    old = list(_flat(walk.capture.module))
+def _compare(analysis: Analysis, walk: Walk, again: Capture, masks: dict[str, NDArray[np.bool_]]) -> Failure | None:
+    units = analysis.units
+    prefix = "train:" if walk is analysis.walk.training else ""
+    old = [(prefix + name, node) for name, node in _flat(walk.capture.module)]
     new = list(_flat(again.module))
     for (name, before), (_, after) in zip(old, new, strict=False):
         if operator_name(before) != operator_name(after):
@@ -113,65 +134,95 @@ def _numbers(node: Node) -> list[float]:
 
 def blame(analysis: Analysis, failure: Failure) -> Blame:
     """The axes to freeze after a failure: those at the failing line, else those of the failing module, else all."""
-    walk = analysis.walk
+    nodes, values = _nodes(analysis), _values(analysis)
     at_line = _at_line(analysis, failure)
-    in_module = [n for n, other in walk.nodes.items() if owner_of(other) == failure.module]
-    sizes = {int(a.size) for n in at_line for v in shaped_in(walk.values[n]) for a in v.axes}
+    modules = {failure.module, *(owner_of(nodes[n]) for n in at_line)}
+    in_module = [n for n, other in nodes.items() if owner_of(other) in modules]
+    sizes = {int(a.size) for n in at_line for v in shaped_in(values[n]) for a in v.axes}
     found = _live(analysis, at_line, failure)
     if not found and failure.module:
         found = _live(analysis, in_module, failure, sizes)
     outer = failure.module
     while not found and outer:
-        inside = [n for n, o in walk.nodes.items() if (owner_of(o) + ".").startswith(outer + ".")]
+        inside = [n for n, o in nodes.items() if (owner_of(o) + ".").startswith(outer + ".")]
         found = _live(analysis, inside, failure)
         outer = outer.rpartition(".")[0]
-    return found or _live(analysis, list(walk.nodes), failure)
+    return found or _live(analysis, list(nodes), failure)
+
+
+def _nodes(analysis: Analysis) -> dict[str, Node]:
+    training = analysis.walk.training
+    return {**analysis.walk.nodes, **(training.nodes if training else {})}
+
+
+def _values(analysis: Analysis) -> dict[str, Any]:
+    training = analysis.walk.training
+    return {**analysis.walk.values, **(training.values if training else {})}
 
 
 def _at_line(analysis: Analysis, failure: Failure) -> list[str]:
-    node = analysis.walk.nodes.get(failure.node)
+    node = _nodes(analysis).get(failure.node)
     lines = {failure.source} if failure.source else set()
     if node is not None:
         lines |= set(frames_of(node)[-1:])
-    return [n for n, other in analysis.walk.nodes.items() if lines & set(frames_of(other))]
+    return [n for n, other in _nodes(analysis).items() if lines & set(frames_of(other))]
 
 
 def ties(analysis: Analysis, failure: Failure) -> list[tuple[Axis, Axis]]:
-    """Axes to tie so that a size taken from another tensor fits: a view at the failing line made an axis as long as
-    one that its module reads (`x.reshape(B, N, C)` on the heads, with C from the module's input)."""
-    walk, units = analysis.walk, analysis.units
+    """Axes to tie so that a size taken from another tensor fits.
+
+    A view at the failing line cuts or makes an axis as long as one that its module reads: `x.reshape(B, N, C)` of the
+    heads, or `qkv.reshape(B, N, 3, heads, C // heads)`, with C from the module's input. Tied, C follows the heads.
+    """
+    nodes, values, units = _nodes(analysis), _values(analysis), analysis.units
+
+    def live(axis: Axis) -> bool:
+        return bool((units.group[units.solution.label[axis]] >= 0).any())
+
     found = []
     for name in _at_line(analysis, failure):
-        node = walk.nodes[name]
-        value = walk.values[name]
-        if operator_name(node) not in ("view", "reshape", "flatten") or not isinstance(value, Shaped):
+        node, value = nodes[name], values[name]
+        if operator_name(node) not in ("view", "reshape", "flatten", "unflatten") or not isinstance(value, Shaped):
             continue
-        owner = owner_of(node)
-        read = [
-            walk.values[n] for n, o in walk.nodes.items()
-            if isinstance(walk.values[n], Shaped) and any(owner_of(u) == owner or owner_of(u).startswith(owner + ".") for u in o.users)
-            and not owner_of(o).startswith(owner)
-        ]  # fmt: skip
-        for axis in value.axes:
-            mine = units.solution.label[axis]
-            if not (units.group[mine] >= 0).any():
-                continue
-            others = [
-                a for v in read for a in v.axes[-1:] if a.size == axis.size
-                and (units.group[units.solution.label[a]] >= 0).any() and not np.array_equal(units.solution.label[a], mine)
-            ]  # fmt: skip
-            if others:
-                found.append((axis, others[0]))
+        read = [a for v in _read_by(nodes, values, owner_of(node)) for a in v.axes if live(a)]
+        for made in _made(value, live):
+            for axis in read:
+                if axis.size == made.size and not np.array_equal(
+                    units.solution.label[axis], units.solution.label[made]
+                ):
+                    found.append((made, axis))
+                    break
     return found
 
 
+def _read_by(nodes: dict[str, Node], values: dict[str, Any], owner: str) -> list[Shaped]:
+    """The tensors that come into a module from outside."""
+    inside = (owner, owner + ".") if owner else ("",)
+    return [
+        values[n] for n, o in nodes.items()
+        if isinstance(values[n], Shaped) and not owner_of(o).startswith(inside)
+        and any(owner_of(user).startswith(inside) for user in o.users)
+    ]  # fmt: skip
+
+
+def _made(value: Shaped, live: Callable[[Axis], bool]) -> Iterator[Axis]:
+    """The live axes of a view, and the products of two neighbours of which one is live."""
+    for axis in value.axes:
+        if live(axis):
+            yield axis
+    for a, b in itertools.pairwise(value.axes):
+        if live(a) != live(b):
+            yield a.repeat(b.size) if live(a) else np.tile(b, a.size)
+
+
 def _live(analysis: Analysis, names: list[str], failure: Failure, sizes: set[int] | None = None) -> Blame:
+    nodes, known = _nodes(analysis), _values(analysis)
     found: Blame = []
     for name in names:
-        node = analysis.walk.nodes[name]
+        node = nodes[name]
         reason = Reason(failure.why, operator_name(node), failure.source or source_of(node), failure.module)
-        values = [analysis.walk.values[name]]
-        values += [analysis.walk.values.get(_path(name) + n.name) for n in node.all_input_nodes]
+        values = [known[name]]
+        values += [known.get(_path(name) + n.name) for n in node.all_input_nodes]
         for value in shaped_in([v for v in values if isinstance(v, Shaped | list | tuple)]):
             for axis in value.axes:
                 if sizes is not None and int(axis.size) not in sizes:
@@ -184,4 +235,6 @@ def _live(analysis: Analysis, names: list[str], failure: Failure, sizes: set[int
 
 
 def _path(name: str) -> str:
-    return name.rpartition("/")[0] + "/" if "/" in name else ""
+    if "/" in name:
+        return name.rpartition("/")[0] + "/"
+    return "train:" if name.startswith("train:") else ""

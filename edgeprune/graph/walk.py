@@ -1,7 +1,7 @@
 """One pass over a captured graph: each operator's rule gives the axes of its result and the constraints between axes.
 
-A value is a `Shaped` (a tensor's axes), a list of values, or a plain Python number. An operator without a rule, or whose
-rule does not fit, freezes every axis that it touches, with its name, the source line and the module.
+A value is a `Shaped` (a tensor's axes), a list of values, or a plain Python number. An operator without a rule, or
+whose rule does not fit, freezes every axis that it touches, with its name, the source line and the module.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ class Literal:
     """An integer in the graph that repeats the width of `axis`, such as a view's size or a convolution's `groups`.
 
     `name` is the module attribute that holds it, where the layer's class says so; `part` its place in a tuple.
+    `soft`: the call does not write this size, but may have computed what it writes from it.
     """
 
     module: str
@@ -58,6 +59,7 @@ class Literal:
     node: str
     name: str = ""
     part: int | None = None
+    soft: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ class Walk:
     roles: dict[tuple[str, int], str] = field(default_factory=dict)
     node: Node = None  # type: ignore[assignment]
     path: str = ""
+    training: Walk | None = None
 
     def run(self) -> None:
         """Walk the whole graph; its outputs are frozen."""
@@ -110,7 +113,7 @@ class Walk:
         for node in graph.graph.nodes:
             if node.op == "placeholder":
                 inputs.append(self._placeholder(node))
-        outputs = self._graph(graph, inputs, "")
+        outputs = self._graph(graph, inputs, self.path)
         for value in shaped_in(outputs):
             for axis in value.axes:
                 self.space.freeze(axis, Reason("it is an output of the network", "output"))
@@ -213,6 +216,13 @@ class Walk:
         """Record that `value`, written in the call, is the width of `axis`."""
         if isinstance(value, int) and value >= 0 and axis.any():
             self.literals.append(Literal(owner_of(self.node), value, axis, self.path + self.node.name, name, part))
+
+    def sources(self, value: Shaped) -> None:
+        """Record the sizes from which the call may have computed those that it writes (`dim // heads`)."""
+        for axis in value.axes:
+            if axis.any():
+                node = self.path + self.node.name
+                self.literals.append(Literal(owner_of(self.node), axis.size, axis, node, soft=True))
 
     def parameter_of(self, argument: str, position: int) -> str:
         """The parameter behind an argument of the current operator, through views and casts; '' when there is none."""

@@ -61,10 +61,11 @@ def convolution(walk: Walk, a: dict[str, Any]) -> Shaped:
     space_in = x.shape[channel + 1 :]
     kernel = math.prod(w.shape[2:])
     per_pair = kernel * math.prod(space_in if transposed else space_out) * (x.shape[0] if batched else 1)
+    padding = a["padding"] if isinstance(a["padding"], str) else _sizes(a["padding"], dims)
     record(
         walk, ("conv_transpose" if transposed else "conv") + f"{dims}d", w, axis, out, per_pair, in_size=space_in,
-        out_size=space_out, stride=_sizes(a["stride"], dims), padding=a["padding"] if isinstance(a["padding"], str) else
-        _sizes(a["padding"], dims), dilation=_sizes(a["dilation"], dims), groups=groups, batch=x.shape[0] if batched else 1,
+        out_size=space_out, stride=_sizes(a["stride"], dims), padding=padding, dilation=_sizes(a["dilation"], dims),
+        groups=groups, batch=x.shape[0] if batched else 1,
     )  # fmt: skip
     return Shaped((*x.axes[:channel], out, *[constant(n) for n in space_out]))
 
@@ -150,6 +151,8 @@ def matmul(walk: Walk, a: dict[str, Any]) -> Shaped:
 
 def _product(walk: Walk, x: Shaped, y: Shaped) -> Shaped:
     inner = y.axes[-2] if y.ndim > 1 else y.axes[-1]
+    if not any(walk.parameter_of(name, i) for i, name in enumerate(("self", "other"))):
+        walk.space.avoid(inner)
     walk.unite(x.axes[-1], inner)
     lead_x = Shaped(x.axes[:-2]) if x.ndim > 2 else Shaped(())
     lead_y = Shaped(y.axes[:-2]) if y.ndim > 2 else Shaped(())
@@ -182,6 +185,9 @@ def einsum(walk: Walk, a: dict[str, Any]) -> Shaped:
                 letters[letter] = axis
             elif axis.size != 1:
                 letters[letter] = walk.unite(seen, axis)
+    for letter, axis in letters.items():
+        if letter not in right and len(terms) > 1:
+            walk.space.avoid(axis)
     return Shaped(tuple(letters[c] for c in right))
 
 
@@ -191,6 +197,7 @@ def attention(walk: Walk, a: dict[str, Any]) -> Shaped:
     width = walk.unite(q.axes[-1], k.axes[-1])
     if a.get("scale") is None:
         walk.freeze(width, "the width of query and key sets attention's scale")
+    walk.space.avoid(width)
     walk.unite(k.axes[-2], v.axes[-2])
     for axis in (q.axes[-2], k.axes[-2]):
         walk.freeze(axis, "a position in the sequence")

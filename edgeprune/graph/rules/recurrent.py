@@ -1,4 +1,4 @@
-"""Recurrent layers: the gates of one hidden unit go together, in every layer and direction (they share one hidden size)."""
+"""Recurrent layers: the gates of one hidden unit go together, in every layer and direction: they share one size."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def recurrent(walk: Walk, a: dict[str, Any]) -> list[Shaped]:
     name = str(walk.node.target).split(".")[1]
     gates = _GATES[name]
     x: Shaped = a["input"]
-    states: list[Shaped] = a["hx"] if isinstance(a["hx"], list | tuple) else [a["hx"]]
+    states: list[Shaped] = list(a["hx"]) if isinstance(a["hx"], list | tuple) else [a["hx"]]
     directions = 2 if a["bidirectional"] else 1
     per_cell = 4 if a["has_biases"] else 2
     weights: list[Shaped] = a["params"]
@@ -67,7 +67,7 @@ def recurrent(walk: Walk, a: dict[str, Any]) -> list[Shaped]:
 def cell(walk: Walk, a: dict[str, Any]) -> Any:
     """lstm_cell, gru_cell, rnn cells: one step."""
     name = str(walk.node.target).split(".")[1].removesuffix("_cell")
-    states: list[Shaped] = a["hx"] if isinstance(a["hx"], list | tuple) else [a["hx"]]
+    states: list[Shaped] = list(a["hx"]) if isinstance(a["hx"], list | tuple) else [a["hx"]]
     hidden = states[0].axes[-1]
     for state in states[1:]:
         hidden = walk.unite(hidden, state.axes[-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -66,7 +67,7 @@ def _prefixes(sizes: Sequence[int]) -> list[int]:
 def _factor_sizes(size: int, start: int, cuts: Sequence[int]) -> list[int]:
     """The factors of a dimension that covers the prefix products (start, start * size]."""
     points = [start, *[c for c in cuts if start < c <= start * size]]
-    return [b // a for a, b in zip(points, points[1:], strict=False)]
+    return [b // a for a, b in itertools.pairwise(points)]
 
 
 def _split(walk: Walk, wide: Sequence[Axis], cuts: Sequence[int]) -> list[Axis]:
@@ -124,6 +125,7 @@ def view(walk: Walk, a: dict[str, Any]) -> Shaped:
     """view, reshape, flatten, unflatten: sizes written in the call are literals."""
     shape = tuple(int(n) for n in walk.node.meta["val"].shape)
     out = reshape_axes(walk, a["self"].axes, shape)
+    walk.sources(a["self"])
     written = a.get("size") or a.get("shape")
     if written is not None and len(written) == len(out):
         for size, axis in zip(written, out, strict=True):
@@ -253,6 +255,7 @@ def split(walk: Walk, a: dict[str, Any]) -> list[Shaped]:
         pieces = even_pieces(walk, x, dim, len(sizes))
     else:
         pieces = _pieces(x, dim, sizes)
+    walk.sources(x)
     written = a.get("split_size") or a.get("split_sizes") or a.get("indices")
     if isinstance(written, int):
         walk.literal(written, pieces[0].axes[dim])
@@ -294,6 +297,7 @@ def slice_(walk: Walk, a: dict[str, Any]) -> Shaped:
         end = start + a["length"]
     piece = axis[slice(start, end, step)]
     if piece.size != axis.size:
+        walk.sources(x)
         if step != 1:
             walk.freeze(axis, "every n-th position is taken")
         for bound in (start, end):

@@ -1,0 +1,98 @@
+"""Parts that cannot be captured: cut out, with what they gave on the example in their place.
+
+An opaque submodule is replaced by a call of the operator `edgeprune::opaque`, which has no rule: what it reads and what
+it gives stays whole. Its results are those that it gave in one real run on the example inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_flatten, tree_map
+
+from edgeprune.errors import ModelError, did_you_mean
+from edgeprune.graph.capture import Inputs, quiet
+
+
+@torch.library.custom_op("edgeprune::opaque", mutates_args=())
+def _opaque(reads: Sequence[torch.Tensor], template: torch.Tensor) -> torch.Tensor:
+    """A tensor like `template`, made from `reads` in a way that the graph does not show."""
+    return template.clone()
+
+
+@_opaque.register_fake
+def _(reads: Sequence[torch.Tensor], template: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(template)
+
+
+class Opaque(nn.Module):
+    """In place of an opaque submodule: gives what that gave, call by call.
+
+    Args:
+        results: what each call of one forward returned.
+    """
+
+    def __init__(self, results: Sequence[Any]) -> None:
+        super().__init__()
+        self.results = [tree_map(self._keep, result) for result in results]
+        self.calls = 0
+
+    def _keep(self, leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor):
+            return leaf
+        name = f"template{len(vars(self))}"
+        setattr(self, name, leaf.detach())
+        return _Template(name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The recorded result of this call."""
+        reads = [v for v in tree_flatten((args, kwargs))[0] if isinstance(v, torch.Tensor)]
+        result = self.results[self.calls % len(self.results)]
+        self.calls += 1
+        return tree_map(lambda v: _opaque(reads, getattr(self, v.name)) if isinstance(v, _Template) else v, result)
+
+
+@dataclass(frozen=True)
+class _Template:
+    """Stands for a tensor in a recorded result."""
+
+    name: str
+
+
+def record(model: nn.Module, inputs: Inputs, names: Sequence[str]) -> dict[str, list[Any]]:
+    """What each opaque submodule returns in one forward of `model`.
+
+    Raises:
+        ModelError: an unknown name, or one that the forward does not call.
+    """
+    modules = dict(model.named_modules())
+    results: dict[str, list[Any]] = {}
+    handles = []
+    for name in names:
+        if name not in modules or not name:
+            raise ModelError(f"opaque names '{name}', which is no submodule.", did_you_mean(name, modules))
+        seen = results.setdefault(name, [])
+        handles.append(modules[name].register_forward_hook(lambda m, a, r, seen=seen: seen.append(r)))
+    try:
+        with torch.no_grad(), quiet():
+            model(*inputs[0], **inputs[1])
+    except Exception as error:
+        raise ModelError(f"The model fails on the example inputs: {error}.", "Check their shapes and types.") from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, seen in results.items():
+        if not seen:
+            raise ModelError(f"opaque names '{name}', which the forward does not call.", "Leave it out.")
+    return results
+
+
+def cut_out(model: nn.Module, results: dict[str, list[Any]]) -> None:
+    """Replace the opaque submodules of a private copy."""
+    for name, seen in results.items():
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, Opaque(seen))

@@ -97,7 +97,7 @@ def _reader(view: View, node: onnx.NodeProto) -> int:
     readers = view.consumers.get(output, [])
     if readers and readers[0][0].op_type == DQ:
         readers = view.consumers.get(readers[0][0].output[0], [])
-    return max((index for _, index in readers), default=0)
+    return max((index for _, index in readers), default=1)
 
 
 def _types(view: View, dialect: Dialect) -> Iterator[Finding]:
@@ -200,17 +200,9 @@ def _layers(view: View, dialect: Dialect) -> Iterator[Finding]:
         data, weight = _dequantised(view, node.input[0]), view.producer.get(node.input[1])
         quantised = weight is not None and weight.op_type == DQ
         constant = view.is_constant(node.input[1])
-        if data is not None and constant and dialect.roles.get(node.op_type) == "compute":
-            if dialect.outputs or (
-                view.producer.get(node.input[0]) is data and view.only_consumer(data.output[0]) is node
-            ):
-                yield Finding(
-                    node.name,
-                    "weight-float",
-                    "warning",
-                    "Its input is quantised, its weight is not: it runs in float.",
-                    "Quantise both or none.",
-                )
+        if data is not None and constant and dialect.roles.get(node.op_type) == "compute" and not dialect.outputs:
+            why = "Its input is quantised, its weight is not: it runs in float."
+            yield Finding(node.name, "weight-float", "warning", why, "Quantise both or none.")
         elif quantised and data is None:
             yield Finding(
                 node.name,

@@ -124,7 +124,9 @@ def _step_command(step: str, target: Target) -> click.Command:
     params: list[Callable[[Any], Any]] = [
         click.argument("recipe", type=click.Path(path_type=Path)),
         click.option("--run-dir", type=click.Path(path_type=Path, file_okay=False), help="Where the run is kept."),
-        click.option("--device", default="", metavar="NAME", help="A board from 'edgeprune devices list'."),
+        click.option(
+            "--device", default="", metavar="DEVICE", help="A board from 'edgeprune devices list', or ssh://HOST."
+        ),
         click.option("--threads", type=click.IntRange(1), help="Threads on the device, instead of the profile's."),
     ]
     for extra in RUNTIME_OPTIONS.get(target.runtime, ()):

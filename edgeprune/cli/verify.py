@@ -12,7 +12,7 @@ from edgeprune.cli.session import current, echo_json, json_option, verbose_optio
 @click.command("verify")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--key", type=click.Path(path_type=Path), help="The public key (PEM) that must have signed it.")
-@click.option("--device", default="", metavar="NAME", help="Rerun the samples there; see 'edgeprune devices list'.")
+@click.option("--device", default="", metavar="DEVICE", help="Run the samples there; see 'edgeprune devices list'.")
 @click.option("--no-rerun", is_flag=True, help="Open nothing: check files, signature and evidence only.")
 @json_option
 @verbose_option

@@ -61,10 +61,12 @@ def _rows(result: Mapping[str, Any]) -> list[str]:
 
 
 def _device(fingerprint: Mapping[str, Any]) -> str:
-    """The most telling words of a device's fingerprint."""
-    for key in ("cpu_model", "cpu", "model", "gpu", "machine"):
-        if isinstance(fingerprint.get(key), str) and fingerprint[key]:
-            return str(fingerprint[key])
+    """The most telling words of a device's fingerprint: the board, or its processors."""
+    for key in ("model", "gpu", "cpu_model", "cpus", "machine"):
+        found = fingerprint.get(key)
+        words = sorted(set(map(str, found))) if isinstance(found, list) else [str(found or "")]
+        if any(words):
+            return ", ".join(filter(None, words))
     return "see manifest.json"
 
 

@@ -39,9 +39,9 @@ def evidence(result: Mapping[str, Any]) -> Html:
 
 def environment(result: Mapping[str, Any]) -> Html:
     """The device's fingerprint and state, the host, and the time of each stage."""
-    device = {str(key): words.plain(value) for key, value in (result.get("device") or {}).items()}
-    host = {str(key): words.plain(value) for key, value in (result.get("environment") or {}).items()}
-    state = {str(key): words.plain(value) for key, value in (result.get("state") or {}).items()}
+    device = _filled(result.get("device"))
+    host = _filled(result.get("environment"))
+    state = _filled(result.get("state"))
     rows = [
         [entry.get("name"), words.seconds(entry.get("seconds")), "kept from before" if entry.get("reused") else ""]
         for entry in result.get("stages") or ()
@@ -55,6 +55,12 @@ def environment(result: Mapping[str, Any]) -> Html:
         tag("h3", "Stages") if rows else None,
         table(["stage", "time", ""], rows, numbers=(1,)),
     )
+
+
+def _filled(values: Any) -> dict[str, str]:
+    """Names and values in words, without those that say nothing."""
+    found = {str(key): words.plain(value) for key, value in (values or {}).items()}
+    return {key: value for key, value in found.items() if value != words.NONE}
 
 
 def recipe(result: Mapping[str, Any]) -> Html:

@@ -16,7 +16,8 @@ def latency(result: Mapping[str, Any]) -> Html:
     unit = str(result.get("unit", "ms"))
     timed = [layer for layer in result.get("layers") or () if words.finite(layer.get("dense_ms")) is not None]
     bars, scale = [], 1000.0 if unit == "ms" else 1e-3
-    for layer in timed:
+    drawn = [layer for layer in timed if layer.get("before")]  # the rest belongs to no layer: it is in the table
+    for layer in drawn:
         before, after = words.finite(layer.get("dense_ms")) or 0.0, words.finite(layer.get("pruned_ms"))
         after_text = "removed" if layer.get("removed") else words.small((after or 0.0) * scale)
         title = f"{layer.get('name')}: {words.small(before * scale)} → {after_text}"
@@ -32,7 +33,7 @@ def latency(result: Mapping[str, Any]) -> Html:
         "Latency by layer",
         plot.columns(bars, name, DEPTH, description),
         bars and legend({**marks, "gone": "removed"} if any(bar.gone for bar in bars) else marks),
-        fold(f"All {len(rows)} layers as a table", made),
+        fold(f"All {len(bars)} layers as a table", made),
         lead="Kernel times from the runtime's own profile of the very artifacts; a kernel counts for the layer whose "
         "weights it uses. Profiling slows a run, so the sum is above the end-to-end latency.",
     )

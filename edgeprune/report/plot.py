@@ -164,7 +164,7 @@ def _labels(frame: Frame, points: Sequence[Point]) -> list[tuple[float, float, s
     taken: list[tuple[float, float, float]] = []
     for index in sorted(range(len(points)), key=lambda i: frame.py(points[i].y)):
         point = points[index]
-        x, y, long = frame.px(point.x), frame.py(point.y) + 4, 7.0 * len(point.label)
+        x, y, long = frame.px(point.x), frame.py(point.y) + 4, 7.6 * len(point.label)
         left = x + 12 + long > frame.width
         start = x - 12 - long if left else x + 12
         while any(start < end and begin < start + long and abs(y - other) < 15 for begin, end, other in taken):

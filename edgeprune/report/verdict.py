@@ -32,7 +32,6 @@ def _verdict(result: Mapping[str, Any]) -> Html:
 def _in_a_sentence(result: Mapping[str, Any]) -> str:
     faster, unit = words.finite(result.get("speedup_vs_dense_int8")), str(result.get("unit", "ms"))
     drop, wanted = _drop(result), words.budget(result)
-    runtime = result.get("runtime") or {}
     parts = []
     if faster is not None:
         parts.append(f"{words.times(faster)} the speed of the dense INT8 network")
@@ -43,7 +42,7 @@ def _in_a_sentence(result: Mapping[str, Any]) -> str:
         parts.append(
             f"{words.latency(words.median(result.get('pruned_int8')), unit)} of {words.latency(wanted, unit)} allowed"
         )
-    where = f"measured on {runtime.get('name', '')} {runtime.get('version', '')}".strip()
+    where = f"measured on {words.runtime(result)}"
     return f"{', '.join(parts)}; {where}." if parts else ""
 
 

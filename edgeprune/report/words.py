@@ -12,6 +12,7 @@ NETWORKS = {
     "pruned_fp32": "pruned FP32",
     "pruned_int8": "pruned INT8",
 }
+RUNTIMES = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT"}
 NONE = "–"
 
 
@@ -93,6 +94,13 @@ def points(items: Any, x: str, y: str) -> list[tuple[float, float]]:
     """(x, y) of those entries of a list that have both as finite numbers."""
     pairs = [(finite(entry.get(x)), finite(entry.get(y))) for entry in items or () if isinstance(entry, Mapping)]
     return [(first, second) for first, second in pairs if first is not None and second is not None]
+
+
+def runtime(result: Mapping[str, Any]) -> str:
+    """The runtime's name and version, such as OpenVINO 2026.4.1."""
+    found = result.get("runtime") or {}
+    name = str(found.get("name") or "")
+    return f"{RUNTIMES.get(name, name)} {found.get('version') or ''}".strip()
 
 
 def latency_of(figures: Any) -> Mapping[str, Any]:

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import Event
+from cli_project import Event
 
 from edgeprune.cli.failures import INTERRUPTED
 from edgeprune.cli.progress import Lines

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import EXAMPLE
+from cli_project import EXAMPLE
 
 from edgeprune.release import archive
 

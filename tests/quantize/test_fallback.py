@@ -1,0 +1,91 @@
+"""Which layers stay in float: the program against brute force, and against the greedy baseline."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import onnx
+import pytest
+
+from edgeprune.devices.types import KernelTime
+from edgeprune.errors import BudgetError
+from edgeprune.quantize import apply, calibrate
+from edgeprune.quantize.fallback import Choice, Cost, choose, greedy, layer_edges, sensitivities, solve, times
+from edgeprune.recipe import QuantizeSection
+from edgeprune.runtimes.dialects import DIALECTS
+
+from . import nets
+
+
+def program(seed: int, count: int = 8) -> tuple[dict[str, Cost], dict[tuple[str, str], float]]:
+    rng = np.random.default_rng(seed)
+    costs = {f"l{i}": Cost(*(float(v) for v in rng.uniform(0.1, 2.0, 3))) for i in range(count)}
+    edges = {(f"l{i}", f"l{i + 1}"): float(rng.uniform(0, 0.5)) for i in range(count - 1)}
+    edges["l0", f"l{count - 1}"] = 0.3
+    return costs, edges
+
+
+def total(costs: dict[str, Cost], edges: dict[tuple[str, str], float], int8: set[str]) -> tuple[float, float]:
+    ms = sum(c.int8_ms if n in int8 else c.float_ms for n, c in costs.items())
+    ms += sum(v for (a, b), v in edges.items() if (a in int8) != (b in int8))
+    return ms, sum(costs[n].loss for n in int8)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_program_is_exact_and_never_slower_than_float_or_greedy(seed: int) -> None:
+    costs, edges = program(seed)
+    max_loss = 0.5 + seed / 3
+    subsets = itertools.chain.from_iterable(itertools.combinations(costs, n) for n in range(len(costs) + 1))
+    best = min(ms for ms, loss in (total(costs, edges, set(s)) for s in subsets) if loss <= max_loss)
+    found = solve(costs, edges, max_loss)
+    chosen = {name for name, kind in found.precision.items() if kind == "int8"}
+    assert total(costs, edges, chosen) == pytest.approx((found.ms, found.loss))
+    assert found.ms == pytest.approx(best) and found.gap == pytest.approx(0, abs=1e-9)
+    assert found.loss <= max_loss + 1e-9
+    assert found.ms <= min(found.float_ms, greedy(costs, edges, max_loss).ms) + 1e-9
+
+
+def test_an_isolated_int8_layer_does_not_pay_for_its_reformats() -> None:
+    costs = {"a": Cost(1.0, 2.0, 0.0), "b": Cost(1.0, 0.8, 0.0), "c": Cost(1.0, 2.0, 0.0)}
+    cheap, dear = ({("a", "b"): ms, ("b", "c"): ms} for ms in (0.05, 0.2))
+    assert solve(costs, cheap, 1.0).precision["b"] == "int8"
+    assert set(solve(costs, dear, 1.0).precision.values()) == {"float"}
+    assert greedy(costs, dear, 1.0).ms > solve(costs, dear, 1.0).ms
+
+
+def test_the_recipe_chooses_the_method_and_an_impossible_loss_is_refused() -> None:
+    costs, edges = program(3)
+    assert set(choose("none", costs, edges, 0.0).precision.values()) == {"int8"}
+    assert choose("auto", costs, edges, 1.0) == solve(costs, edges, 1.0)
+    baseline: Choice = choose("greedy", costs, edges, 1.0)
+    assert baseline.precision == greedy(costs, edges, 1.0).precision and baseline.loss <= 1.0
+    with pytest.raises(BudgetError, match="float costs 0"):
+        solve(costs, edges, -0.1)
+
+
+def test_edges_and_times_lead_back_to_layers() -> None:
+    edges = layer_edges(nets.residual(), 1e-6)
+    assert ("stem", "block1.conv1") in edges and ("block1.conv1", "block1.conv2") in edges
+    assert {a for a, b in edges if b == "block2.conv1"} == {"stem", "block1.conv2"}
+    assert edges["stem", "block1.conv1"] == pytest.approx(16 * 16 * 16 * 1e-6)
+    kernels = [
+        KernelTime("stem", "Convolution", (), 0.5, 0.0, 10),
+        KernelTime("fused", "Convolution", ("block1.conv1", "block1.conv2"), 0.8, 0.0, 10),
+        KernelTime("reorder", "Reorder", (), 9.0, 0.0, 10),
+    ]
+    assert times(["stem", "block1.conv1", "head"], kernels) == {"stem": 0.5, "block1.conv1": 0.8, "head": 0.0}
+
+
+def test_the_layer_that_hurts_is_found_and_float_mends_it() -> None:
+    model, images = nets.residual(), nets.images(8)
+    dialect = DIALECTS["ort-x86"]
+    weight = next(t for t in model.graph.initializer if t.name == "block2.conv1.weight")
+    values = onnx.numpy_helper.to_array(weight).copy()
+    values[:, 0] *= 400  # one input channel dominates every output channel's scale ...
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    ranges = calibrate(model, images, dialect, QuantizeSection(method="minmax", equalize=False, bias_correction=False))
+    losses = sensitivities(model, ranges, dialect, images, 8)
+    assert max(losses, key=lambda name: losses[name]) == "block2.conv1"
+    quantised = apply(model, ranges, dialect, {"block2.conv1": "float"})
+    assert next(n for n in quantised.graph.node if n.name == "block2.conv1").input[1] == "block2.conv1.weight"

@@ -2,8 +2,10 @@
 
     python benchmarks/prediction.py --site DIR [--only resnet56/intel-cpu ...] [--tables DIR]
 
-ResNet-56 and VGG16-BN at CIFAR-10's shape, ResNet-18 and MobileNetV2 at 224 x 224; INT8, batch 1, one thread, OpenVINO and
-ONNX Runtime. A table is built from 40 random variants; 30 others, drawn with another seed, are predicted before they are
+ResNet-56 and VGG16-BN at CIFAR-10's shape, ResNet-18 and MobileNetV2 at 224 x 224; INT8, batch 1, one thread,
+OpenVINO and
+ONNX Runtime. A table is built from 40 random variants; 30 others, drawn with another seed, are predicted before they
+are
 measured. Beside it, an affine function of MACs fitted to the same 40 runs. Writes benchmarks/prediction.json (a row a
 combination, kept when others are run again) and prediction.png. `--site` holds torchvision (`pip install --no-deps
 --target DIR torchvision==0.28.0`).

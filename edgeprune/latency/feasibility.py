@@ -110,7 +110,7 @@ def feasibility(
     ]
     try:
         found = measure_together(device, built, maker.target.protocol, effort, profile=False)
-        profile = measure_together(device, [dense], maker.target.protocol, Effort(passes=2, rounds=2, runs=1))[0]
+        profile = measure_together(device, [dense], maker.target.protocol, Effort(passes=3, rounds=2, runs=1))[0]
     finally:
         for one in built[1:]:
             (maker if one.artifact.precision == "int8" else maker_fp32).forget(one)
@@ -221,6 +221,6 @@ def layer_times(sites: Sequence[Site], structure: Structure, latency: float) -> 
 
 
 def _sites(dense: Built, profile: Measured, latency: float, maker: Maker) -> tuple[Site, ...]:
-    kernels = attribute(profile.kernels, latency, profiler_cost(profile.kernels, latency))
-    joined = entries(kernels, dense.network, dense.precision, maker.target.runtime, maker.target.execution.threads)
-    return find_sites(joined, dense.network, maker.structure)
+    threads = maker.target.execution.threads
+    raw = entries(profile.kernels, dense.network, dense.precision, maker.target.runtime, threads)
+    return find_sites(attribute(raw, latency, profiler_cost(raw, latency)), dense.network, maker.structure)

@@ -28,12 +28,14 @@ from edgeprune.errors import MeasurementError
 from edgeprune.latency.build import Built, Maker
 from edgeprune.latency.kernels import Entry, Family, entries
 from edgeprune.latency.sites import find_sites
-from edgeprune.latency.table import Cell, Record, Run, Table
+from edgeprune.latency.table import Cell, Record, Run, Site, Table
 from edgeprune.latency.variants import DENSE, Variant
 from edgeprune.target import Protocol
 
 log = logging.getLogger(__name__)
 
+DISTURBED = 3.0  # a kernel that takes so many times its usual share was disturbed
+TOO_WIDE = 1 / 3  # relative MAD of a kernel that is not recorded
 Progress = Callable[[int, int, str], None]  # done, of how many, what
 
 
@@ -164,26 +166,37 @@ def least(profiles: Sequence[Sequence[KernelTime]]) -> tuple[KernelTime, ...]:
     return tuple(dataclasses.replace(kernel, count=runs[name]) for name, kernel in best.items())
 
 
-def profiler_cost(kernels: Sequence[KernelTime], latency: float) -> float:
+def profiler_cost(raw: Sequence[Entry], latency: float) -> float:
     """What the profiler adds to each kernel: what the dense network's kernels have over its latency, a kernel.
 
-    At most half of a typical kernel, since part of the difference may be the device's speed of the moment.
+    At most a third of a small kernel, since part of the difference may be the device's speed of the moment.
     """
-    times = [kernel.median for kernel in kernels]
-    return float(np.clip((sum(times) - latency) / len(times), 0.0, 0.5 * np.median(times)))
+    times = [entry.time for entry in raw]
+    return float(np.clip((sum(times) - latency) / len(times), 0.0, 0.35 * np.quantile(times, 0.1)))
 
 
-def attribute(kernels: Sequence[KernelTime], latency: float, cost: float) -> list[KernelTime]:
-    """Kernels whose times add up to `latency`.
+def attribute(raw: Sequence[Entry], latency: float, cost: float, usual: Sequence[Site] = ()) -> list[Entry]:
+    """Entries whose times add up to `latency`.
 
     The profile saw speed * (time + cost) for each kernel, `speed` being that of its moment, which follows from the sum.
+    A kernel that takes over three times what it usually takes beside the others (of the dense network) was disturbed,
+    and would take from all others: it is put back to its usual share, and marked as unreliable by its MAD.
     """
-    speed = sum(kernel.median for kernel in kernels) / (latency + len(kernels) * cost)
-    bare = [max(kernel.median / speed - cost, 0.1 * kernel.median / speed) for kernel in kernels]
+    known = {(site.node, site.family.kind): site.time + cost for site in usual if site.time + cost > 0}
+    ratio = {e.kernel: e.time / known[e.node, e.family.kind] for e in raw if (e.node, e.family.kind) in known}
+    middle = float(np.median(list(ratio.values()))) if ratio else 1.0
+    calm = [
+        dataclasses.replace(e, time=e.time * middle / ratio[e.kernel], mad=e.time)
+        if ratio.get(e.kernel, 0.0) > DISTURBED * middle
+        else e
+        for e in raw
+    ]
+    speed = sum(entry.time for entry in calm) / (latency + len(calm) * cost)
+    bare = [max(entry.time / speed - cost, 0.1 * entry.time / speed) for entry in calm]
     scale = latency / sum(bare)
     return [
-        dataclasses.replace(kernel, median=time * scale, mad=kernel.mad / speed)
-        for kernel, time in zip(kernels, bare, strict=True)
+        dataclasses.replace(entry, time=time * scale, mad=entry.mad / speed)
+        for entry, time in zip(calm, bare, strict=True)
     ]
 
 
@@ -192,10 +205,11 @@ def start(table: Table, device: Device, maker: Maker, effort: Effort) -> tuple[T
     dense = maker.build(DENSE, "dense")
     if maker.network in table.networks:
         return table, dense
-    twice = dataclasses.replace(effort, passes=2 * effort.passes, rounds=2 * effort.rounds)
-    found = measure_together(device, [dense], maker.target.protocol, twice)[0]
-    cost = profiler_cost(found.kernels, found.latency)
-    joined = _join(found, found.latency, cost, table, maker)
+    more = dataclasses.replace(effort, passes=max(4, effort.passes), rounds=2 * effort.rounds)
+    found = measure_together(device, [dense], maker.target.protocol, more)[0]
+    raw = _raw(found, table, maker)
+    cost = profiler_cost(raw, found.latency)
+    joined = attribute(raw, found.latency, cost)
     sites = find_sites(joined, dense.network, maker.structure)
     run = Run({}, (), 1.0, 0.01, today())
     table = table.with_cells(_cells([joined]))
@@ -274,11 +288,13 @@ def _measure_quietly(device: Device, networks: Sequence[Built], protocol: Protoc
 def record(table: Table, maker: Maker, found: Sequence[Measured], max_spread: float) -> Table:
     """The table with the cells of networks measured together (anchor first), and the runs that are quiet enough."""
     network = table.networks[maker.network]
-    cost = network.profiler_cost
     good = [one for one in found[1:] if one.spread <= max_spread]
-    joined = [_join(one, one.ratio * network.dense, cost, table, maker) for one in good if one.kernels]
-    if found[0].kernels and good:
-        joined.append(_join(found[0], network.dense, cost, table, maker))
+    profiled = [(one, one.ratio) for one in good] + [(found[0], 1.0)] * bool(good)
+    joined = [
+        attribute(_raw(one, table, maker), ratio * network.dense, network.profiler_cost, network.sites)
+        for one, ratio in profiled
+        if one.kernels
+    ]
     runs = [
         Run(dict(one.built.variant.widths), tuple(one.built.variant.removed), one.ratio, one.spread, today())
         for one in good
@@ -286,17 +302,21 @@ def record(table: Table, maker: Maker, found: Sequence[Measured], max_spread: fl
     return table.with_cells(_cells(joined)).with_runs(maker.network, runs)
 
 
-def _join(one: Measured, latency: float, cost: float, table: Table, maker: Maker) -> list[Entry]:
-    kernels = attribute(one.kernels, latency, cost)
+def _raw(one: Measured, table: Table, maker: Maker) -> list[Entry]:
     threads = maker.target.execution.threads
-    return entries(kernels, one.built.network, one.built.precision, runtime_name(table), threads)
+    return entries(one.kernels, one.built.network, one.built.precision, runtime_name(table), threads)
 
 
 def _cells(joined: Sequence[Sequence[Entry]]) -> Iterator[tuple[Family, int, int, Cell]]:
-    """One cell a kernel; within one network, kernels of equal cells are one sample: their median."""
+    """One cell a kernel; within one network, kernels of equal cells are one sample: their median.
+
+    A kernel whose MAD is over a third of its time is not recorded.
+    """
     for network in joined:
         same: dict[tuple[Family, int, int], list[Entry]] = {}
         for entry in network:
+            if entry.mad > entry.time * TOO_WIDE:
+                continue
             same.setdefault((entry.family, entry.c_in, entry.c_out), []).append(entry)
         for (family, c_in, c_out), group in same.items():
             time = float(np.median([entry.time for entry in group]))

@@ -181,6 +181,12 @@ class AgentDevice:
             raise MeasurementError(f"{self._transport.where}: memory there is the emulator's.", _USE_A_BOARD)
         return int(self._ask({"op": "memory", "handle": _opened(loaded).handle})["bytes"])
 
+    def timing_cache(self, loaded: Loaded) -> bytes:
+        """TensorRT's timing cache after this artifact's engine was built; ship it as a file called timing.cache."""
+        found = self._ask({"op": "timing_cache", "handle": _opened(loaded).handle})
+        with self._fetched(found["path"], found["sha256"]) as path:
+            return path.read_bytes()
+
     # How it is done.
 
     def _connect(self) -> None:

@@ -182,6 +182,16 @@ class Supervisor:
         finally:
             child.kill()
 
+    def do_timing_cache(self, request: dict[str, Any]) -> dict[str, Any]:
+        """A copy of TensorRT's timing cache, for the host to fetch."""
+        handle = self._artifact(request["handle"])
+        source = self._ensure(handle, request["timeout_s"])["info"].get("timing_cache", "")
+        if not source or not os.path.isfile(source):
+            raise Failure("runtime", "this runtime keeps no timing cache")
+        path = self.store.path("outgoing", "timing-%s.cache" % self._tag)
+        shutil.copyfile(source, path)
+        return {"path": path, "sha256": sha256(path)}
+
     def do_forget(self, request: dict[str, Any]) -> dict[str, Any]:
         """Delete a result that the host has received."""
         path = self.store.path("outgoing", os.path.basename(request["path"]))

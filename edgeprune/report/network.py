@@ -35,7 +35,8 @@ def latency(result: Mapping[str, Any]) -> Html:
         bars and legend({**marks, "gone": "removed"} if any(bar.gone for bar in bars) else marks),
         fold(f"All {len(bars)} layers as a table", made),
         lead="Kernel times from the runtime's own profile of the very artifacts; a kernel counts for the layer whose "
-        "weights it uses. Profiling slows a run, so the sum is above the end-to-end latency.",
+        "weights it uses; those that use none are in the table, as (other). Profiling slows a run, so the sum is "
+        "usually above the end-to-end latency.",
     )
 
 

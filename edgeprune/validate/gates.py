@@ -22,6 +22,7 @@ from edgeprune.errors import RecipeError, RunError
 from edgeprune.recipe import BudgetSection
 
 DEFAULT_SPREAD = 0.15
+SPARE = 0.9  # a network that uses less of its budget could have kept more
 ROUNDING = 1e-9  # relative; a float's own error is no reason to refuse
 
 
@@ -69,7 +70,7 @@ def gates(result: Mapping[str, Any], budget: BudgetSection, max_spread: float = 
     found = [
         _measurement(result, unit, max_spread),
         _proof(result.get("proof") or {}),
-        _accuracy(result, budget.max_drop),
+        _accuracy(result, budget.max_drop, float(pruned["median"]) / limit),
         _deadline(float(pruned["median"]), limit, unit),
         _faster(float(dense["median"]), float(pruned["median"]), unit),
     ]
@@ -127,7 +128,8 @@ def _proof(proof: Mapping[str, Any]) -> Gate:
     return Gate("proof", False, value, None, "error", message, "This is a defect; please report the network's graph.")
 
 
-def _accuracy(result: Mapping[str, Any], max_drop: float) -> Gate:
+def _accuracy(result: Mapping[str, Any], max_drop: float, used: float) -> Gate:
+    """`used`: the share of the latency budget that the pruned network takes."""
     dense, pruned = float(result["dense_fp32"]["accuracy"]), float(result["pruned_int8"]["accuracy"])
     drop = 100 * (dense - pruned)
     if not math.isfinite(drop):
@@ -137,11 +139,11 @@ def _accuracy(result: Mapping[str, Any], max_drop: float) -> Gate:
         word = f"{drop:.2f} points below" if drop > 0 else f"{-drop:.2f} points above"
         return Gate("accuracy", True, drop, max_drop, "points", f"{facts}: {word} (limit {max_drop:.2f}).")
     message = f"{facts}: {drop:.2f} points below, {drop - max_drop:.2f} more than the limit of {max_drop:.2f}."
-    return Gate("accuracy", False, drop, max_drop, "points", message, _accuracy_remedy(result, drop, max_drop))
+    return Gate("accuracy", False, drop, max_drop, "points", message, _accuracy_remedy(result, drop, used))
 
 
-def _accuracy_remedy(result: Mapping[str, Any], drop: float, max_drop: float) -> str:
-    """Where the points went: quantisation, or pruning."""
+def _accuracy_remedy(result: Mapping[str, Any], drop: float, used: float) -> str:
+    """Where the points went: quantisation, a search that cut more than it was asked to, or pruning."""
     float_pruned = (result.get("pruned_fp32") or {}).get("accuracy")
     if float_pruned is not None:
         by_int8 = 100 * (float(float_pruned) - float(result["pruned_int8"]["accuracy"]))
@@ -150,6 +152,12 @@ def _accuracy_remedy(result: Mapping[str, Any], drop: float, max_drop: float) ->
                 f"INT8 costs {by_int8:.2f} of these points: try [quantize] reconstruct = true, more images, or "
                 "qat_epochs = 1."
             )
+    uniform = (result.get("search") or {}).get("method") == "uniform"
+    if used < SPARE and uniform:
+        return (
+            f"Only {used:.0%} of the latency budget is used, as uniform widths come in large steps: "
+            '[search] method = "joint" keeps more; or train longer ([recover] epochs).'
+        )
     return f"Train longer ([recover] epochs), ask for less speed-up, or allow max_drop = {_up(drop)}."
 
 

@@ -151,6 +151,22 @@ def test_bad_input_is_one_clear_message_and_leaves_nothing_half_written(edgeprun
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_a_full_disk(edgeprune_command, project):
+    """A file of the run leads to /dev/full, where every write fails as on a full disk."""
+    run = Path("runs/tiny-quick")
+    run.mkdir(parents=True)
+    (run / "recipe.lock.toml.part").symlink_to("/dev/full")
+    done = edgeprune_command("--targets", "targets", "quick", "run", "recipe.toml", "--quiet")
+    assert done.exit_code == 11, done.stderr
+    assert "the disk is full" in done.stderr
+    assert "it resumes" in done.stderr or "again" in done.stderr
+    assert not (run / "recipe.lock.toml").exists()
+    again = edgeprune_command("--targets", "targets", "quick", "plan", "recipe.toml", "--quiet")
+    assert again.exit_code == 0, again.stderr  # what was in the way is gone; the same command goes on
+
+
+@pytest.mark.slow
 def test_two_runs_in_one_directory_at_once(edgeprune_command, project):
     arguments = [*EDGEPRUNE, "quick", "run", "recipe.toml"]
     with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, env=environment()) as first:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
+import re
+import sys
 from pathlib import Path
 
 import pytest
 from cli_project import Event
 
 from edgeprune.cli.failures import INTERRUPTED
-from edgeprune.cli.progress import Lines
+from edgeprune.cli.progress import Bars, Lines, reporter
+from edgeprune.cli.session import Session
 from edgeprune.cli.steps import FLAVOURS, STEPS
 from edgeprune.errors import DeviceBusy, GateError
 from edgeprune.runtimes import DIALECTS
@@ -107,6 +111,30 @@ def test_progress_is_a_line_in_ten_seconds_not_a_thousand():
         lines(Event("progress", "recover", "epoch", step, 1000))
     assert 4 <= len(said) <= 6
     assert said[1].split() == ["recover", "20%", "epoch"]
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_bars_on_a_terminal(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    with reporter(Session()) as bars:
+        assert isinstance(bars, Bars)
+        bars(Event("stage", "recover", "starting"))
+        bars(Event("progress", "recover", "epoch [1]", 3, 10))
+        bars(Event("line", "recover", "accuracy [bold]93 %"))
+        bars(Event("done", "recover"))
+        bars(Event("stage", "quantize"))
+        bars(Event("done", "quantize", "kept"))
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue())
+    assert "✓ recover    done in 0.0 s" in text
+    assert "✓ quantize   kept" in text
+    assert "accuracy [bold]93 %" in text  # a message is text, not markup
+    assert "\x1b[?25h" in terminal.getvalue()  # the cursor is back
 
 
 PLAN = {

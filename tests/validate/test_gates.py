@@ -82,6 +82,14 @@ def test_blames_quantisation_where_it_costs_most():
     assert "[quantize]" in gate.remedy
 
 
+def test_says_so_when_uniform_widths_left_budget_unused():
+    result = changed(pruned_int8__accuracy=0.9345, pruned_int8__latency_ms__median=0.29)
+    result["search"] = {"method": "uniform"}
+    assert "Only 58% of the latency budget is used" in by_name(result)["accuracy"].remedy
+    result["search"] = {"method": "joint"}
+    assert "Train longer" in by_name(result)["accuracy"].remedy
+
+
 def test_nan_accuracy_never_passes():
     assert not by_name(changed(pruned_int8__accuracy=float("nan")))["accuracy"].passed
 

@@ -14,6 +14,7 @@ Source: asymmetric layer-wise reconstruction and the residual target, He et al. 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -179,6 +180,8 @@ def _refit(
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
     moments: Moments | None = None
+    if unit.groups > 1:
+        unit = replace(unit, groups=mine[0][source].shape[1] // weights[unit.weight].shape[1])
     images = sum(len(values[source]) for values in mine)
     unknowns = int(weights[unit.weight][0].numel())
     count = -(-min(max(ROWS * unknowns, LEAST), MOST) // images)

@@ -244,6 +244,8 @@ def _record(module: fx.GraphModule, parameters: Any, constants: Any, user: str, 
                 for name, item in list(place.items()):
                     if item == old:
                         place[name] = Ref(len(steps))
+            if op.startswith("conv") and len(args) > 6 and isinstance(args[6], int) and args[6] > 1:
+                call = _grouped(call)
             steps.append(Step(call, op, tuple(args), dict(kwargs), owner_of(node), reads, names))
     return Tape(steps, output, batch)
 
@@ -258,6 +260,15 @@ def _functional(target: Any) -> tuple[Callable[..., Any], str, bool]:
             raise GraphError(f"{target} changes its input in place; the tape knows no plain form of it.")
         return getattr(packet, overload), name[:-1], True
     return target, name, False
+
+
+def _grouped(call: Callable[..., Any]) -> Callable[..., Any]:
+    """A grouped convolution whose number of groups follows from its tensors: narrowing changes it."""
+
+    def narrowed(value: Tensor, weight: Tensor, *rest: Any) -> Any:
+        return call(value, weight, *rest[:4], value.shape[1] // weight.shape[1], *rest[5:])
+
+    return narrowed
 
 
 def _attribute(module: nn.Module, path: str) -> Any:

@@ -1,1 +1,48 @@
-"""Which network to keep: loss curves, the program over them, and its solver."""
+"""Which network to keep: loss curves, the program over them, and its solver.
+
+`edgeprune.search(structure, table, budget, curves)` works whether `edgeprune.search` is this package or the function
+in it: importing a package binds its name in the parent, so the package itself can be called.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from edgeprune.search.curves import Curves as Curves
+from edgeprune.search.curves import measure as measure
+from edgeprune.search.find import SearchResult as SearchResult
+from edgeprune.search.find import find as find
+from edgeprune.search.formulate import formulate as formulate
+from edgeprune.search.formulate import to_plan as to_plan
+from edgeprune.search.program import Cost as Cost
+from edgeprune.search.solve import solve as solve
+from edgeprune.search.stitch import Stitcher as Stitcher
+
+if TYPE_CHECKING:
+    from edgeprune.graph import Plan, Structure
+
+
+def search(structure: Structure, table: Cost, budget: float, curves: Curves, *, blocks: bool = True) -> Plan:
+    """The network of least loss that the table predicts to run within the budget.
+
+    Args:
+        structure: of the dense network, from `edgeprune.trace`.
+        table: a predictor of latency (`edgeprune.latency.Predictor`).
+        budget: milliseconds.
+        curves: what each width and each block costs (`edgeprune.search.measure`).
+        blocks: may whole residual blocks go?
+
+    Raises:
+        BudgetError: the budget lies under the floor; the message names it.
+    """
+    return find(structure, table, budget, curves, blocks=blocks).plan
+
+
+class _Callable(ModuleType):
+    def __call__(self, *args: Any, **kwargs: Any) -> Plan:
+        return search(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _Callable

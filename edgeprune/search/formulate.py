@@ -1,0 +1,122 @@
+"""From a network, a latency predictor and loss curves to the program, and from its answer to a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgeprune.graph.structure import Layer, Structure, width
+from edgeprune.search.curves import Curves
+from edgeprune.search.program import Array, Block, Choice, Cost, Group, Kernel, Program, kernel
+
+if TYPE_CHECKING:
+    from edgeprune.graph import Plan
+
+CELLS = 200_000  # of one kernel's table; a layer that reads more groups than that allows is split into a sum
+
+
+def formulate(
+    structure: Structure,
+    cost: Cost,
+    curves: Curves,
+    *,
+    blocks: bool = True,
+    factors: Mapping[str, float] | None = None,
+    widths: bool = True,
+) -> Program:
+    """The program of one network.
+
+    Args:
+        cost: the latency room's predictor, or anything with `beta` and `kernel(layer, c_in, c_out)` in milliseconds.
+        blocks: may removable blocks go?
+        factors: group or block -> what its losses are multiplied with (interactions; 1 where not named).
+        widths: may groups be narrowed?
+    """
+    times = factors or {}
+    removable = [block for block in structure.blocks if blocks and block.module in curves.blocks]
+    home = {name: block.module for block in removable for name in block.inner}
+    inside = {name: block.module for block in removable for name in block.layers}
+    groups = []
+    for group in structure.groups:
+        allowed = curves.allowed[group.name] if widths else (group.size,)
+        scale = times.get(group.name, 1.0)
+        losses = tuple(scale * curves.loss(group.name, value) for value in allowed)
+        groups.append(Group(group.name, allowed, losses, home.get(group.name, "")))
+    known = {group.name: group.widths for group in groups}
+    kernels: list[Kernel] = []
+    for layer in {layer.name: layer for layer in structure.layers}.values():
+        kernels += _kernels(layer, cost, known, inside.get(layer.name, ""))
+    overhead = getattr(cost, "block_overhead", None)
+    for block in removable:
+        extra = max(0.0, float(overhead(block.module))) if overhead is not None else 0.0
+        if extra:
+            kernels.append(kernel(f"{block.module} (add)", (), np.array(extra), block.module))
+    removals = tuple(Block(b.module, times.get(b.module, 1.0) * curves.blocks[b.module]) for b in removable)
+    return Program(tuple(groups), tuple(kernels), removals, beta=float(cost.beta)).check()
+
+
+def to_plan(structure: Structure, curves: Curves, choice: Choice) -> Plan:
+    """The plan that a choice of widths and blocks means: each group keeps its most valuable units."""
+    kept = {name: curves.keep(name, value) for name, value in choice.widths.items()}
+    return structure.plan(kept, choice.removed)
+
+
+def stages(structure: Structure) -> dict[str, str]:
+    """Group or block -> its stage: where in the network its first layer works, by output size ("32x32")."""
+    size = {layer.name: "x".join(map(str, layer.output_size)) for layer in structure.layers}
+    named = {
+        group.name: next((size[name] for name in group.producers if name in size), "") for group in structure.groups
+    }
+    return named | {b.module: next((size[name] for name in b.layers if name in size), "") for b in structure.blocks}
+
+
+def _kernels(layer: Layer, cost: Cost, widths: Mapping[str, Sequence[int]], block: str) -> list[Kernel]:
+    names = list(dict.fromkeys(s.group for s in (*layer.inputs, *layer.outputs) if s.group in widths))
+    axes = [name for name in names if name is not None]
+    cells = int(np.prod([len(widths[name]) for name in axes])) if axes else 1
+    if len(axes) <= 2 or cells <= CELLS // 10:
+        return [kernel(layer.name, axes, _table(layer, cost, axes, widths), block)]
+    # Too many inputs for one table (a long concat): the first-order sum over pairs of one input group and the output.
+    outputs = [name for name in axes if any(s.group == name for s in layer.outputs)][:1]
+    inputs = [name for name in axes if name not in outputs]
+    whole = _table(layer, cost, outputs, widths)
+    parts = [kernel(layer.name, outputs, whole, block)]
+    for name in inputs:
+        saved = _table(layer, cost, [name, *outputs], widths) - whole[None]  # at most zero
+        parts.append(Kernel(f"{layer.name} <- {name}", (name, *outputs), kernel("", (), saved).precisions, block))
+    return _lifted(parts)
+
+
+def _lifted(parts: list[Kernel]) -> list[Kernel]:
+    """Sums of tables may have negative terms; move what is missing from the first table into the others' zero."""
+    base, *rest = parts
+    low = sum(float(min(0.0, item.precisions[0].ms.min())) for item in rest)
+    share = low / max(1, len(rest))
+    lifted = [
+        kernel(item.name, item.groups, np.maximum(item.precisions[0].ms - share, 0.0), item.block) for item in rest
+    ]
+    return [kernel(base.name, base.groups, np.maximum(base.precisions[0].ms + low, 0.0), base.block), *lifted]
+
+
+def _table(layer: Layer, cost: Cost, axes: Sequence[str], widths: Mapping[str, Sequence[int]]) -> Array:
+    """Milliseconds over the options of `axes`; other groups stay whole."""
+    choices = [widths[name] for name in axes]
+    cells = list(product(*choices))
+    pairs = []
+    for cell in cells:
+        units = dict(zip(axes, cell, strict=True))
+        pairs.append((width(layer.inputs, units), width(layer.outputs, units)))
+    distinct = sorted(set(pairs))
+    matrix = getattr(cost, "matrix", None)
+    if matrix is not None:
+        ins, outs = sorted({a for a, _ in distinct}), sorted({b for _, b in distinct})
+        whole = np.asarray(matrix(layer.name, ins, outs), dtype=np.float64)
+        row, column = {a: i for i, a in enumerate(ins)}, {b: i for i, b in enumerate(outs)}
+        time = {(a, b): float(whole[row[a], column[b]]) for a, b in distinct}
+    else:
+        time = {(a, b): float(cost.kernel(layer.name, a, b)) for a, b in distinct}
+    table = np.array([max(0.0, time[pair]) for pair in pairs], dtype=np.float64)
+    return table.reshape([len(choice) for choice in choices])

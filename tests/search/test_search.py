@@ -1,0 +1,215 @@
+"""The search on a small network: curves, the program of a real structure, correction, the callable package."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import edgeprune
+from edgeprune.errors import BudgetError
+from edgeprune.graph import Structure
+from edgeprune.latency.variants import options
+from edgeprune.search import Curves, SearchResult, Stitcher, find, formulate, measure, to_plan
+from edgeprune.search.curves import isotonic, spread
+from edgeprune.search.stitch import Verdict
+from edgeprune.target import Channels
+
+IMAGES = torch.rand(96, 3, 10, 10, generator=torch.Generator().manual_seed(1))
+GRID = Channels(step=4, input_step=4, depthwise_step=4, minimum=4)
+
+
+class Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, 16, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.conv2 = nn.Conv2d(16, 16, 3, 1, 1, groups=16, bias=False)
+        self.bn2 = nn.BatchNorm2d(16)
+        self.conv3 = nn.Conv2d(16, width, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.bn1(self.conv1(x)))
+        y = torch.relu(self.bn2(self.conv2(y)))
+        return x + self.bn3(self.conv3(y))
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, 1, 1)
+        self.blocks = nn.Sequential(Residual(8), Residual(8), Residual(8))
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.blocks(torch.relu(self.stem(x)))
+        return self.fc(x.mean((2, 3)))
+
+
+class Steps:
+    """A device whose kernels cost 1 for each started 4 inputs and 8 outputs."""
+
+    beta = 1.0
+
+    def kernel(self, layer: str, c_in: int, c_out: int) -> float:
+        return float(np.ceil(c_in / 4) * np.ceil(c_out / 8))
+
+
+@pytest.fixture(scope="module")
+def net() -> Net:
+    torch.manual_seed(0)
+    net = Net()
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.bias, 0.2, 1.0)
+    with torch.no_grad():
+        net.blocks[1].bn3.weight.mul_(0.01)  # this block adds next to nothing
+        net.fc.weight.mul_(4)
+    return net.eval()
+
+
+@pytest.fixture(scope="module")
+def structure(net: Net) -> Structure:
+    return edgeprune.trace(net, IMAGES[:2])
+
+
+@pytest.fixture(scope="module")
+def curves(net: Net, structure: Structure) -> Curves:
+    return measure(net, structure, IMAGES, options(structure, GRID))
+
+
+def test_curves_know_the_idle_block_and_never_increase(structure: Structure, curves: Curves) -> None:
+    assert set(curves.blocks) == {block.module for block in structure.blocks} == {f"blocks.{k}" for k in range(3)}
+    assert curves.blocks["blocks.1"] < 0.05 * min(curves.blocks["blocks.0"], curves.blocks["blocks.2"])
+    for group in structure.groups:
+        assert curves.widths[group.name][-1] == group.size and curves.losses[group.name][-1] == 0.0
+        assert list(curves.losses[group.name]) == sorted(curves.losses[group.name], reverse=True)
+        values = [curves.loss(group.name, k) for k in range(1, group.size + 1)]
+        assert values == sorted(values, reverse=True) and values[-1] == 0.0
+
+
+def test_a_curve_is_what_the_pruned_network_truly_loses(net: Net, structure: Structure, curves: Curves) -> None:
+    """Masking at the consumers is pruning: the curve's KL against a narrowed module with the same repair."""
+    from edgeprune.recover.repair import repair
+
+    name = "blocks.2.conv1"
+    width = curves.widths[name][0]
+    plan = structure.plan({name: curves.keep(name, width)})
+    pruned = repair(net, plan.apply(net), structure, plan, IMAGES)
+    with torch.no_grad():
+        dense, other = (torch.log_softmax(n(IMAGES), -1) for n in (net, pruned))
+        loss = float((dense.exp() * (dense - other)).sum(-1).mean())
+    assert loss <= curves.losses[name][0] * 1.2 + 1e-4
+    assert curves.losses[name][0] > 0
+
+
+def test_curves_are_cached_and_resumed(net: Net, structure: Structure, curves: Curves, tmp_path: Path) -> None:
+    cache, allowed = tmp_path / "curves.json", options(structure, GRID)
+
+    class Stop(Exception):
+        pass
+
+    def stop(done: int, total: int) -> None:
+        if done == total - 1:
+            raise Stop
+
+    from edgeprune.search import curves as module
+
+    module.SAVE_EVERY, before = 0.0, module.SAVE_EVERY
+    try:
+        with pytest.raises(Stop):
+            measure(net, structure, IMAGES, allowed, cache=cache, progress=stop)
+    finally:
+        module.SAVE_EVERY = before
+    assert "partial" in json.loads(cache.read_text())
+    resumed = measure(net, structure, IMAGES, allowed, cache=cache)
+    assert resumed.blocks == pytest.approx(curves.blocks) and resumed.orders == curves.orders
+    stamp = cache.stat().st_mtime_ns
+    assert measure(net, structure, IMAGES, allowed, cache=cache) == resumed
+    assert cache.stat().st_mtime_ns == stamp
+    assert Curves.from_dict(json.loads(json.dumps(resumed.to_dict()))) == resumed
+    other = measure(net, structure, IMAGES[:64], allowed, cache=cache)
+    assert other.images == 64, "other images, other curves"
+
+
+def test_the_program_is_the_predictor(structure: Structure, curves: Curves) -> None:
+    program = formulate(structure, Steps(), curves)
+    layers = {layer.name: layer for layer in structure.layers}
+    dense = 1.0 + sum(Steps().kernel(n, la.weight_shape[1] * la.groups, la.weight_shape[0]) for n, la in layers.items())
+    assert program.totals(program.dense()).ms == pytest.approx(dense)
+    assert program.totals(program.dense()).loss == 0
+
+
+@pytest.mark.parametrize("share", [0.9, 0.6, 0.35])
+def test_the_plan_fits_the_budget_and_runs(net: Net, structure: Structure, curves: Curves, share: float) -> None:
+    program = formulate(structure, Steps(), curves)
+    budget = share * program.totals(program.dense()).ms
+    plan = edgeprune.search(structure, Steps(), budget, curves)
+    pruned = plan.apply(net)
+    ms = 1.0
+    for module in pruned.modules():
+        if isinstance(module, nn.Conv2d):
+            ms += Steps().kernel("", module.in_channels, module.out_channels)
+        elif isinstance(module, nn.Linear):
+            ms += Steps().kernel("", module.in_features, module.out_features)
+    assert ms <= budget
+    assert structure.prove(net, plan).passed
+    if share == 0.6:
+        assert "blocks.1" in plan.removed, "the block that adds nothing goes first"
+
+
+def test_without_blocks_and_below_the_floor(structure: Structure, curves: Curves) -> None:
+    program = formulate(structure, Steps(), curves)
+    dense = program.totals(program.dense()).ms
+    assert edgeprune.search(structure, Steps(), 0.6 * dense, curves, blocks=False).removed == ()
+    with pytest.raises(BudgetError, match="blocks = true"):
+        find(structure, Steps(), 0.2 * dense, curves, blocks=False)
+
+
+def test_the_best_evaluated_network_is_kept(net: Net, structure: Structure, curves: Curves) -> None:
+    program = formulate(structure, Steps(), curves)
+    budget = 0.5 * program.totals(program.dense()).ms
+    first = find(structure, Steps(), budget, curves)
+    seen: list[tuple[str, ...]] = []
+
+    def judge(plan: edgeprune.Plan) -> Verdict:
+        """Says that the first answer is bad and that any other is better."""
+        seen.append(plan.removed)
+        same = {g: len(u) for g, u in plan.kept.items()} == {g: len(u) for g, u in first.plan.kept.items()}
+        return Verdict(9.0 if same and plan.removed == first.plan.removed else 1.0 + len(seen), 0.5)
+
+    result = find(structure, Steps(), budget, curves, judge=judge, rounds=3, front=[0.7 * budget, 0.9 * budget])
+    assert result.loss == min(item.loss for item in result.rounds)
+    assert result.predicted <= budget and result.gap <= 1e-4
+    assert [point.budget for point in result.front] == [0.7 * budget, 0.9 * budget]
+    assert json.loads(json.dumps(result.to_dict()))["rounds"][0]["loss"] == 9.0
+    assert isinstance(result, SearchResult)
+
+
+def test_a_stitched_network_is_judged_after_its_repair(net: Net, structure: Structure, curves: Curves) -> None:
+    judge = Stitcher(net, structure, IMAGES)
+    assert judge(structure.plan({})).loss == pytest.approx(0.0, abs=1e-6)
+    assert judge(structure.plan({})).agreement == 1.0
+    good = to_plan(structure, curves, edgeprune.search.solve(formulate(structure, Steps(), curves), [60.0])[0].choice)
+    bad = structure.plan({"stem": curves.keep("stem", 4)} if "stem" in curves.orders else {}, ("blocks.0", "blocks.2"))
+    assert 0 < judge(good).loss < judge(bad).loss
+
+
+def test_the_package_and_the_function_are_one_door() -> None:
+    import edgeprune.search as package
+
+    assert callable(package) and callable(edgeprune.search)
+    assert package.search is not package and package.measure is measure
+
+
+def test_pieces() -> None:
+    assert isotonic([3.0, 4.0, 1.0, 2.0, 0.0]) == (3.5, 3.5, 1.5, 1.5, 0.0)
+    assert isotonic([-1.0, 0.5, 0.0]) == (0.25, 0.25, 0.0)
+    assert spread([8]) == (8,)
+    assert spread([8, 16]) == (8, 16)
+    assert len(spread(list(range(8, 520, 8)))) == 5 and spread(list(range(8, 520, 8)))[0] == 8

@@ -96,7 +96,7 @@ def _contents(
 
 def _manifest(run_dir: Path, result: Mapping[str, Any], profile: Target, files: list[str]) -> dict[str, Any]:
     hashed = {name: digest(run_dir / name) for name in SOURCES if (run_dir / name).is_file()}
-    options = {**profile.execution.options, **result.get("artifact", {}).get("options", {})}
+    options = {**profile.execution.options, **_options(run_dir, result)}
     return {
         "version": 1,
         "edgeprune": edgeprune.__version__,
@@ -134,6 +134,15 @@ def _artifact(run_dir: Path, result: Mapping[str, Any], profile: Target) -> dict
         what = missing[0] if missing else run_dir / "artifacts/pruned-int8.*"
         raise BundleError(f"{what}: the artifact is missing.", f"Make it: edgeprune {profile.name} export RECIPE.")
     return files
+
+
+def _options(run_dir: Path, result: Mapping[str, Any]) -> dict[str, Any]:
+    """What the runtime needs to open this artifact: of the result, or else as the artifacts stage wrote it down."""
+    stated = result.get("artifact", {}).get("options")
+    listed = run_dir / "artifacts" / "artifacts.json"
+    if stated is None and listed.is_file():
+        stated = json.loads(listed.read_text("utf-8")).get("pruned-int8", {}).get("options")
+    return dict(stated or {})
 
 
 def _one(run_dir: Path, *names: str) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import copy
 import hashlib
+import importlib.util
 import json
 import subprocess
 import sys
@@ -62,6 +63,27 @@ def test_what_the_command_line_changed_is_in_the_manifest(made, tmp_path):
     profile["execution"]["threads"] = 2
     root = unpack(release.bundle(run, {**result, "profile": profile}, tmp_path), tmp_path / "unpacked")
     assert json.loads((root / "manifest.json").read_text())["artifact"]["threads"] == 2
+
+
+def test_the_options_that_the_artifact_needs_are_in_the_manifest(made, tmp_path):
+    run, result = made
+    listed = run / "artifacts" / "artifacts.json"
+    listed.write_text(json.dumps({"pruned-int8": {"options": {"precision": "int8"}}}))
+    try:
+        root = unpack(release.bundle(run, result, tmp_path), tmp_path / "unpacked")
+    finally:
+        listed.unlink()
+    options = json.loads((root / "manifest.json").read_text())["artifact"]["options"]
+    assert options == {**target.load(result["target"]).execution.options, "precision": "int8"}
+
+
+def test_run_py_works_where_nothing_may_be_written(bundle, tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("bundle_run", unpack(bundle, tmp_path) / "run.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.home() == str(tmp_path / "built-here")
+    monkeypatch.setattr(Path, "mkdir", lambda *_, **__: (_ for _ in ()).throw(PermissionError(13, "no")))
+    assert module.home() != str(tmp_path / "built-here")
 
 
 def test_bill_of_materials_names_the_measured_runtime(made, bundle, tmp_path):

@@ -34,9 +34,18 @@ def open_model(manifest: dict[str, Any]) -> Any:
     sys.path.insert(0, str(HERE))
     artifact = manifest["artifact"]
     files = {name: str(HERE / "artifact" / name) for name in artifact["files"]}
-    home = tempfile.mkdtemp(prefix="edgeprune-")
     runner = importlib.import_module("agent.run_" + artifact["runtime"])
-    return runner.Model(files, artifact["options"], artifact["threads"], home)
+    return runner.Model(files, artifact["options"], artifact["threads"], home())
+
+
+def home() -> str:
+    """Where the runtime keeps what it builds here (TensorRT's engine takes minutes): beside this file, if it may."""
+    path = HERE / "built-here"
+    try:
+        path.mkdir(exist_ok=True)
+    except OSError:
+        return tempfile.mkdtemp(prefix="edgeprune-")
+    return str(path)
 
 
 def infer(model: Any, images: Any) -> list[Any]:

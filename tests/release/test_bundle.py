@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 import tarfile
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -78,12 +79,16 @@ def test_the_options_that_the_artifact_needs_are_in_the_manifest(made, tmp_path)
 
 
 def test_run_py_works_where_nothing_may_be_written(bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path.parent))
     spec = importlib.util.spec_from_file_location("bundle_run", unpack(bundle, tmp_path) / "run.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert module.home() == str(tmp_path / "built-here")
-    monkeypatch.setattr(Path, "mkdir", lambda *_, **__: (_ for _ in ()).throw(PermissionError(13, "no")))
-    assert module.home() != str(tmp_path / "built-here")
+    assert (tmp_path / "built-here" / "engines").is_dir()
+    monkeypatch.setattr(module, "HERE", tmp_path / "README.md")  # a file: no folder can be made in it
+    other = Path(module.home())
+    assert tmp_path not in other.parents
+    assert (other / "engines").is_dir()
 
 
 def test_bill_of_materials_names_the_measured_runtime(made, bundle, tmp_path):

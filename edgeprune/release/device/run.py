@@ -44,7 +44,8 @@ def home() -> str:
     try:
         path.mkdir(exist_ok=True)
     except OSError:
-        return tempfile.mkdtemp(prefix="edgeprune-")
+        path = Path(tempfile.mkdtemp(prefix="edgeprune-"))
+    (path / "engines").mkdir(exist_ok=True)
     return str(path)
 
 

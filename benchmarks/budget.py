@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from prediction import HERE, keep_row, workplace
+from prediction import HERE, keep_row, patiently, workplace
 
 RUNS = (
     ("resnet56", "x86-onnxruntime", 1.5),
@@ -122,7 +122,7 @@ def main() -> None:
     for name, target, speedup in RUNS:
         if arguments.only and f"{name}/{target}/{speedup}" not in arguments.only:
             continue
-        row = measure(name, target, speedup, arguments)
+        row = patiently(lambda one=(name, target, speedup): measure(*one, arguments))
         print(json.dumps({key: value for key, value in row.items() if key not in ("widths", "steps")}), flush=True)
         keep_row(arguments.out, row, ("network", "target", "speedup"))
 

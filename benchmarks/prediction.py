@@ -43,11 +43,11 @@ def network(name: str, site: str) -> tuple[Any, tuple[int, ...]]:
 
         return (resnet.resnet56() if name == "resnet56" else vgg.vgg16_bn()).eval(), (3, 32, 32)
     sys.path.append(site)
-    library = torch.library.Library("torchvision", "DEF")  # on a CPU build of torch these two are missing
-    for operator in ("nms", "qnms"):
-        with contextlib.suppress(RuntimeError):
+    if "_library" not in globals():  # on a CPU build of torch these two operators are missing
+        library = torch.library.Library("torchvision", "DEF")
+        for operator in ("nms", "qnms"):
             library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    globals()["_library"] = library
+        globals()["_library"] = library
     import torchvision
 
     factory = {"resnet18": "resnet18", "mobilenetv2": "mobilenet_v2"}[name]
@@ -103,6 +103,20 @@ def measure(name: str, target_name: str, arguments: argparse.Namespace) -> dict[
             "predicted": found.predicted,
             "predicted_by_macs": found.predicted_by_macs,
         }
+
+
+def patiently(work: Any, times: int = 3) -> Any:
+    """Do `work` again when the device was lost or too noisy: tables are kept after each batch, so it goes on there."""
+    from edgeprune.errors import DeviceError, MeasurementError
+
+    for attempt in range(times):
+        try:
+            return work()
+        except (DeviceError, MeasurementError) as error:
+            print(f"  attempt {attempt + 1}: {error}", flush=True)
+            if attempt == times - 1:
+                raise
+    raise AssertionError("unreachable")
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
@@ -163,7 +177,7 @@ def main() -> None:
         for name in NETWORKS:
             if arguments.only and f"{name}/{target}" not in arguments.only:
                 continue
-            row = measure(name, target, arguments)
+            row = patiently(lambda name=name, target=target: measure(name, target, arguments))
             print(name, target, row["errors"], row["seconds"], flush=True)
             rows = keep_row(arguments.out, row, ("network", "target"))
     plot(rows, arguments.out.with_suffix(".png"))

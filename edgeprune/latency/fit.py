@@ -168,7 +168,7 @@ def calibrate(
     sums: Sequence[dict[str, float]],
     latency: Sequence[float],
     weight: Sequence[float] | None = None,
-    pull: float = 0.02,
+    pull: float = 0.2,
 ) -> Calibration:
     """Fit alpha and beta.
 

@@ -16,6 +16,7 @@ from edgeprune.latency.feasibility import feasibility
 from edgeprune.latency.predict import Predictor
 from edgeprune.latency.profiling import profile
 from edgeprune.latency.sample import Effort, extend
+from edgeprune.latency.steps import find_step, probe_steps
 from edgeprune.latency.table import Table
 from edgeprune.latency.variants import DENSE, Variant, draw, floor, options
 from edgeprune.recipe import BudgetSection
@@ -238,3 +239,18 @@ def test_tables_of_sampling_survive_a_file(noisy_table: tuple[Maker, Table], tmp
     variant = draw(made.structure, made.target.channels, 1, seed=9)[0]
     one, two = (Predictor(t, made.structure, made.network).predict(variant) for t in (table, again))
     assert one == pytest.approx(two, rel=1e-3)
+
+
+def test_probing_finds_the_devices_steps(made: Maker) -> None:
+    """The simulated kernels work in blocks of eight output channels."""
+    device = SimulatedDevice(noise=0.005)
+    table, sweeps = probe_steps(empty(device), device, made, span=24, effort=EFFORT)
+    conv = next(sweep for sweep in sweeps if sweep.cls == "conv")
+    assert conv.step == 8 and len(conv.widths) == 25
+    assert len(table.networks[made.network].runs) == 25
+
+
+def test_smooth_growth_has_no_step() -> None:
+    widths = tuple(range(16, 49))
+    assert find_step(widths, tuple(1.0 + 0.1 * w for w in widths)) == 1
+    assert find_step(widths, tuple(1.0 + 0.1 * (-(-w // 16) * 16) for w in widths)) == 16

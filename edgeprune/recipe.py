@@ -46,7 +46,7 @@ class DataSection(_Section, frozen=True):
     std: tuple[Annotated[float, Meta(gt=0)], ...] = (1.0,)
     augment: tuple[Literal["crop", "flip"], ...] = ()  # while training: random shifts by 1/8, mirror images
     calibration: Count = 256  # images, from the training split
-    selection: Count = 512  # training images held out to choose by; never trained on
+    selection: Count = 512  # training images held out to choose by, where the source has no selection split of its own
     test: int = 0  # images of the test split that the gate uses; 0: all
     workers: Annotated[int, Meta(ge=0)] = 0
 

@@ -2,8 +2,9 @@
 
     python calibration/cifar10/pack.py .cache/cifar10/cifar10.npz
 
-The first 700 images of each class of the training set and the first 200 of each class of the test set, in the data
-set's own order. A sheet holds up to 1,000 images, 40 a row, as lossless WebP.
+From the training set the first 600 images of each class, and from its last 5,000, which the published networks never
+saw, the first 100 of each class (the `selection` split: what to choose by); from the test set the first 200 of each
+class. All in the data set's own order. A sheet holds up to 1,000 images, 40 a row, as lossless WebP.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from PIL import Image
 
 FOLDER = Path(__file__).parent
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-PER_CLASS = {"train": 700, "test": 200}
+PER_CLASS = {"train": 600, "selection": 100, "test": 200}
+UNSEEN = 45_000  # training images from here on were held out when the published networks were trained
 COLUMNS = 40
 
 
@@ -35,7 +37,8 @@ def main() -> None:
         "'Learning Multiple Layers of Features from Tiny Images', 2009. The data set has no formal licence.",
     }
     for split, count in PER_CLASS.items():
-        images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+        source, first = {"train": ("train", 0), "selection": ("train", UNSEEN), "test": ("test", 0)}[split]
+        images, labels = arrays[f"{source}_images"][first:], arrays[f"{source}_labels"][first:]
         chosen = np.sort(np.concatenate([np.flatnonzero(labels == label)[:count] for label in range(10)]))
         manifest[split] = [
             pack(images[part], labels[part], f"{split}-{number}.webp")

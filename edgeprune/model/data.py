@@ -3,13 +3,15 @@
 A source is one of
 
 * a folder with `train/CLASS/*.png` and `test/CLASS/*.png` (any format that Pillow reads);
-* a folder with `train.npz` and `test.npz`, or one .npz file with `train_images`, `train_labels`, `test_images`,
-  `test_labels`: uint8 images [N, H, W, C], integer labels [N];
+* a folder with `train.npz` and `test.npz` (`images`, `labels`), or one .npz file with `train_images`, `train_labels`,
+  `test_images`, `test_labels`: uint8 images [N, H, W, C], integer labels [N];
 * a folder with a `manifest.json` of sheets: many small images packed without loss into few files, with their sha256;
 * "module:function": called without arguments, returns a mapping with the keys of the .npz.
 
-Four splits come out. `calibration`, `train` and `selection` are cut from the training images: nothing is ever chosen by
-the test images, which only the gate sees.
+Four splits come out: `train`, `calibration` (its first images), `selection` and `test`. Nothing is ever chosen by the
+test images, which only the gate sees. A source may bring a `selection` split of its own, in the same form as the others:
+images that the dense network was never trained on are what accuracy is best chosen by. Otherwise training images are
+held out, which the dense network has seen, so that accuracies on them flatter.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from edgeprune.model.network import load_callable
 from edgeprune.recipe import Recipe
 
 Pixels = NDArray[np.uint8]
+SPLITS = ("train", "selection", "test")
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".tif", ".tiff"}
 
 
@@ -146,7 +149,8 @@ def load_data(recipe: Recipe) -> Data:
     shape = tuple(recipe.model.input)
     preprocess = Preprocess(section.resize, section.crop, section.scale, section.mean, section.std, shape)
     _check_labels(source)
-    held = section.selection
+    own = "selection" in source.labels
+    held = 0 if own else section.selection
     count = len(source.labels["train"])
     if count < held + 1:
         raise DataError(
@@ -162,7 +166,9 @@ def load_data(recipe: Recipe) -> Data:
     data = Data(
         train=split("train", "train", order[held:]),
         calibration=split("calibration", "train", order[held:][: section.calibration]),
-        selection=split("selection", "train", order[:held]),
+        selection=split("selection", "selection", np.arange(len(source.labels["selection"])))
+        if own
+        else split("selection", "train", order[:held]),
         test=split("test", "test", test),
         classes=source.classes,
         digest=source.digest,
@@ -173,8 +179,7 @@ def load_data(recipe: Recipe) -> Data:
 
 
 def _check_labels(source: _Source) -> None:
-    for kind in ("train", "test"):
-        labels = source.labels[kind]
+    for kind, labels in source.labels.items():
         if len(labels) == 0:
             raise DataError(f"[data] the {kind} split has no images.", "Give at least one image a class.")
         classes = len(source.classes) or None  # unknown: the network's outputs are the limit, checked by the pipeline
@@ -201,7 +206,7 @@ def _open(recipe: Recipe) -> _Source:
     if (path / "manifest.json").is_file():
         return _from_sheets(path)
     if (path / "train.npz").is_file():
-        halves = {split: _read_npz(path / f"{split}.npz") for split in ("train", "test")}
+        halves = {split: _read_npz(path / f"{split}.npz") for split in SPLITS if (path / f"{split}.npz").is_file()}
         return _from_arrays({f"{s}_{k}": v for s, half in halves.items() for k, v in half.items()}, name)
     return _from_folder(path)
 
@@ -215,7 +220,8 @@ def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def _from_arrays(arrays: Mapping[str, Any], where: str) -> _Source:
-    wanted = [f"{split}_{kind}" for split in ("train", "test") for kind in ("images", "labels")]
+    splits = [split for split in SPLITS if split != "selection" or "selection_images" in arrays]
+    wanted = [f"{split}_{kind}" for split in splits for kind in ("images", "labels")]
     lacking = [key for key in wanted if key not in arrays]
     if lacking:
         raise DataError(f"[data] {where} lacks {', '.join(lacking)}.", f"It must have {', '.join(wanted)}.")
@@ -229,7 +235,7 @@ def _from_arrays(arrays: Mapping[str, Any], where: str) -> _Source:
         if key.endswith("labels") and (value.ndim != 1 or not np.issubdtype(value.dtype, np.integer)):
             raise DataError(f"[data] {where}: {key} is {value.dtype} {list(value.shape)}; it must be integers [N].")
         sha.update(value.tobytes())
-    labels = {split: np.asarray(arrays[f"{split}_labels"], np.int64) for split in ("train", "test")}
+    labels = {split: np.asarray(arrays[f"{split}_labels"], np.int64) for split in splits}
     for split, values in labels.items():
         if len(values) != len(arrays[f"{split}_images"]):
             raise DataError(
@@ -246,7 +252,7 @@ def _from_sheets(folder: Path) -> _Source:
         height, width, channels = manifest["image"]
         images: dict[str, NDArray[np.uint8]] = {}
         labels = {}
-        for split in ("train", "test"):
+        for split in (split for split in SPLITS if split != "selection" or split in manifest):
             parts = [
                 _read_sheet(folder / e["file"], e["sha256"], len(e["labels"]), height, width, channels)
                 for e in manifest[split]
@@ -285,7 +291,7 @@ def _from_folder(folder: Path) -> _Source:
     read: dict[str, Callable[[int], Pixels]] = {}
     labels: dict[str, NDArray[np.int64]] = {}
     sha = hashlib.sha256()
-    for split in ("train", "test"):
+    for split in (split for split in SPLITS if split != "selection" or (folder / split).is_dir()):
         files = [
             (p, n)
             for n, c in enumerate(classes)

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgeprune import validate
+import torch
+
+from edgeprune import latency, search, validate
 from edgeprune.devices import Loaded
 from edgeprune.errors import BudgetError
-from edgeprune.graph import Plan
-from edgeprune.latency import Maker, Variant
+from edgeprune.graph import Plan, Structure
+from edgeprune.latency import Maker, Predictor, Table, Variant
 from edgeprune.pipeline.context import Context
 from edgeprune.pipeline.feasible import load_variant, variant_maker
+from edgeprune.pipeline.rundir import write_json
+from edgeprune.search import Curves
+from edgeprune.search.formulate import stages
 
 FRACTIONS = tuple(step / 20 for step in range(1, 20))
+FRONT = (1.25, 1.5, 2.0, 2.5, 3.0, 4.0)  # speed-ups over dense INT8 at which the front is told
+AIM = 0.985  # share of the budget that is solved for: closure does the rest
 
 
 @dataclass(frozen=True)
@@ -33,20 +41,126 @@ class Chosen:
         return {"method": self.method, "measured_ratio": self.measured, "budget_ratio": self.budget, **self.details}
 
 
+TABLE = "table.jsonl"
+
+
 def build_table(context: Context, folder: Path) -> None:
-    """table.jsonl: what each width costs on this device."""
+    """table.jsonl, profile.json: what each width costs on this device, and the table's error on unseen networks.
+
+    An interrupted stage goes on from the table that it left.
+    """
+    maker = variant_maker(context, context.folder("plan") / "dense.onnx", folder / "variants")
+    path, unit = folder / TABLE, context.target.protocol.unit
+    fingerprint = context.probe.fingerprint
+    table = Table.load(path, fingerprint, unit) if path.exists() else Table(fingerprint, unit)
+    report = context.progress("latency")
+    found = latency.quick(
+        table, context.device, maker, context.recipe.search.blocks, progress=report, keep=lambda new: new.save(path)
+    )
+    found.table.save(path)
+    shutil.rmtree(folder / "variants", ignore_errors=True)
+    errors, by_macs = asdict(found.errors), asdict(found.by_macs)
+    write_json(
+        folder / "profile.json",
+        {
+            "errors": errors,
+            "by_macs": by_macs,
+            "predicted": found.predicted,
+            "measured": found.measured,
+            "predicted_by_macs": found.predicted_by_macs,
+            "seconds": found.seconds,
+            "networks": found.networks,
+            "cells": found.cells,
+        },
+    )
+    context.say(
+        "latency",
+        f"table of {found.cells} cells from {found.networks} networks; error on {errors['count']} unseen networks: "
+        f"median {errors['median']:.1%}, p90 {errors['p90']:.1%} (by MACs alone: {by_macs['median']:.1%}, "
+        f"{by_macs['p90']:.1%})",
+    )
 
 
 def choose_plan(context: Context, folder: Path) -> Chosen:
     """The plan that meets the budget as measured; raises BudgetError when none does."""
     maker = variant_maker(context, context.folder("plan") / "dense.onnx", folder / "variants")
+    choose = {"joint": joint, "uniform": uniform}[context.recipe.search.method]
     try:
-        return uniform(context, maker)
+        return choose(context, maker, folder)
     finally:
         shutil.rmtree(folder / "variants", ignore_errors=True)
 
 
-def uniform(context: Context, maker: Maker) -> Chosen:
+def joint(context: Context, maker: Maker, folder: Path) -> Chosen:
+    """Blocks and widths together: loss curves, the program with its certificate, then closure on measured latency."""
+    options, structure = context.recipe.search, context.structure
+    table = Table.load(context.folder("latency") / TABLE, context.probe.fingerprint, context.target.protocol.unit)
+    predictor = Predictor(table, structure, maker.network)
+    split = context.data.train.take(options.images)
+    images, labels = torch.from_numpy(split.arrays()), torch.from_numpy(split.labels)
+    widths = latency.options(structure, context.target.channels)
+    report = context.progress("search")
+    curves = search.measure(
+        context.model,
+        structure,
+        images,
+        widths,
+        saliency=options.saliency,
+        blocks=options.blocks,
+        labels=labels,
+        seed=options.seed,
+        cache=folder / "curves.json",
+        progress=lambda done, total: report(done, total, "loss curves"),
+    )
+    budget = validate.deadline(predictor.dense, context.recipe.budget, predictor.unit)
+    found = search.find(
+        structure,
+        predictor,
+        AIM * budget,
+        curves,
+        judge=search.Stitcher(context.model, structure, images, options.seed),
+        rounds=options.rounds,
+        blocks=options.blocks,
+        time_limit=options.time_limit,
+        front=[predictor.dense / speedup for speedup in FRONT],
+    )
+    context.say(
+        "search",
+        f"{len(found.plan.removed)} blocks and {sum(found.widths.values())} units stay or go by a program solved to "
+        f"{found.gap:.2%}; KL to the dense network {found.loss:.3f}, agreement {found.agreement:.1%}",
+    )
+    factors = min(found.rounds, key=lambda item: item.loss).factors
+    corrected = _corrected(curves, structure, factors)
+
+    def solve(cost: Predictor, ms: float) -> Plan:
+        return search.find(
+            structure, cost, ms, corrected, blocks=options.blocks, time_limit=options.time_limit
+        ).plan  # fmt: skip
+
+    closed = latency.close(solve, table, context.device, maker, budget / predictor.dense)
+    assert isinstance(closed.answer, Plan)
+    context.say("search", f"closed in {len(closed.steps)} measurements: {closed.of_budget:.1%} of the budget")
+    closed.table.save(folder / TABLE)
+    steps = [
+        {"asked": step.asked, "predicted": step.predicted, "measured": step.measured, "spread": step.spread}
+        for step in closed.steps
+    ]
+    details = {**found.to_dict(), "closure": {"of_budget": closed.of_budget, "steps": steps}}
+    return Chosen(closed.answer, "joint", closed.ratio, closed.budget, details)
+
+
+def _corrected(curves: Curves, structure: Structure, factors: Mapping[str, float]) -> Curves:
+    """The curves with each stage scaled as the evaluated networks told."""
+    stage = stages(structure)
+
+    def scale(name: str) -> float:
+        return factors.get(stage.get(name, ""), 1.0)
+
+    losses = {name: tuple(scale(name) * value for value in values) for name, values in curves.losses.items()}
+    return replace(curves, losses=losses, blocks={name: scale(name) * value for name, value in curves.blocks.items()})
+
+
+def uniform(context: Context, maker: Maker, folder: Path) -> Chosen:
     """The smallest uniform fraction, on the target's channel grid, that meets the budget as measured.
 
     Every width that the grid allows is a candidate. Bisection assumes that more removed is not slower; a candidate that

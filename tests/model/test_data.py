@@ -70,8 +70,17 @@ def test_the_shipped_cifar10_images_are_whole() -> None:
     data = model.load_data(
         Recipe(ModelSection("a:b", (3, 32, 32)), DataSection(str(CIFAR)), BudgetSection(speedup=2.0))
     )
-    assert (len(data.train) + len(data.selection), len(data.test), len(data.classes)) == (7000, 2000, 10)
-    assert np.bincount(data.test.labels).tolist() == [200] * 10
+    assert (len(data.train), len(data.selection), len(data.test), len(data.classes)) == (6000, 1000, 2000, 10)
+    for part, each in ((data.train, 600), (data.selection, 100), (data.test, 200)):
+        assert np.bincount(part.labels).tolist() == [each] * 10
+
+
+def test_a_selection_split_of_its_own_is_used_and_nothing_is_held_out(tmp_path: Path) -> None:
+    own = {"selection_images": ARRAYS["test_images"][::-1], "selection_labels": ARRAYS["test_labels"][::-1]}
+    np.savez(tmp_path / "all.npz", **ARRAYS, **own)
+    data = model.load_data(recipe(tmp_path / "all.npz"))
+    assert (len(data.train), len(data.selection)) == (40, 10)
+    np.testing.assert_array_equal(data.selection.pixels(0), ARRAYS["test_images"][9])
 
 
 def test_a_damaged_sheet_is_named(tmp_path: Path) -> None:

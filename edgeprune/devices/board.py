@@ -86,7 +86,7 @@ class QemuBoard(Ssh):
         self._forward = _free_port()
         options = [
             "-F", "none", "-i", str(_folder() / "id"), "-o", "IdentitiesOnly=yes", "-o", "StrictHostKeyChecking=no",
-            "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR", "-o", "ServerAliveInterval=30",
+            "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR", "-o", "ServerAliveInterval=30", "-o", "ServerAliveCountMax=30",
         ]  # fmt: skip
         super().__init__(f"root@127.0.0.1:{self._forward}", options=options)
         self.where = f"emulated {cpu} board" + (" with an instruction clock" if counted else "")

@@ -28,7 +28,8 @@ from edgeprune.target import Protocol, Target
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
-CHUNK = 256  # images sent at once; after a lost link only the chunk under way is repeated
+CHUNK = 256  # images sent at once, at most; after a lost link only the chunk under way is repeated
+CHUNK_BYTES = 32 << 20
 _USE_A_BOARD = (
     "Use a board (--device ssh://NAME), or the emulated board that counts instructions (--device qemu-board://)."
 )
@@ -172,7 +173,8 @@ class AgentDevice:
         opened = _opened(loaded)
         if len(images) == 0:
             raise JobFailed(f"{opened.artifact.name}: there are no images to run.")
-        parts = [self._infer(opened, images[start : start + CHUNK]) for start in range(0, len(images), CHUNK)]
+        size = max(opened.shape[0], min(CHUNK, CHUNK_BYTES // max(1, images[0].nbytes)))
+        parts = [self._infer(opened, images[start : start + size]) for start in range(0, len(images), size)]
         return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
     def memory(self, loaded: Loaded) -> int:

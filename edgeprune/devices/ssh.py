@@ -98,7 +98,15 @@ class Ssh:
         if shutil.which(program[0]) is None:
             raise MissingDependency(f"{program[0]} is not on this machine.", "apt-get install openssh-client")
         share = ["-o", "ControlMaster=auto", "-o", f"ControlPath={self._control}/%C", "-o", "ControlPersist=30"]
-        return [*program, *OPTIONS, *share, *self._port, *self._more, *first, self._host]
+        return [
+            *program,
+            *self._more,
+            *OPTIONS,
+            *share,
+            *self._port,
+            *first,
+            self._host,
+        ]  # ssh takes the first of a kind
 
     def _send_agent(self, archive: Path, digest: str) -> None:
         check = f"{shlex.quote(self._python)} -c {shlex.quote(_CHECK)} {self._remote_agent} {digest}"

@@ -120,6 +120,6 @@ def _layer(layer: dict[str, Any]) -> dict[str, Any]:
 
 
 def names_in(fused: str) -> list[str]:
-    """ONNX layers in a fused name such as "a.weight + QuantizeLinear_1 + a + PWN(relu, add)" (TensorRT 8.5)."""
+    """ONNX layers, not constants, in a fused name such as "a.weight + QuantizeLinear_1 + a + PWN(relu, add)"."""
     plain = re.sub(r"PWN\(|\)|\{ForeignNode\[|\]\}|\.\.\.|\|\||,|(?<= )\+(?= )", " ", fused)
-    return plain.split()
+    return [name for name in plain.split() if not name.endswith((".weight", ".bias"))]

@@ -54,6 +54,7 @@ class Store:
                 "digest", "sha256 of the file that arrived is %s..., sent was %s..." % (found[:12], digest[:12])
             )
         os.replace(incoming, self.path("blobs", digest))
+        self.prune()
 
     def blob(self, digest: str) -> str:
         """Path of a whole file, checked again; raises Failure when it is missing or was changed."""

@@ -208,7 +208,7 @@ class _Context:
             return False
         feeds = {port.name: self._view(port).copy() for port in self._engine.session.get_inputs()}
         outputs = self._engine.session.run(None, feeds)
-        for port, value in zip(self._engine.session.get_outputs(), outputs, strict=True):
+        for port, value in zip(self._engine.session.get_outputs(), outputs):  # noqa: B905 - Python 3.8
             self._view(port)[...] = value
         if self.profiler is not None:
             assert self.profiler.ready

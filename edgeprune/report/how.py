@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgeprune.report import plot, words
-from edgeprune.report.markup import NOTHING, Html, definitions, figure, fold, legend, section, table, tag
+from edgeprune.report.markup import NOTHING, Html, definitions, figure, fold, join, legend, section, table, tag
 
 MOST_CURVES = 24
 
@@ -19,7 +19,8 @@ def search(result: Mapping[str, Any]) -> Html:
         "Search",
         definitions(_certificate(found, str(result.get("unit", "ms")))),
         _tried(found),
-        _front(found),
+        _front(found, str(result.get("unit", "ms"))),
+        _rounds(found, str(result.get("unit", "ms"))),
         _curves(found),
     )
 
@@ -36,7 +37,7 @@ def _certificate(found: Mapping[str, Any], unit: str) -> dict[str, Any]:
         )
     if len(found.get("options") or ()) == 2:
         facts["options"] = f"{found['options'][0]:,}, of which {found['options'][1]:,} could win"
-    for key, label in (("predicted_ms", "predicted"), ("floor_ms", "floor: all widths at their narrowest")):
+    for key, label in (("predicted", "predicted"), ("floor", "floor: all widths at their narrowest")):
         if words.finite(found.get(key)) is not None:
             facts[label] = words.latency(found[key], unit)
     ratios = [words.finite(found.get(key)) for key in ("measured_ratio", "budget_ratio")]
@@ -48,9 +49,15 @@ def _certificate(found: Mapping[str, Any], unit: str) -> dict[str, Any]:
             f"{error.get('cells', '?')} cells; on {error.get('n', '?')} networks that it had not seen it errs by "
             f"{words.percent(error['median_error'], 1)} (median), {words.percent(error.get('p90_error'), 1)} (p90)"
         )
-    for key, label in (("fraction", "removed everywhere"), ("seconds", "solver time")):
+    if found.get("removed"):
+        facts["blocks removed"] = words.plain(found["removed"])
+    for key, label in (("fraction", "removed everywhere"), ("agreement", "same class as dense, after repair")):
         if words.finite(found.get(key)) is not None:
-            facts[label] = words.percent(found[key], 0) if key == "fraction" else words.seconds(found[key])
+            facts[label] = words.percent(found[key], 0 if key == "fraction" else 1)
+    if words.finite(found.get("seconds")) is not None:
+        facts["time"] = f"{words.seconds(found['seconds'])} {words.plain(found.get('solver') or '')}".rstrip(
+            f" {words.NONE}"
+        )
     return facts
 
 
@@ -77,34 +84,61 @@ def _tried(found: Mapping[str, Any]) -> Html:
     return figure("Each point is a network that was built and measured on the device.", drawn)
 
 
-def _front(found: Mapping[str, Any]) -> Html:
+def _front(found: Mapping[str, Any], unit: str) -> Html:
+    """The program's best network for each budget, and the one that was chosen."""
+    scale, name = (1.0, "predicted latency, ms") if unit == "ms" else (1e-6, f"predicted, million {unit}")
     line = sorted(words.points(found.get("front"), "ms", "loss"))
-    budget = words.finite(found.get("budget"))
-    points = [plot.Point(x, y, "before", "", f"{words.latency(x)}: loss {y:.3g}") for x, y in line]
-    chosen, loss = words.finite(found.get("predicted_ms")), words.finite(found.get("loss"))
-    if chosen is not None and loss is not None:
-        points.append(plot.Point(chosen, loss, "ours", "chosen", f"chosen: {words.latency(chosen)}, loss {loss:.3g}"))
+    points = [plot.Point(x * scale, y, "before", "", f"{words.latency(x, unit)}: loss {y:.3g}") for x, y in line]
+    chosen = words.points([found], "predicted", "surrogate")
+    for x, y in chosen:
+        points.append(plot.Point(x * scale, y, "ours", "chosen", f"chosen: {words.latency(x, unit)}, loss {y:.3g}"))
     if len(line) < 2:
         return NOTHING
-    drawn = plot.scatter(
-        points, "predicted latency, ms", "loss", "The front of loss against latency.", line=line, height=260
-    )
-    within = f" The budget is {words.latency(budget)}." if budget is not None else ""
-    return figure(f"The best network for each budget: predicted loss against latency.{within}", drawn)
+    budget = words.finite(found.get("budget"))
+    within = f" The budget is {words.latency(budget, unit)}." if budget is not None else ""
+    trend = [(x * scale, y) for x, y in line]
+    drawn = plot.scatter(points, name, "loss", "The front of loss against latency.", line=trend, height=260)
+    return figure(f"The best network for each budget: predicted loss against predicted latency.{within}", drawn)
+
+
+def _rounds(found: Mapping[str, Any], unit: str) -> Html:
+    """Every answer of the program that was truly evaluated."""
+    rows = [
+        [
+            str(number),
+            words.latency(entry.get("ms"), unit, named=False),
+            words.small(entry.get("predicted")),
+            words.small(entry.get("loss")),
+            words.percent(entry.get("agreement"), 1),
+            len(entry.get("removed") or ()),
+        ]
+        for number, entry in enumerate(found.get("rounds") or (), start=1)
+        if isinstance(entry, Mapping)
+    ]
+    head = ["round", f"predicted, {unit}", "loss, curves", "loss, evaluated", "agrees", "blocks removed"]
+    return table(head, rows, range(1, 6), "Answers that were repaired and evaluated; curves know no interactions.")
 
 
 def _curves(found: Mapping[str, Any]) -> Html:
-    """What narrowing each group costs, one small picture a group."""
+    """What narrowing each group and removing each block costs; one small picture a group."""
     curves = found.get("curves") or {}
+    widths, losses = curves.get("widths") or {}, curves.get("losses") or {}
     drawn = []
-    for name, curve in list(curves.items())[:MOST_CURVES]:
-        points = words.points(curve, "width", "loss")
+    for name, kept in widths.items():
+        pairs = zip(map(words.finite, kept or ()), map(words.finite, losses.get(name) or ()), strict=False)
+        points = [(width, loss) for width, loss in pairs if width is not None and loss is not None]
         if len(points) > 1:
             drawn.append(tag("div", _small(points), tag("p", f"{name}, to {points[-1][0]:.0f} channels")))
-    more = f" The first {MOST_CURVES} of {len(curves)} groups." if len(curves) > MOST_CURVES else ""
-    summary = f"What each group's width costs ({len(curves)} groups)"
+    more = f" The first {MOST_CURVES} of {len(drawn)} groups." if len(drawn) > MOST_CURVES else ""
     hint = tag("p", f"Measured loss (up) against channels kept (right).{more}", cls="lead")
-    return fold(summary, hint, tag("div", drawn, cls="small-plots")) if drawn else NOTHING
+    pictures = [hint, tag("div", drawn[:MOST_CURVES], cls="small-plots")] if drawn else []
+    blocks = [[tag("code", name), words.small(loss)] for name, loss in (curves.get("blocks") or {}).items()]
+    return join(
+        [
+            fold(f"What each group's width costs ({len(drawn)} groups)", pictures),
+            fold(f"What each block costs ({len(blocks)} blocks)", table(["without", "loss"], blocks, numbers=(1,))),
+        ]
+    )
 
 
 def _small(points: Sequence[tuple[float, float]]) -> Html:

@@ -164,7 +164,9 @@ def shortened():
     ranges = result["quantize"]["ranges"]
     for key in ("layers", "tensors"):
         ranges[key] = dict(list(ranges[key].items())[:2])
-    result["search"]["curves"] = dict(list(result["search"]["curves"].items())[:1])
+    curves = result["search"]["curves"]
+    for key in ("widths", "losses", "blocks"):
+        curves[key] = dict(list(curves[key].items())[:1])
     return result
 
 

@@ -7,8 +7,10 @@ memory or threads; compare counts of one core with counts of the same core, and 
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -86,7 +88,8 @@ class QemuBoard(Ssh):
         self._forward = _free_port()
         options = [
             "-F", "none", "-i", str(_folder() / "id"), "-o", "IdentitiesOnly=yes", "-o", "StrictHostKeyChecking=no",
-            "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR", "-o", "ServerAliveInterval=30", "-o", "ServerAliveCountMax=30",
+            "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR",
+            "-o", "ServerAliveInterval=30", "-o", "ServerAliveCountMax=30",
         ]  # fmt: skip
         super().__init__(f"root@127.0.0.1:{self._forward}", options=options)
         self.where = f"emulated {cpu} board" + (" with an instruction clock" if counted else "")
@@ -119,7 +122,12 @@ class QemuBoard(Ssh):
         self._console.seek(0)
         self._console.truncate()
         self._process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=self._console, stderr=self._console, start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=self._console,
+            stderr=self._console,
+            start_new_session=True,
+            preexec_fn=_end_with_parent,
         )
         deadline = time.monotonic() + BOOT_S
         while not _greets(self._forward):
@@ -225,6 +233,11 @@ def _furnish(disk: Path, boot: Path) -> None:
 def _modules(boot: Path) -> Iterator[Path]:
     for name in MODULES:
         yield next(boot.rglob(f"{name}.ko"))
+
+
+def _end_with_parent() -> None:
+    """A board must not outlive edgeprune, however that ends: prctl(PR_SET_PDEATHSIG, SIGKILL)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def _free_port() -> int:

@@ -34,7 +34,7 @@ from edgeprune.target import Protocol
 
 log = logging.getLogger(__name__)
 
-DISTURBED = 3.0  # a kernel that takes so many times its usual share was disturbed
+DISTURBED = 3.0  # a kernel that takes so many times what it takes in the dense network was disturbed
 TOO_WIDE = 1 / 3  # relative MAD of a kernel that is not recorded
 Progress = Callable[[int, int, str], None]  # done, of how many, what
 
@@ -179,18 +179,14 @@ def attribute(raw: Sequence[Entry], latency: float, cost: float, usual: Sequence
     """Entries whose times add up to `latency`.
 
     The profile saw speed * (time + cost) for each kernel, `speed` being that of its moment, which follows from the sum.
-    A kernel that takes over three times what it usually takes beside the others (of the dense network) was disturbed,
-    and would take from all others: it is put back to its usual share, and marked as unreliable by its MAD.
+    A kernel that takes over three times what it takes in the dense network was disturbed (narrower is rarely slower,
+    and never by so much) and would take from all others: it is put back, and its MAD marks it as unreliable.
     """
-    known = {(site.node, site.family.kind): site.time + cost for site in usual if site.time + cost > 0}
-    ratio = {e.kernel: e.time / known[e.node, e.family.kind] for e in raw if (e.node, e.family.kind) in known}
-    middle = float(np.median(list(ratio.values()))) if ratio else 1.0
-    calm = [
-        dataclasses.replace(e, time=e.time * middle / ratio[e.kernel], mad=e.time)
-        if ratio.get(e.kernel, 0.0) > DISTURBED * middle
-        else e
-        for e in raw
-    ]
+    known = {(site.node, site.family.kind): site.time + cost for site in usual}
+    calm = list(raw)
+    for _ in range(2):
+        speed = sum(entry.time for entry in calm) / (latency + len(calm) * cost)
+        calm = [_calmed(entry, speed * known.get((entry.node, entry.family.kind), np.inf)) for entry in calm]
     speed = sum(entry.time for entry in calm) / (latency + len(calm) * cost)
     bare = [max(entry.time / speed - cost, 0.1 * entry.time / speed) for entry in calm]
     scale = latency / sum(bare)
@@ -198,6 +194,10 @@ def attribute(raw: Sequence[Entry], latency: float, cost: float, usual: Sequence
         dataclasses.replace(entry, time=time * scale, mad=entry.mad / speed)
         for entry, time in zip(calm, bare, strict=True)
     ]
+
+
+def _calmed(entry: Entry, dense: float) -> Entry:
+    return dataclasses.replace(entry, time=dense, mad=entry.time) if entry.time > DISTURBED * dense else entry
 
 
 def start(table: Table, device: Device, maker: Maker, effort: Effort) -> tuple[Table, Built]:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from edgeprune.devices.agent.store import sha256
 from edgeprune.devices.fused import layers_of
 from edgeprune.devices.link import AgentError, Link, LinkLost
+from edgeprune.devices.specifier import satisfies
 from edgeprune.devices.transport import Transport
 from edgeprune.devices.types import Artifact, KernelTime, Loaded, Probe, Timing, Unit
 from edgeprune.errors import DeviceError, JobFailed, MeasurementError, MissingDependency
@@ -369,30 +370,6 @@ class AgentDevice:
             unit=self.unit,
             implementation=row["implementation"],
         )
-
-
-def satisfies(version: str, requires: str) -> bool:
-    """Whether a version such as "1.31.1" fits a specifier such as ">=1.20,<2"; an empty one fits all."""
-    for clause in filter(None, (part.strip() for part in requires.split(","))):
-        operator = clause[:2] if clause[:2] in (">=", "<=", "==", "!=") else clause[:1]
-        have, want = _numbers(version), _numbers(clause[len(operator) :])
-        size = max(len(have), len(want))
-        have, want = have + (0,) * (size - len(have)), want + (0,) * (size - len(want))
-        if not {">=": have >= want, "<=": have <= want, "==": have == want, "!=": have != want}.get(
-            operator, have > want if operator == ">" else have < want
-        ):
-            return False
-    return True
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    parts = []
-    for part in version.strip().split("+")[0].split("."):
-        digits = "".join(char for char in part if char.isdigit())
-        if not digits:
-            break
-        parts.append(int(digits))
-    return tuple(parts)
 
 
 def _opened(loaded: Loaded) -> Opened:

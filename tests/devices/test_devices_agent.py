@@ -17,6 +17,7 @@ import pytest
 
 from edgeprune.devices import package
 from edgeprune.devices.agent import state, store, timing, wire
+from edgeprune.devices.specifier import satisfies
 
 SOURCES = sorted((Path(package.__file__).parent / "agent").glob("*.py"))
 ALLOWED = {"numpy", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "cuda"}
@@ -179,6 +180,18 @@ def test_a_powersaving_or_busy_board_is_worth_a_note(board: Path) -> None:
     (board / "proc/loadavg").write_text("90.0 1 1 1/1 1")
     reasons, notes = state.disturbances(state.snapshot(), state.snapshot())
     assert reasons == [] and "'ondemand'" in notes[0] and "busy" in notes[1]
+
+
+@pytest.mark.parametrize(
+    ("version", "requires", "fits"),
+    [
+        ("1.31.1", ">=1.20", True), ("1.9.0", ">=1.20", False), ("10.3.0", ">=8.6,<11", True), ("11.0.0", "<11", False),
+        ("8.5.2.2", ">=8.5,<8.6", True), ("2026.4.1", "==2026.4.1", True), ("1.20", "!=1.20.0", False), ("1", "", True),
+        ("1.21.0+dev", ">1.21", False),
+    ],
+)  # fmt: skip
+def test_versions_against_specifiers(version: str, requires: str, fits: bool) -> None:
+    assert satisfies(version, requires) is fits
 
 
 def test_the_store_forgets_what_was_used_longest_ago(tmp_path: Path) -> None:

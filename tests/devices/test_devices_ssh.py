@@ -104,10 +104,12 @@ class TestOverSsh:
             assert device.probe().state["where"] == "pi5"
             device.unload(loaded)
             pid = device.agent_pid
+            device.measure([device.load(artifact)], pi5.protocol)
         np.testing.assert_array_equal(here, there)
         assert timing.count == 10 and timing.unit == "ms" and "layer2.conv" in {n for k in kernels for n in k.layers}
         assert (server / ".cache/edgeprune/agent/blobs").is_dir()
         _wait_until(lambda: not _command(Path(f"/proc/{pid}")), "the agent ends with the host's goodbye")
+        assert not list((server / ".cache/edgeprune/agent/jobs").glob("*.json"))  # confirmed, so nothing is kept
 
     def test_a_link_cut_in_a_job_loses_nothing(self, server: Path, pi5: Target, artifact: Artifact) -> None:
         slow = msgspec.structs.replace(pi5.protocol, min_seconds=1.0, rounds=2)

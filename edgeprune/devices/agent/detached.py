@@ -94,6 +94,8 @@ class Daemon:
                     break
                 continue
             idle_since = time.monotonic()
+            for key in request.get("received", []):
+                self._forget(key)
             if request["op"] == "bye":
                 break
             self._do(connection, request)
@@ -101,8 +103,6 @@ class Daemon:
         return 0
 
     def _do(self, connection: socket.socket | None, request: dict[str, Any]) -> None:
-        for key in request.get("received", []):
-            self._forget(key)
         key = str(request.get("key", "")) if request.get("op") in JOBS else ""
         with self._lock:
             self._running, self._asker = key, (connection, request.get("id"))

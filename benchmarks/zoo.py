@@ -2,8 +2,9 @@
 
     python benchmarks/zoo.py --site DIR --out benchmarks/zoo.json [--peer] [--only NAME ...] [--jobs N]
 
-Each model runs in a process of its own with a time limit. `--peer` runs Torch-Pruning 1.6.1 beside it on the same models
-(global group magnitude, pruning ratio 0.3, its defaults). Results are kept in the JSON, so that a killed run goes on.
+Each model runs in a process of its own with a limit on its processor time. `--peer` runs Torch-Pruning 1.6.1 beside
+it on the same models (global group magnitude, pruning ratio 0.3, its defaults). Results are kept in the JSON, so that
+a killed run goes on. Images are 128 pixels wide where the model takes that: the graph is the same.
 The packages are those of benchmarks/zoo-requirements.txt, installed with `pip install --no-deps --target DIR`.
 """
 
@@ -14,6 +15,8 @@ import contextlib
 import json
 import multiprocessing
 import re
+import resource
+import signal
 import statistics
 import sys
 import time
@@ -218,22 +221,28 @@ def child(kind: str, entry: dict[str, Any], limit: float) -> dict[str, Any]:
     context = multiprocessing.get_context("fork")
     here, there = context.Pipe(duplex=False)
     start = time.perf_counter()
-    process = context.Process(target=work, args=(kind, entry, there))
+    process = context.Process(target=work, args=(kind, entry, there, limit))
     process.start()
     there.close()
     try:
-        result = here.recv() if here.poll(limit) else {"runs": False, "detail": f"over {limit:g} s"}
+        late = {"runs": False, "detail": f"over {20 * limit:g} s on the clock"}
+        result = here.recv() if here.poll(20 * limit) else late
     except EOFError:
         process.join()
-        result = {"runs": False, "detail": f"died with exit code {process.exitcode}"}
+        over = process.exitcode in (-signal.SIGXCPU, -signal.SIGKILL)
+        why = f"over {limit:g} s of processor time" if over else f"died with exit code {process.exitcode}"
+        result = {"runs": False, "detail": why}
     process.kill()
     process.join()
     result.setdefault("total_seconds", time.perf_counter() - start)
     return dict(result)
 
 
-def work(kind: str, entry: dict[str, Any], pipe: Any) -> None:
-    """The child's side: send one result."""
+def work(kind: str, entry: dict[str, Any], pipe: Any, limit: float) -> None:
+    """The child's side: send one result. The limit is processor time: other work on the machine does not count."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    allowed = int(used.ru_utime + used.ru_stime + limit)
+    resource.setrlimit(resource.RLIMIT_CPU, (allowed, allowed + 5))
     try:
         result = ours(entry, not entry.get("no_onnx")) if kind == "ours" else peer(entry)
     except Exception as error:
@@ -262,6 +271,31 @@ def summary(results: dict[str, Any]) -> str:
             lines.append(f"    Torch-Pruning 1.6.1: {len(ran)} of {len(peers)} run; median removed "
                          f"{100 * statistics.median([p['removed'] for p in ran] or [0]):.1f} %")  # fmt: skip
     return "\n".join(lines)
+
+
+def table(results: dict[str, Any]) -> str:
+    """Every model as a row of Markdown, the totals above."""
+    lines = [f"    {line}" for line in summary(results).splitlines()]
+    lines += [
+        "",
+        "| model | parameters | proven | removed | largest error | seconds | ONNX | Torch-Pruning | why |",
+        "|" + "---|" * 9,
+    ]
+    for key, row in sorted(results.items()):
+        mine, other = row.get("ours", {}), row.get("peer")
+        peer = (
+            "not run"
+            if other is None
+            else f"{100 * other['removed']:.0f} %"
+            if other.get("runs")
+            else other["detail"][:60]
+        )
+        why = mine.get("detail") or "; ".join(mine.get("frozen", [])[:1] if mine.get("removed", 1) < 0.15 else [])
+        cells = [key, f"{mine.get('parameters', 0):,}", "yes" if mine.get("proved") else "no",
+                 f"{100 * mine.get('removed', 0):.1f} %", f"{mine.get('max_error', 0) or 0:.1g}",
+                 f"{mine.get('seconds', 0):.0f}", mine.get("onnx", "")[:60], peer, why[:160]]  # fmt: skip
+        lines.append("| " + " | ".join(c.replace("|", "/").replace("\n", " ") for c in cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -301,14 +335,14 @@ def main() -> None:
     prepare(options.site)
     warm()
     for key, row in map(one, chosen):
-        if True:
-            results[key] = row
-            temporary = options.out.with_suffix(".tmp")
-            temporary.write_text(json.dumps(results, indent=1, sort_keys=True))
-            temporary.replace(options.out)
-            mine = row.get("ours", {})
-            print(key, mine.get("proved"), f"{100 * mine.get('removed', 0):.0f}%", mine.get("detail", ""), mine.get("onnx", ""),
-                  f"{mine.get('total_seconds', 0):.0f}s", "| peer", row.get("peer", {}).get("runs"), flush=True)  # fmt: skip
+        results[key] = row
+        temporary = options.out.with_suffix(".tmp")
+        temporary.write_text(json.dumps(results, indent=1, sort_keys=True))
+        temporary.replace(options.out)
+        mine, other = row.get("ours", {}), row.get("peer", {})
+        share = f"{100 * mine.get('removed', 0):.0f}%"
+        print(key, mine.get("proved"), share, mine.get("detail", ""), mine.get("onnx", ""), "| peer", other.get("runs"))
+    options.out.with_suffix(".md").write_text(table(results))
     print(summary(results))
 
 

@@ -78,6 +78,9 @@ def prove(structure: Structure, model: nn.Module, plan: Plan) -> Proof:
     """
     if plan.structure != structure.fingerprint:
         raise PlanError("The plan was made for another network.", "Make it with this structure's plan() or uniform().")
+    for block in plan.removed:
+        if block not in structure.analysis.spans:
+            raise PlanError(f"'{block}' is not a removable block of this network.", "Make the plan again.")
     failures: list[str] = []
     for dtype in (torch.float64, torch.float32):
         try:
@@ -216,11 +219,11 @@ def _runs(structure: Structure, model: nn.Module, plan: Plan) -> str:
 def _convert(model: nn.Module, dtype: torch.dtype, *, generic: bool) -> None:
     """Change every floating tensor of a private copy in place, and make the weights generic if asked."""
     random = torch.Generator().manual_seed(0)
-    model.to(dtype)
+    model.to("cpu", dtype)
     for module in model.modules():
         for name, value in vars(module).items():
-            if isinstance(value, torch.Tensor) and value.is_floating_point():
-                vars(module)[name] = value.to(dtype)
+            if isinstance(value, torch.Tensor):
+                vars(module)[name] = _cast(value, dtype)
     if not generic:
         return
     done: set[int] = set()
@@ -249,8 +252,8 @@ def _shake(name: str, data: torch.Tensor, parameter: bool, random: torch.Generat
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
-    if isinstance(value, torch.Tensor) and value.is_floating_point():
-        return value.detach().to("cpu", dtype)
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", dtype if value.is_floating_point() else value.dtype)
     return value
 
 

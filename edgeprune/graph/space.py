@@ -145,7 +145,7 @@ class Space:
     def solve(self) -> Solution:
         """Decide every factoring and give each atom its class."""
         open_ = self.factorings
-        chosen_classes: set[int] = set()
+        chosen: list[Axis] = []
         while True:
             solution = self._components()
             if not open_:
@@ -155,38 +155,39 @@ class Space:
                 options = _options(item, solution)
                 if len(options) <= 1:
                     progress = True
-                    self._decide(item, options, solution, chosen_classes)
+                    self._decide(item, options, solution, chosen)
                 else:
                     rest.append((item, options))
             if not progress:
-                rest = self._break_ties(rest, solution, chosen_classes)
+                rest = self._break_ties(rest, solution, chosen)
             open_ = [item for item, _ in rest]
             self.factorings = open_
 
-    def _decide(self, item: Factoring, options: list[int], solution: Solution, chosen: set[int]) -> None:
+    def _decide(self, item: Factoring, options: list[int], solution: Solution, chosen: list[Axis]) -> None:
         if not options:
             why = _first_reason(solution, [item.joint.reshape(-1), *item.parts]) or item.reason
             for axis in (item.joint.reshape(-1), *item.parts):
                 self.freeze(axis, why)
             return
         self._choose(item.joint, item.parts, options[0], item.reason)
-        chosen.update(solution.label[item.parts[options[0]]].tolist())
+        chosen.append(item.parts[options[0]])
 
     def _break_ties(
-        self, rest: list[tuple[Factoring, list[int]]], solution: Solution, chosen: set[int]
+        self, rest: list[tuple[Factoring, list[int]]], solution: Solution, chosen: list[Axis]
     ) -> list[tuple[Factoring, list[int]]]:
         """Follow what a neighbour chose; else take the largest part of the first, and of all its look-alikes."""
         anchored: list[tuple[Factoring, list[int]]] = []
         others: list[tuple[Factoring, list[int]]] = []
+        near_by = _labels(chosen, solution)
         for item, options in rest:
-            near = [o for o in options if chosen.intersection(solution.label[item.parts[o]].tolist())]
+            near = [o for o in options if near_by.intersection(solution.label[item.parts[o]].tolist())]
             (anchored if near else others).append((item, near or options))
         if anchored:
             for item, near in anchored:
                 self._decide(item, near, solution, chosen)
             return others
         first, options = others[0]
-        avoided = {c for a in self.avoided for c in np.unique(solution.label[a]).tolist()}
+        avoided = _labels(self.avoided, solution)
         liked = [o for o in options if not avoided.intersection(solution.label[first.parts[o]].tolist())]
         best = max(liked or options, key=lambda o: first.parts[o].size)
         left = []
@@ -228,6 +229,11 @@ def _options(item: Factoring, solution: Solution) -> list[int]:
         if (solution.free(part) & slab).any():
             options.append(i)
     return options
+
+
+def _labels(axes: Sequence[Axis], solution: Solution) -> set[int]:
+    """The classes that lie on any of these axes."""
+    return set(np.unique(solution.label[np.concatenate(axes)]).tolist()) if axes else set()
 
 
 def _first_reason(solution: Solution, axes: Sequence[Axis]) -> Reason | None:

@@ -34,10 +34,10 @@ from edgeprune.graph.opaque import cut_out, record
 from edgeprune.graph.rules import RULES
 from edgeprune.graph.space import Reason, Solution
 from edgeprune.graph.structure import Frozen, Group, Layer, Member, Structure
-from edgeprune.graph.trial import blame, probe, ties, try_plan, try_training
+from edgeprune.graph.trial import blame, everything, probe, ties, try_plan, try_training
 from edgeprune.graph.walk import Walk, operator_name
 
-_ROUNDS = 60
+_ROUNDS = 40
 _LOG = logging.getLogger(__name__)
 
 
@@ -123,12 +123,12 @@ def _settle(
 ) -> tuple[Analysis, list[list[Member]]]:
     """Solve, try half of everything on shapes, freeze what is to blame, until the trial passes."""
     tied: set[str] = set()
-    for _ in range(_ROUNDS):
+    for turn in range(_ROUNDS):
         solution = walk.space.solve()
         units, members = find_units(walk, solution)
         rules = find_attributes(view, walk, units)
         analysis = Analysis(
-            walk, units, rules, _tuples(view, rules), aliases, find_spans(walk, units), _norms(view, units, members),
+            walk, units, rules, _tuples(view, rules), aliases, find_spans(walk, units), {},
             inputs, opaque,
         )  # fmt: skip
         choice = probe(analysis)
@@ -144,7 +144,8 @@ def _settle(
             walk.space.edges.append((a, b))
         if pairs:
             continue
-        for axis, reason in blame(analysis, failure):
+        guilty = blame(analysis, failure) if turn < _ROUNDS - 2 else everything(analysis, failure)
+        for axis, reason in guilty:
             walk.space.freeze(axis, reason)
     raise CaptureError(
         "The network could not be narrowed in any way that captures.", "Please report it with the model."
@@ -175,6 +176,7 @@ def _norms(model: nn.Module, units: Units, members: Sequence[Sequence[Member]]) 
 
 def _structure(model: nn.Module, analysis: Analysis, members: list[list[Member]]) -> Structure:
     walk, units = analysis.walk, analysis.units
+    analysis = replace(analysis, norms=_norms(model, units, members))
     layers = make_layers(walk, units)
     groups = make_groups(walk, units, members, layers)
     return Structure(

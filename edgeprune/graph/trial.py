@@ -7,6 +7,7 @@ named with its source line, and the trial is run again.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +35,7 @@ class Failure:
     source: str
     why: str
     node: str = ""
+    lines: tuple[str, ...] = ()
 
 
 def probe(analysis: Analysis) -> dict[str, tuple[int, ...]]:
@@ -69,7 +71,10 @@ def _try(
         places = place_of_error(edited, error)
         place = places[0] if places else None
         why = f"narrowing it fails there: {first_line(error)}"
-        return Failure(place.module if place else "", place.source if place else "", why)
+        if place is None:
+            return Failure("", "", why)
+        lines = tuple(p.source for p in places if p.module == place.module)
+        return Failure(place.module, place.source, why, lines=lines)
     return _compare(analysis, walk, again, analysis.masks(kept))
 
 
@@ -147,7 +152,7 @@ def blame(analysis: Analysis, failure: Failure) -> Blame:
         inside = [n for n, o in nodes.items() if (owner_of(o) + ".").startswith(outer + ".")]
         found = _live(analysis, inside, failure)
         outer = outer.rpartition(".")[0]
-    return found or _live(analysis, list(nodes), failure)
+    return found or everything(analysis, failure)
 
 
 def _nodes(analysis: Analysis) -> dict[str, Node]:
@@ -161,11 +166,30 @@ def _values(analysis: Analysis) -> dict[str, Any]:
 
 
 def _at_line(analysis: Analysis, failure: Failure) -> list[str]:
-    node = _nodes(analysis).get(failure.node)
-    lines = {failure.source} if failure.source else set()
-    if node is not None:
-        lines |= set(frames_of(node)[-1:])
-    return [n for n, other in _nodes(analysis).items() if lines & set(frames_of(other))]
+    """The values made at the failing line, or at the nearest line round it that the graph knows (it records forwards).
+
+    A line of a torch.nn layer is every such layer's line: there, the failing layer and its look-alikes count.
+    """
+    nodes = _nodes(analysis)
+    node = nodes.get(failure.node)
+    lines = [failure.source, *failure.lines, *(frames_of(node)[-1:] if node is not None else [])]
+    for line in dict.fromkeys(x for x in lines if x):
+        here = [n for n, other in nodes.items() if line in frames_of(other)]
+        if "/torch/" in line:
+            here = [n for n in here if _pattern(owner_of(nodes[n])) == _pattern(failure.module)]
+        if here:
+            return here
+    return []
+
+
+def _pattern(module: str) -> str:
+    """A module's name without its numbers: look-alikes of a repeated block."""
+    return re.sub(r"\d+", "*", module)
+
+
+def everything(analysis: Analysis, failure: Failure) -> Blame:
+    """All that could be narrowed: the last resort."""
+    return _live(analysis, list(_nodes(analysis)), failure)
 
 
 def ties(analysis: Analysis, failure: Failure) -> list[tuple[Axis, Axis]]:
@@ -196,8 +220,10 @@ def ties(analysis: Analysis, failure: Failure) -> list[tuple[Axis, Axis]]:
 
 
 def _read_by(nodes: dict[str, Node], values: dict[str, Any], owner: str) -> list[Shaped]:
-    """The tensors that come into a module from outside."""
-    inside = (owner, owner + ".") if owner else ("",)
+    """The tensors that come into a module from outside; for the network itself, all tensors."""
+    if not owner:
+        return [v for v in values.values() if isinstance(v, Shaped)]
+    inside = (owner, owner + ".")
     return [
         values[n] for n, o in nodes.items()
         if isinstance(values[n], Shaped) and not owner_of(o).startswith(inside)

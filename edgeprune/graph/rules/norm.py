@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from edgeprune.graph.rules.pointwise import elementwise
 from edgeprune.graph.space import Axis, constant
-from edgeprune.graph.walk import Rule, Shaped, Walk, frozen_like
+from edgeprune.graph.walk import Rule, Shaped, Walk, frozen_like, operator_name
 
 
 def batch_norm(walk: Walk, a: dict[str, Any]) -> Any:
@@ -79,7 +80,11 @@ def weight_norm(walk: Walk, a: dict[str, Any]) -> Any:
 def reduce(walk: Walk, a: dict[str, Any]) -> Any:
     """mean, sum, amax, norm, ...: the reduced dimensions go, or stay with one position."""
     x: Shaped = a["self"]
+    if isinstance(a.get("other"), Shaped):
+        return elementwise(walk, a)
     dims = a.get("dim")
+    if dims is not None and operator_name(walk.node) in ("max", "min"):
+        walk.freeze(x.axes[dims], "the position of its largest or smallest value is asked for")
     if dims is None or dims == []:
         chosen = set(range(x.ndim))
     else:

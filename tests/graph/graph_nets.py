@@ -1,0 +1,293 @@
+"""Small networks, one for each family of operators, with the inputs that they take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+Case = tuple[nn.Module, Any]
+
+
+class Call(nn.Module):
+    """Named layers and a function over them."""
+
+    def __init__(self, forward: Callable[..., Any], **layers: Any) -> None:
+        super().__init__()
+        self.body = forward
+        for name, value in layers.items():
+            setattr(self, name, value)
+
+    def forward(self, *args: Any) -> Any:
+        return self.body(self, *args)
+
+
+def _image(channels: int = 3, side: int = 8, batch: int = 2) -> torch.Tensor:
+    return torch.randn(batch, channels, side, side)
+
+
+def grouped_convolution() -> Case:
+    layers = {"a": nn.Conv2d(3, 24, 3), "b": nn.Conv2d(24, 36, 3, groups=6), "c": nn.Conv2d(36, 4, 1)}
+    return Call(lambda m, x: m.c(torch.relu(m.b(torch.relu(m.a(x))))), **layers), _image()
+
+
+def depthwise_and_multiplier() -> Case:
+    layers = {"a": nn.Conv2d(3, 8, 1), "d": nn.Conv2d(8, 16, 3, groups=8), "c": nn.Conv2d(16, 4, 1)}
+    return Call(lambda m, x: m.c(torch.relu(m.d(m.a(x)))), **layers), _image()
+
+
+def transposed_convolution() -> Case:
+    layers = {"a": nn.Conv2d(3, 8, 2, 2), "u": nn.ConvTranspose2d(8, 12, 2, 2), "c": nn.Conv2d(12, 4, 1)}
+    return Call(lambda m, x: m.c(torch.relu(m.u(m.a(x)))), **layers), _image()
+
+
+def one_and_three_dimensions() -> Case:
+    layers = {"a": nn.Conv1d(3, 8, 3), "b": nn.BatchNorm1d(8), "v": nn.Conv3d(8, 6, 1), "o": nn.Conv3d(6, 2, 1)}
+    return Call(lambda m, x: m.o(m.v(m.b(m.a(x))[..., None, None])), **layers), torch.randn(2, 3, 9)
+
+
+def squeeze_excite() -> Case:
+    layers = {"a": nn.Conv2d(3, 16, 3), "r": nn.Conv2d(16, 4, 1), "e": nn.Conv2d(4, 16, 1), "o": nn.Conv2d(16, 2, 1)}
+
+    def forward(m: Any, x: torch.Tensor) -> torch.Tensor:
+        x = m.a(x)
+        return m.o(x * torch.sigmoid(m.e(F.silu(m.r(x.mean((2, 3), keepdim=True))))))
+
+    return Call(forward, **layers), _image()
+
+
+def concat_and_shared() -> Case:
+    layers = {
+        "a": nn.Conv2d(3, 6, 3, padding=1),
+        "b": nn.Conv2d(9, 10, 1),
+        "s": nn.Conv2d(10, 10, 1),
+        "o": nn.Conv2d(16, 2, 1),
+    }
+
+    def forward(m: Any, x: torch.Tensor) -> torch.Tensor:
+        y = m.a(x)
+        z = m.b(torch.cat([x, y], 1))
+        return m.o(torch.cat([m.s(torch.relu(m.s(z))), y], 1))
+
+    return Call(forward, **layers), _image()
+
+
+def chunk_and_shuffle() -> Case:
+    layers = {"a": nn.Conv2d(3, 24, 1), "o": nn.Conv2d(12, 2, 1)}
+
+    def forward(m: Any, x: torch.Tensor) -> torch.Tensor:
+        y = m.a(x)
+        b, c, h, w = y.shape
+        y = y.view(b, 2, c // 2, h, w).transpose(1, 2).reshape(b, c, h, w)
+        left, right = y.chunk(2, 1)
+        return m.o(left * torch.sigmoid(right))
+
+    return Call(forward, **layers), _image()
+
+
+def split_by_sizes() -> Case:
+    def forward(m: Any, x: torch.Tensor) -> torch.Tensor:
+        p, q = torch.split(m.a(x), [m.first, m.second], 1)
+        return m.o(p) + m.q(q)
+
+    layers = {"a": nn.Conv2d(3, 20, 1), "o": nn.Conv2d(8, 2, 1), "q": nn.Conv2d(12, 2, 1), "first": 8, "second": 12}
+    return Call(forward, **layers), _image()
+
+
+def pixel_shuffles() -> Case:
+    layers = {"a": nn.Conv2d(3, 16, 3, padding=1), "b": nn.Conv2d(4, 6, 1), "o": nn.Conv2d(24, 2, 1)}
+    return Call(lambda m, x: m.o(F.pixel_unshuffle(m.b(F.pixel_shuffle(m.a(x), 2)), 2)), **layers), _image()
+
+
+def norms() -> Case:
+    layers = {
+        "a": nn.Conv2d(3, 12, 3), "g": nn.GroupNorm(4, 12), "b": nn.Conv2d(12, 8, 1),
+        "i": nn.InstanceNorm2d(8, affine=True), "l": nn.LayerNorm(8), "r": nn.RMSNorm(8), "o": nn.Linear(8, 3),
+    }  # fmt: skip
+    return Call(lambda m, x: m.o(m.r(m.l(m.i(m.b(m.g(m.a(x)))).permute(0, 2, 3, 1)))), **layers), _image()
+
+
+def flatten_to_linear() -> Case:
+    layers = {"a": nn.Conv2d(3, 7, 3), "f": nn.Linear(7 * 36, 20), "o": nn.Linear(20, 3)}
+    return Call(lambda m, x: m.o(torch.relu(m.f(torch.relu(m.a(x)).flatten(1)))), **layers), _image()
+
+
+class Attention(nn.Module):
+    """Fused or separate query, key and value; heads of their own width."""
+
+    def __init__(self, fused: bool, explicit: bool, width: int = 12, heads: int = 4, head: int = 5) -> None:
+        super().__init__()
+        self.fused, self.explicit, self.heads, self.head, self.inner = fused, explicit, heads, head, heads * head
+        if fused:
+            self.qkv = nn.Linear(width, 3 * self.inner)
+        else:
+            self.q, self.k, self.v = (nn.Linear(width, self.inner) for _ in range(3))
+        self.out = nn.Linear(self.inner, width)
+        self.scale = head**-0.5
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        b, n, _ = x.shape
+        if self.fused:
+            q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, self.head).permute(2, 0, 3, 1, 4).unbind(0)
+        else:
+            q, k, v = (f(x).view(b, n, self.heads, self.head).transpose(1, 2) for f in (self.q, self.k, self.v))
+        if self.explicit:
+            y = torch.softmax(q @ k.transpose(-2, -1) * self.scale, -1) @ v
+        else:
+            y = F.scaled_dot_product_attention(q, k, v)
+        return self.out(y.transpose(1, 2).reshape(b, n, self.inner))
+
+
+class Encoder(nn.Module):
+    """A pre-norm transformer block and a head."""
+
+    def __init__(self, fused: bool = True, explicit: bool = False) -> None:
+        super().__init__()
+        self.embed = nn.Linear(6, 12)
+        self.pos = nn.Parameter(torch.randn(1, 7, 12))
+        self.norm1, self.norm2 = nn.LayerNorm(12), nn.LayerNorm(12)
+        self.attn = Attention(fused, explicit)
+        self.fc1, self.fc2 = nn.Linear(12, 24), nn.Linear(24, 12)
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.embed(x) + self.pos
+        x = x + self.attn(self.norm1(x))
+        x = x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+        return self.head(x.mean(1))
+
+
+def attention_fused() -> Case:
+    return Encoder(True, False), torch.randn(2, 7, 6)
+
+
+def attention_separate() -> Case:
+    return Encoder(False, True), torch.randn(2, 7, 6)
+
+
+def width_from_the_input() -> Case:
+    """`x.reshape(b, n, c)` on the heads with c read from the input: the stream follows the heads."""
+
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.heads = 3
+            self.embed, self.qkv, self.out, self.head = (
+                nn.Linear(5, 12),
+                nn.Linear(12, 36),
+                nn.Linear(12, 12),
+                nn.Linear(12, 2),
+            )
+
+        def attend(self, x: torch.Tensor) -> torch.Tensor:
+            b, n, c = x.shape
+            q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+            y = (q @ k.transpose(-2, -1)).softmax(-1) @ v
+            return self.out(y.transpose(1, 2).reshape(b, n, c))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.embed(x)
+            return self.head((x + self.attend(x)).mean(1))
+
+    return Plain(), torch.randn(2, 4, 5)
+
+
+def einsum_heads() -> Case:
+    def forward(m: Any, x: torch.Tensor) -> torch.Tensor:
+        b, n, _ = x.shape
+        q, k, v = (f(x).reshape(b, n, m.heads, 4) for f in (m.q, m.k, m.v))
+        weight = torch.einsum("bqhd,bkhd->bhqk", q, k).softmax(-1)
+        return m.o(torch.einsum("bhqk,bkhd->bqhd", weight, v).flatten(2))
+
+    layers = {"q": nn.Linear(6, 12), "k": nn.Linear(6, 12), "v": nn.Linear(6, 12), "o": nn.Linear(12, 2), "heads": 3}
+    return Call(forward, **layers), torch.randn(2, 5, 6)
+
+
+def grouped_query() -> Case:
+    def forward(m: Any, x: torch.Tensor) -> torch.Tensor:
+        b, n, _ = x.shape
+        q = m.q(x).view(b, n, -1, 4).transpose(1, 2)
+        k, v = (f(x).view(b, n, -1, 4).transpose(1, 2).repeat_interleave(2, 1) for f in (m.k, m.v))
+        return m.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+    layers = {"q": nn.Linear(6, 24), "k": nn.Linear(6, 12), "v": nn.Linear(6, 12), "o": nn.Linear(24, 2)}
+    return Call(forward, **layers), torch.randn(2, 5, 6)
+
+
+def window_partition() -> Case:
+    def forward(m: Any, x: torch.Tensor) -> torch.Tensor:
+        x = m.a(x).permute(0, 2, 3, 1)
+        b, h, w, c = x.shape
+        x = x.view(b, h // 4, 4, w // 4, 4, c).permute(0, 1, 3, 2, 4, 5).reshape(-1, 16, c)
+        x = torch.roll(m.b(torch.relu(x)), 1, 1)
+        return m.o(x)
+
+    return Call(forward, a=nn.Conv2d(3, 8, 1), b=nn.Linear(8, 10), o=nn.Linear(10, 2)), _image()
+
+
+def im2col_mixer() -> Case:
+    def forward(m: Any, x: torch.Tensor) -> torch.Tensor:
+        y = F.unfold(m.a(x), 2, stride=2)
+        return m.o(F.fold(y, (8, 8), 2, stride=2))
+
+    return Call(forward, a=nn.Conv2d(3, 8, 1), o=nn.Conv2d(8, 2, 1)), _image()
+
+
+def lstm() -> Case:
+    def forward(m: Any, x: torch.Tensor) -> torch.Tensor:
+        return m.o(torch.relu(m.r(m.e(x))[0][:, -1]))
+
+    layers = {"e": nn.Embedding(20, 6), "r": nn.LSTM(6, 10, 2, batch_first=True), "o": nn.Linear(10, 3)}
+    return Call(forward, **layers), torch.randint(0, 20, (2, 5))
+
+
+def gru_both_ways() -> Case:
+    layers = {"r": nn.GRU(6, 8, batch_first=True, bidirectional=True), "o": nn.Linear(16, 3)}
+    return Call(lambda m, x: m.o(m.r(x)[0]), **layers), torch.randn(2, 5, 6)
+
+
+def weight_norm() -> Case:
+    layers = {
+        "a": nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 8, 3)),
+        "b": nn.Conv2d(8, 6, 1),
+        "o": nn.Conv2d(6, 2, 1),
+    }
+    return Call(lambda m, x: m.o(torch.relu(m.b(torch.relu(m.a(x))))), **layers), _image()
+
+
+def no_grad_part() -> Case:
+    def forward(m: Any, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            y = torch.relu(m.a(x))
+        return m.o(y)
+
+    return Call(forward, a=nn.Conv2d(3, 8, 1), o=nn.Conv2d(8, 2, 1)), _image()
+
+
+def tied_weights() -> Case:
+    model = Call(lambda m, x: m.o(m.b(torch.relu(m.a(x)))), a=nn.Linear(6, 6), b=nn.Linear(6, 6), o=nn.Linear(6, 2))
+    model.b.weight = model.a.weight
+    return model, torch.randn(3, 6)
+
+
+def hidden_branch() -> Case:
+    """An auxiliary head that only training runs."""
+
+    def forward(m: Any, x: torch.Tensor) -> Any:
+        y = torch.relu(m.a(x))
+        z = m.o(m.b(y).mean((2, 3)))
+        return (z, m.aux(y.mean((2, 3)))) if m.training else z
+
+    layers = {"a": nn.Conv2d(3, 8, 3), "b": nn.Conv2d(8, 8, 3), "o": nn.Linear(8, 2), "aux": nn.Linear(8, 2)}
+    return Call(forward, **layers), _image()
+
+
+ALL = [
+    grouped_convolution, depthwise_and_multiplier, transposed_convolution, one_and_three_dimensions, squeeze_excite,
+    concat_and_shared, chunk_and_shuffle, split_by_sizes, pixel_shuffles, norms, flatten_to_linear, attention_fused,
+    attention_separate, width_from_the_input, einsum_heads, grouped_query, window_partition, im2col_mixer, lstm,
+    gru_both_ways, weight_norm, no_grad_part, tied_weights, hidden_branch,
+]  # fmt: skip

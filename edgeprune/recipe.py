@@ -77,14 +77,14 @@ class RecoverSection(_Section, frozen=True):
 
     epochs: Annotated[float, Meta(ge=0)] = 10.0  # passes over the training split; 0: repair only
     batch: Count = 128
-    lr: Annotated[float, Meta(gt=0)] = 0.02
+    lr: Annotated[float, Meta(gt=0)] = 0.002  # a repaired network is close already: ten times this destroys it
     momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Meta(ge=0)] = 5e-4
     warmup: Annotated[float, Meta(ge=0, lt=1)] = 0.05  # share of all steps
     ema: Annotated[float, Meta(ge=0, lt=1)] = 0.999  # 0: none
-    distill: Literal["dist", "kl", "none"] = "dist"
+    distill: Literal["dist", "kl", "none"] = "kl"
     distill_weight: Annotated[float, Meta(ge=0)] = 1.0
-    label_weight: Annotated[float, Meta(ge=0)] = 1.0  # 0: label-free
+    label_weight: Annotated[float, Meta(ge=0)] = 0.0  # of cross-entropy; 0: label-free
     temperature: Annotated[float, Meta(gt=0)] = 4.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of training; auto: bf16 where the processor has it
     stages: Annotated[int, Meta(ge=0)] = 0  # 0: by the depth of the cut

@@ -36,13 +36,13 @@ def network(seed: int) -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 3)).eval()
 
 
-OPTIONS = RecoverSection(epochs=3, batch=32, lr=0.05, ema=0.9, precision="fp32")
+OPTIONS = RecoverSection(epochs=3, batch=32, lr=0.05, ema=0.9, distill="dist", label_weight=1, precision="fp32")
 
 
 @pytest.mark.parametrize("distill", ["dist", "kl", "none"])
 def test_it_learns_what_the_labels_or_the_teacher_know(tmp_path: Path, distill: str) -> None:
     teacher, student = network(0), network(1)
-    labelled = RecoverSection(epochs=6, batch=32, lr=0.05, distill="none")
+    labelled = RecoverSection(epochs=6, batch=32, lr=0.05, distill="none", label_weight=1)
     train(teacher, network(2), split(256, 0), split(64, 1), labelled, tmp_path)
     before = evaluate(student, split(200, 2))
     by_labels = float(distill == "none")
@@ -56,11 +56,25 @@ def test_it_learns_what_the_labels_or_the_teacher_know(tmp_path: Path, distill: 
 
 def test_training_never_makes_the_held_out_accuracy_worse(tmp_path: Path) -> None:
     student = network(1)
-    train(student, student, split(256, 0), split(64, 1), RecoverSection(epochs=4, batch=32, distill="none"), tmp_path)
+    train(
+        student,
+        student,
+        split(256, 0),
+        split(64, 1),
+        RecoverSection(epochs=4, batch=32, distill="none", label_weight=1),
+        tmp_path,
+    )
     before, state = evaluate(student, split(64, 1)), copy.deepcopy(student.state_dict())
     wrong = split(256, 0)
     wrong = Split("train", wrong.read, wrong.indices, (wrong.labels + 1) % 3, wrong.preprocess)
-    train(student, student, wrong, split(64, 1), RecoverSection(epochs=2, batch=32, lr=0.1, distill="none"), tmp_path)
+    train(
+        student,
+        student,
+        wrong,
+        split(64, 1),
+        RecoverSection(epochs=2, batch=32, lr=0.1, distill="none", label_weight=1),
+        tmp_path,
+    )
     assert evaluate(student, split(64, 1)) == before
     assert all(torch.equal(value, state[key]) for key, value in student.state_dict().items())
 
@@ -102,7 +116,7 @@ def test_divergence_is_one_clear_error(tmp_path: Path) -> None:
 
 
 def test_nothing_to_learn_from_is_refused(tmp_path: Path) -> None:
-    options = RecoverSection(distill="none", label_weight=0)
+    options = RecoverSection(distill="none")
     with pytest.raises(DataError, match="nothing to learn from"):
         train(network(1), network(0), split(64, 0), split(32, 1), options, tmp_path)
 

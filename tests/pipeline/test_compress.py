@@ -1,0 +1,79 @@
+"""The whole path on a small network with the real ONNX Runtime: search, resume, and what a changed recipe reruns."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from edgeprune import pipeline, recipe, target
+from edgeprune.errors import BudgetError
+from edgeprune.pipeline import override
+from edgeprune.pipeline.context import Event
+
+ROOT = Path(__file__).parents[2]
+RECIPE = f"""
+name = "tiny"
+[model]
+factory = "{ROOT / "tests" / "networks.py"}:tiny_resnet"
+input = [3, 32, 32]
+[data]
+source = "{ROOT / "calibration" / "cifar10"}"
+test = 100
+calibration = 32
+[budget]
+speedup = 1.5
+max_drop = 100
+[search]
+images = 64
+rounds = 1
+[recover]
+epochs = 0.05
+batch = 32
+[quantize]
+images = 32
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> recipe.Recipe:
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    return recipe.load(tmp_path / "recipe.toml")
+
+
+@pytest.mark.slow
+def test_joint_search_to_measured_result_and_resume(tiny: recipe.Recipe, tmp_path: Path) -> None:
+    device, events = target.load("x86-onnxruntime"), list[Event]()
+    outcome = pipeline.run(tiny, device, tmp_path / "run", until="validate", events=events.append)
+    result = outcome.result
+    assert result["search"]["method"] == "joint"
+    assert result["search"]["gap"] <= 1e-4
+    assert result["search"]["measured_ratio"] <= result["search"]["budget_ratio"] <= 1 / 1.5 + 1e-6
+    assert result["proof"]["passed"]
+    assert {gate["name"] for gate in result["gates"]} >= {"measurement", "proof", "accuracy", "latency", "faster"}
+    for name in ("dense_fp32", "dense_int8", "pruned_int8"):
+        assert 0 <= result[name]["accuracy"] <= 1 and result[name]["images"] == 100
+        assert result[name]["latency_ms"]["median"] > 0 and result[name]["bytes"] > 1000
+    assert result["pruned_int8"]["bytes"] < result["dense_int8"]["bytes"]
+    narrowed = [layer for layer in result["layers"] if layer.get("after", 0) != layer.get("before", 0)]
+    assert narrowed
+
+    again = pipeline.run(tiny, device, tmp_path / "run", until="validate")
+    assert all(stage["reused"] for stage in again.result["stages"])
+    assert again.result["pruned_int8"] == result["pruned_int8"]
+
+    other = pipeline.run(override(tiny, "budget", max_drop=50.0), device, tmp_path / "run", until="validate")
+    assert [stage["name"] for stage in other.result["stages"] if not stage["reused"]] == ["validate"]
+    other = pipeline.run(override(tiny, "quantize", method="minmax"), device, tmp_path / "run", until="calibrate")
+    assert [stage["name"] for stage in other.result["stages"] if not stage["reused"]] == ["quantize"]
+
+
+@pytest.mark.slow
+def test_an_impossible_budget_is_refused_before_any_training(tiny: recipe.Recipe, tmp_path: Path) -> None:
+    impossible = override(tiny, "budget", speedup=10_000.0)
+    with pytest.raises(BudgetError):
+        pipeline.run(impossible, target.load("x86-onnxruntime"), tmp_path / "run")
+    assert not (tmp_path / "run" / "recover").exists()
+    found = json.loads((tmp_path / "run" / "plan" / "feasibility.json").read_text())
+    assert found["possible"] is False and found["floor"] < found["dense_int8"]

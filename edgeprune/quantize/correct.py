@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from edgeprune.quantize.grids import Grid, rounded_weight
 from edgeprune.quantize.observe import Images
@@ -31,11 +32,13 @@ def measure_layers(
     dialect: Dialect,
     images: Images,
     limit: int,
+    integers: Mapping[str, NDArray[np.int8]] | None = None,
 ) -> tuple[dict[str, LayerReport], dict[str, tuple[float, ...]]]:
     """Quality of every INT8 layer, and the correction of its bias (minus the mean error of each output channel).
 
     Args:
         grids: quantised tensor -> its grid.
+        integers: layer -> integers of its weight where they are not the nearest (rounding.py).
     """
     view = View.of(model)
     parts: list[Experiment] = []
@@ -43,7 +46,8 @@ def measure_layers(
     layers = [name for name, role in placement.nodes.items() if role == "compute"]
     for name in layers:
         node = view.layers[name]
-        weight = rounded_weight(np.asarray(view.constant(node.input[1]), np.float32), node, dialect)
+        given = np.asarray(view.constant(node.input[1]), np.float32)
+        weight = rounded_weight(given, node, dialect, (integers or {}).get(name))
         tensor = placement.read_by(view, node)
         assert tensor is not None
         on = {0: grids[tensor]}
@@ -53,7 +57,7 @@ def measure_layers(
     outcomes = probe(model, wholes, images, min(limit, MEASURED))
     reports, biases = {}, {}
     for index, name in enumerate(layers):
-        alone, given, both = *shares[2 * index : 2 * index + 2], outcomes[index]
-        reports[name] = LayerReport(round(alone.sqnr_db, 3), round(given.sqnr_db, 3), round(both.sqnr_db, 3))
+        by_weight, by_input, both = *shares[2 * index : 2 * index + 2], outcomes[index]
+        reports[name] = LayerReport(round(by_weight.sqnr_db, 3), round(by_input.sqnr_db, 3), round(both.sqnr_db, 3))
         biases[name] = tuple(float(np.float32(-value)) for value in both.bias)
     return reports, biases

@@ -77,10 +77,12 @@ def quantise_weight(
     return np.clip(np.rint(weight / spread), -levels, levels).astype(np.int8), scale
 
 
-def rounded_weight(weight: NDArray[np.float32], node: onnx.NodeProto, dialect: Dialect) -> NDArray[np.float32]:
-    """The weight of a layer as INT8 represents it, in float."""
+def rounded_weight(
+    weight: NDArray[np.float32], node: onnx.NodeProto, dialect: Dialect, chosen: NDArray[np.int8] | None = None
+) -> NDArray[np.float32]:
+    """The weight of a layer as INT8 represents it, in float; `chosen` are its integers where not the nearest ones."""
     axis = output_axis(node) % weight.ndim if dialect.per_channel else None
     integers, scales = quantise_weight(weight, axis, dialect.weight_levels, dialect.float_type == "float16")
     if axis is not None:
         scales = scales.reshape([-1 if index == axis else 1 for index in range(weight.ndim)])
-    return np.asarray(integers * scales, np.float32)
+    return np.asarray((integers if chosen is None else chosen) * scales, np.float32)

@@ -16,6 +16,7 @@ from edgeprune.quantize.half import to_half
 from edgeprune.quantize.opset import raised
 from edgeprune.quantize.placement import Placement, place
 from edgeprune.quantize.ranges import Ranges, non_negative
+from edgeprune.quantize.rounding import unpack
 from edgeprune.quantize.view import View, output_axis
 from edgeprune.runtimes.dialects import Dialect
 
@@ -126,11 +127,16 @@ class _Writer:
         if axis is not None:
             axis %= weight.ndim
         integers, scales = quantise_weight(weight, axis, self.dialect.weight_levels, self.half)
+        learned = self.ranges.rounding.get(node.name) if self.ranges.dialect == self.dialect.name else None
+        if learned is not None:
+            better = unpack(learned, weight.shape)
+            integers = integers if better is None else better
         copy.input[1] = f"{name}.dq"
         scale = self._constant(f"{name}.scale", scales)
         zero = self._constant(f"{name}.zero", np.zeros(scales.shape, np.int8))
         if self.dialect.store_float:
-            source = self._constant(name, weight)
+            steps = scales if axis is None else scales.reshape([-1 if i == axis else 1 for i in range(weight.ndim)])
+            source = self._constant(name, weight if learned is None else np.asarray(integers * steps, np.float32))
             self._emit("QuantizeLinear", [source, scale, zero], f"{name}.q", f"{node.name}.weight/Q", axis)
         else:
             self._constant(f"{name}.q", integers)

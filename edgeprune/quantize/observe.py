@@ -76,9 +76,9 @@ class Histogram:
 
 
 def _exponent(low: float, high: float) -> int:
-    """The smallest k for which [low, high] needs at most BINS / 2 bins of width 2^k."""
+    """A k for which [low, high] needs at least BINS bins of width 2^k; merging then finds the least k that fits."""
     extent = max(high - low, abs(low) * 1e-6, abs(high) * 1e-6, 1e-30)
-    return int(np.ceil(np.log2(extent / (BINS // 2))))
+    return int(np.floor(np.log2(extent / BINS)))
 
 
 @dataclass

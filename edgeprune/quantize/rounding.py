@@ -1,0 +1,190 @@
+"""Reconstruction of rounding: integers that make a layer's output right, rather than each weight nearest.
+
+With x the float input of a layer and z the input as INT8 gives it, both less their means (the bias takes those), the
+weights W' that make z W' nearest to x W follow from least squares; they are then rounded one input at a time, and what
+rounding one input gets wrong is made good by the inputs not yet rounded. No gradients, no labels, no randomness.
+
+    H = mean z z^T + damping,   W' = H^-1 (mean z x^T + damping) W,   U = upper Cholesky factor of H^-1
+    for i: q_i = round(W'_i);   W'_j -= U_ij (W'_i - q_i) / U_ii   for all j > i
+
+Sources: Frantar & Alistarh, "Optimal Brain Compression", NeurIPS 2022 (arXiv 2208.11580); the Cholesky form, Frantar et
+al., GPTQ (arXiv 2210.17323); the asymmetric target, Nagel et al., AdaRound (arXiv 2004.10568), section 3.4.
+"""
+
+from __future__ import annotations
+
+import base64
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from scipy.linalg import cho_solve, cholesky
+
+from edgeprune.quantize.grids import Grid, quantise_weight
+from edgeprune.quantize.observe import Images, batches, input_shape, session, with_outputs
+from edgeprune.quantize.placement import Placement
+from edgeprune.quantize.view import View, attribute, output_axis
+from edgeprune.runtimes.dialects import Dialect
+
+Array = NDArray[np.float64]
+
+DAMPING = 0.02  # of the mean diagonal of H: keeps directions that few samples show near the given weights
+POSITIONS = 48  # output positions an image that enter H
+LARGEST = 2304  # inputs of one output; larger layers have redundancy to spare and H would not fit in caches
+
+
+def pack(integers: NDArray[np.int8]) -> str:
+    """Integers as text."""
+    return base64.b64encode(zlib.compress(np.ascontiguousarray(integers, np.int8).tobytes(), 6)).decode()
+
+
+def unpack(text: str, shape: tuple[int, ...]) -> NDArray[np.int8] | None:
+    """The inverse of `pack`; None when the size is not that of `shape`."""
+    values = np.frombuffer(zlib.decompress(base64.b64decode(text)), np.int8)
+    return values.reshape(shape) if values.size == int(np.prod(shape)) else None
+
+
+def reconstruct(
+    model: onnx.ModelProto,
+    layers: Sequence[str],
+    placement: Placement,
+    grids: Mapping[str, Grid],
+    dialect: Dialect,
+    images: Images,
+    limit: int,
+) -> dict[str, NDArray[np.int8]]:
+    """New integers for the weights of `layers` (those that are too large, or neither Conv nor Gemm, are left out)."""
+    view = View.of(model)
+    chosen = [name for name in layers if _fits(view, name)]
+    if not chosen:
+        return {}
+    moments = _moments(model, view, chosen, placement, grids, images, limit)
+    found = {}
+    for name in chosen:
+        node = view.layers[name]
+        weight = np.asarray(view.constant(node.input[1]), np.float32)
+        axis = output_axis(node) if dialect.per_channel else None
+        _, scales = quantise_weight(weight, axis, dialect.weight_levels, dialect.float_type == "float16")
+        rows, back = _as_rows(node, weight.astype(np.float64))
+        steps = np.broadcast_to(scales, weight.shape[output_axis(node)]).reshape(rows.shape[0], -1)
+        found[name] = back(_round(rows, steps.astype(np.float64), *moments[name], dialect.weight_levels)).astype(
+            np.int8
+        )
+    return found
+
+
+def _fits(view: View, name: str) -> bool:
+    node = view.layers[name]
+    weight = view.initializers.get(node.input[1])
+    if weight is None or node.op_type not in ("Conv", "Gemm"):
+        return False
+    shape = tuple(weight.dims)
+    inputs = shape[1 - output_axis(node)] if node.op_type == "Gemm" else int(np.prod(shape[1:]))
+    return inputs <= LARGEST
+
+
+def _as_rows(node: onnx.NodeProto, weight: Array) -> tuple[Array, Callable[[Array], Array]]:
+    """A weight as [groups, outputs a group, inputs], and the way back."""
+    if node.op_type == "Gemm":
+        turned = output_axis(node) == 1
+        return (weight.T if turned else weight)[None], lambda values: values[0].T if turned else values[0]
+    groups = int(attribute(node, "group", 1))
+    return weight.reshape(groups, weight.shape[0] // groups, -1), lambda values: values.reshape(weight.shape)
+
+
+def _moments(
+    model: onnx.ModelProto,
+    view: View,
+    layers: Sequence[str],
+    placement: Placement,
+    grids: Mapping[str, Grid],
+    images: Images,
+    limit: int,
+) -> dict[str, tuple[Array, Array]]:
+    """For each layer, mean z z^T and mean z x^T, centred: [groups, inputs, inputs] both."""
+    name, size, shape = input_shape(view)
+    tensors = list(dict.fromkeys(view.layers[layer].input[0] for layer in layers))
+    made = [tensor for tensor in tensors if tensor != name]
+    runner = session(with_outputs(model, made))
+    sums: dict[str, list[Array]] = {}
+    count: dict[str, int] = {}
+    for batch, real in batches(images, size, limit, shape):
+        values = dict(zip(made, runner.run(None, {name: batch}), strict=True))
+        values[name] = batch
+        for layer in layers:
+            node = view.layers[layer]
+            tensor = placement.read_by(view, node)
+            assert tensor is not None
+            exact = _patches(view, node, values[node.input[0]][:real], count.get(layer, 0))
+            on = grids[tensor]
+            seen = (np.clip(np.rint(exact / on.scale) + on.zero, on.low, on.high) - on.zero) * on.scale
+            parts = [
+                seen.transpose(0, 2, 1) @ seen,
+                seen.transpose(0, 2, 1) @ exact,
+                seen.sum(axis=1),
+                exact.sum(axis=1),
+            ]
+            sums[layer] = [a + b for a, b in zip(sums[layer], parts, strict=True)] if layer in sums else parts
+            count[layer] = count.get(layer, 0) + exact.shape[1]
+    found = {}
+    for layer, (zz, zx, z, x) in sums.items():
+        n = count[layer]
+        found[layer] = (
+            zz / n - z[:, :, None] * z[:, None, :] / n**2,
+            zx / n - z[:, :, None] * x[:, None, :] / n**2,
+        )
+    return found
+
+
+def _patches(view: View, node: onnx.NodeProto, values: NDArray[np.float32], turn: int) -> Array:
+    """What the layer's outputs read at up to POSITIONS positions an image: [groups, samples, inputs]."""
+    if node.op_type == "Gemm":
+        return values.reshape(1, values.shape[0], -1).astype(np.float64)
+    groups = int(attribute(node, "group", 1))
+    kernel = attribute(node, "kernel_shape") or list(view.initializers[node.input[1]].dims[2:])
+    strides = attribute(node, "strides") or [1, 1]
+    dilations = attribute(node, "dilations") or [1, 1]
+    pads = attribute(node, "pads") or [0, 0, 0, 0]
+    padded = np.pad(values, ((0, 0), (0, 0), (pads[0], pads[2]), (pads[1], pads[3])))
+    reach = [d * (k - 1) + 1 for d, k in zip(dilations, kernel, strict=True)]
+    windows = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=(2, 3))
+    windows = windows[:, :, :: strides[0], :: strides[1], :: dilations[0], :: dilations[1]]
+    height, width = windows.shape[2:4]
+    step = max(1, height * width // POSITIONS)
+    places = np.arange(turn % step, height * width, step)
+    taken = windows[:, :, places // width, places % width]  # [N, C, positions, kh, kw]
+    taken = taken.transpose(1, 0, 2, 3, 4).reshape(groups, -1, taken.shape[0] * len(places), *taken.shape[3:])
+    return np.ascontiguousarray(taken.transpose(0, 2, 1, 3, 4)).reshape(groups, taken.shape[2], -1).astype(np.float64)
+
+
+def _round(rows: Array, steps: Array, zz: Array, zx: Array, levels: int) -> Array:
+    """Integers [groups, outputs, inputs] for weights `rows` with one step an output."""
+    groups, _, inputs = rows.shape
+    result = np.empty_like(rows)
+    for group in range(groups):
+        damping = DAMPING * max(float(np.trace(zz[group])) / inputs, 1e-12)
+        hessian = zz[group] + damping * np.eye(inputs)
+        lower = cholesky(hessian, lower=True)
+        target = rows[group] @ cho_solve((lower, True), zx[group] + damping * np.eye(inputs)).T
+        order = np.argsort(-np.diag(hessian), kind="stable")
+        inverse = cho_solve((cholesky(hessian[np.ix_(order, order)], lower=True), True), np.eye(inputs))
+        upper = cholesky(inverse, lower=False)
+        result[group][:, order] = _sequential(target[:, order] / steps[group][:, None], upper, levels)
+    return result
+
+
+def _sequential(weight: Array, upper: Array, levels: int, block: int = 64) -> Array:
+    """Round column by column, in units of the step; errors are carried on, a block at a time for speed."""
+    weight = weight.copy()
+    integers = np.empty_like(weight)
+    for begin in range(0, weight.shape[1], block):
+        end = min(begin + block, weight.shape[1])
+        errors = np.empty((weight.shape[0], end - begin))
+        for column in range(begin, end):
+            integers[:, column] = np.clip(np.rint(weight[:, column]), -levels, levels)
+            errors[:, column - begin] = (weight[:, column] - integers[:, column]) / upper[column, column]
+            weight[:, column + 1 : end] -= errors[:, column - begin, None] * upper[column, column + 1 : end]
+        weight[:, end:] -= errors @ upper[begin:end, end:]
+    return integers

@@ -66,7 +66,7 @@ class Local:
     survives = False
     exclusive = False
     patience: tuple[float, ...] = ()
-    silence_s = 60.0
+    silence_s = 7200.0  # the pipe itself tells when the agent ends; both may be suspended for long
 
     def __init__(self, python: str = "") -> None:
         self._python = python or sys.executable

@@ -96,7 +96,7 @@ class Daemon:
             idle_since = time.monotonic()
             for key in request.get("received", []):
                 self._forget(key)
-            if request["op"] == "bye":
+            if request.get("op") == "bye":
                 break
             self._do(connection, request)
         self._supervisor.close()

@@ -179,6 +179,9 @@ def main() -> None:
                 continue
             row = patiently(lambda name=name, target=target: measure(name, target, arguments))
             print(name, target, row["errors"], row["seconds"], flush=True)
+            if row["errors"]["count"] < arguments.unseen / 2:
+                print("  not kept: the table had seen most of these networks; start from an empty one", flush=True)
+                continue
             rows = keep_row(arguments.out, row, ("network", "target"))
     plot(rows, arguments.out.with_suffix(".png"))
 

@@ -126,7 +126,10 @@ def _compare(
     tensors = tensors_of(original)
     flat = tree_flatten((args, kwargs))[0]
     analysis = structure.analysis
-    graph = Reference(analysis, {}, tensors, (), dtype).run(flat)
+    try:
+        graph = Reference(analysis, {}, tensors, (), dtype).run(flat)
+    except (RuntimeError, TypeError) as error:
+        raise _Refused(f"the captured graph does not run in {dtype}: {error}") from error
     _, why = _errors(graph, dense, tolerance)
     if why:
         raise _Refused(f"the captured graph differs from the model in {dtype}: {why}")

@@ -328,8 +328,6 @@ def index(walk: Walk, a: dict[str, Any]) -> Shaped:
     for i in indexed:
         for axis in i.axes:
             walk.freeze(axis, "used as an index")
-    if any(i.ndim != indexed[0].ndim for i in indexed) and len({i.ndim for i in indexed}) > 1:
-        pass  # broadcast index tensors: their result is as long as the longest
     ndim = max(i.ndim for i in indexed)
     shape = walk.node.meta["val"].shape
     at = used[0] if used == list(range(used[0], used[-1] + 1)) else 0
@@ -384,11 +382,6 @@ def windows(walk: Walk, a: dict[str, Any]) -> Shaped:
     walk.freeze(x.axes[dim], "cut into sliding windows")
     shape = walk.node.meta["val"].shape
     return Shaped((*x.replace(dim, constant(int(shape[dim]))).axes, constant(int(shape[-1]))))
-
-
-def meshgrid(walk: Walk, a: dict[str, Any]) -> list[Shaped]:
-    """Grids of positions."""
-    raise RuleError("grids of positions")
 
 
 def select_as_elementwise(walk: Walk, a: dict[str, Any]) -> Any:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from edgeprune.recover.leastsquares import RIDGE, Moments, effective, fit, install
+from edgeprune.recover.leastsquares import Moments, effective, fit, install
 from edgeprune.recover.tape import Route, Tape, Values, batch_size, batches, weights_of
 from edgeprune.recover.units import Target, Unit, positions, results, rows, target, units
 
@@ -38,7 +38,7 @@ def repair(
     plan: Plan,
     images: Tensor,
     *,
-    ridge: float = RIDGE,
+    ridge: float | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> nn.Module:
@@ -48,8 +48,8 @@ def repair(
         model: the dense network that `plan` was made for.
         pruned: `plan.apply(model)`, trained or not.
         structure: of `model`.
-        images: [N, ...] as the network takes them; 256 are enough for CIFAR-sized networks.
-        ridge: pull towards the present weights, as a share of the inputs' mean variance.
+        images: [N, ...] as the network takes them; more of them, not more rows, is what helps: 2,000 where there are.
+        ridge: pull towards the present weights, as a share of the inputs' mean variance; None: cross-validated.
         progress: called with (layers done, layers in all).
 
     Raises:
@@ -116,7 +116,7 @@ def repair_weights(
     kept: Mapping[str, Tensor],
     images: Sequence[Tensor],
     *,
-    ridge: float = RIDGE,
+    ridge: float | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Tensor]:
@@ -176,10 +176,10 @@ def _refit(
     source: int,
     mine: Sequence[Values],
     theirs: Sequence[Values],
-    ridge: float,
+    ridge: float | None,
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
-    moments: Moments | None = None
+    parts: list[Moments] = []
     if unit.groups > 1:
         unit = replace(unit, groups=mine[0][source].shape[1] // weights[unit.weight].shape[1])
     images = sum(len(values[source]) for values in mine)
@@ -191,10 +191,9 @@ def _refit(
         if goal.minus >= 0:
             wanted = wanted - results(unit, own[goal.minus], picks)
         part = Moments.of(rows(unit, own[source], picks), wanted)
-        moments = part if moments is None else moments + part
-    assert moments is not None
+        parts = [*parts, part] if len(parts) < 2 else [parts[1], parts[0] + part]
     intercept = unit.norm is not None or bool(unit.bias)
-    return install(unit, fit(moments, effective(unit, weights), ridge, intercept), weights)
+    return install(unit, fit(parts, effective(unit, weights), intercept, ridge), weights)
 
 
 def _outputs(value: Tensor, kept: Tensor | None, unit: Unit) -> Tensor:

@@ -251,7 +251,7 @@ def _highs(program: Program, best: _Incumbent, allowed: Mask, seconds: float, ga
     if answer.choice is None or best.fits(answer.choice):
         return answer
     inner = program.beta + (best.budget - program.beta) * (1 - 3e-6)
-    again = exact.solve(program, inner, best.limit * (1 - 3e-6), allowed, seconds, 0.1 * gap)
+    again = exact.solve(program, inner, best.limit * (1 - 3e-6), allowed, min(seconds, 15.0), 0.1 * gap)
     return exact.Answer(again.choice, answer.bound)
 
 

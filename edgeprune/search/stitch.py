@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from edgeprune.recover.repair import kept_outputs, repair_weights, same_steps
 from edgeprune.recover.tape import Tape, Values, batch_size, batches, layout, weights_of
 from edgeprune.recover.units import units
-from edgeprune.search.curves import kl
+from edgeprune.search.curves import kl, temperature
 
 if TYPE_CHECKING:
     from edgeprune.graph import Plan, Structure
@@ -24,7 +24,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Verdict:
-    """KL in nats and agreement (share of images with the same top answer) with the dense network, after repair."""
+    """What is left of the dense network's behaviour, after repair.
+
+    Attributes:
+        loss: KL in nats, softened as the curves are.
+        agreement: share of images with the same top answer.
+    """
 
     loss: float
     agreement: float
@@ -43,6 +48,7 @@ class Stitcher:
         self.fit, self.judge = every[:half], every[half:] or every
         with torch.no_grad():
             self.dense = [self._run(self.tape, self.weights, (), batch) for batch in self.judge]
+        self.heat = temperature(self.dense)
 
     def __call__(self, plan: Plan) -> Verdict:
         """Repair and judge one plan; a second or two for a ResNet-56 and 256 images."""
@@ -56,7 +62,7 @@ class Stitcher:
             loss, same, count = 0.0, 0, 0
             for batch, dense in zip(self.judge, self.dense, strict=True):
                 logits = self._run(tape, narrow, plan.removed, batch)
-                loss += kl(dense, logits)
+                loss += kl(dense, logits, self.heat)
                 same += int((dense.argmax(-1) == logits.argmax(-1)).sum())
                 count += len(batch)
         return Verdict(loss / count, same / (count * max(1, self.dense[0][0].numel() // self.dense[0].shape[-1])))
@@ -64,7 +70,7 @@ class Stitcher:
     def _run(self, tape: Tape, weights: Mapping[str, Tensor], removed: tuple[str, ...], batch: Tensor) -> Tensor:
         values: Values = {0: batch}
         tape.run(values, tape.route(removed), weights)
-        return torch.log_softmax(tape.logits(values).float(), -1)
+        return tape.logits(values).float()
 
 
 def narrowed(weights: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:

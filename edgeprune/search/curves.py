@@ -344,7 +344,7 @@ def kl(dense: Tensor, logits: Tensor, heat: float = 1.0) -> float:
     """Sum over images of heat^2 KL(dense || other) in nats, softened by `heat` (Hinton et al., arXiv 1503.02531)."""
     one, two = torch.log_softmax(dense / heat, -1), torch.log_softmax(logits.float() / heat, -1)
     value = float((one.exp() * (one - two)).sum()) * heat**2
-    return value if value == value else float("inf")  # NaN counts as the worst
+    return max(value, 0.0) if value == value else float("inf")  # NaN counts as the worst
 
 
 class Partial:

@@ -197,7 +197,7 @@ def test_a_stitched_network_is_judged_after_its_repair(net: Net, structure: Stru
     assert judge(structure.plan({})).agreement == 1.0
     good = to_plan(structure, curves, edgeprune.search.solve(formulate(structure, Steps(), curves), [60.0])[0].choice)
     bad = structure.plan({"stem": curves.keep("stem", 4)} if "stem" in curves.orders else {}, ("blocks.0", "blocks.2"))
-    assert 0 < judge(good).loss < judge(bad).loss
+    assert 0 <= judge(good).loss < 0.1 * judge(bad).loss
 
 
 def test_the_package_and_the_function_are_one_door() -> None:

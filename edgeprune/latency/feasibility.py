@@ -16,7 +16,7 @@ from edgeprune.devices.types import Device, Unit
 from edgeprune.graph.structure import Structure
 from edgeprune.latency.build import Built, Maker
 from edgeprune.latency.kernels import entries
-from edgeprune.latency.sample import Effort, Measured, attribute, measure_together, profiler_cost
+from edgeprune.latency.sample import Effort, Measured, attribute, measure_together
 from edgeprune.latency.sites import find_sites
 from edgeprune.latency.table import Site
 from edgeprune.latency.variants import DENSE, Variant, options
@@ -231,4 +231,4 @@ def layer_times(sites: Sequence[Site], structure: Structure, latency: float) -> 
 def _sites(dense: Built, profile: Measured, latency: float, maker: Maker) -> tuple[Site, ...]:
     threads = maker.target.execution.threads
     raw = entries(profile.kernels, dense.network, dense.precision, maker.target.runtime, threads)
-    return find_sites(attribute(raw, latency, profiler_cost(raw, latency)), dense.network, maker.structure)
+    return find_sites(attribute(raw, latency, 0.0), dense.network, maker.structure)

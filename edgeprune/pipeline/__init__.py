@@ -140,8 +140,19 @@ def _package(context: Context, result: dict[str, Any]) -> Outcome:
         error.run_dir = path  # type: ignore[attr-defined]
         raise error
     (path / "release").mkdir(exist_ok=True)
-    bundle = release.bundle(path, result, path / "release")
+    bundle = release.bundle(path, result, path / "release", licences=licences(context.recipe))
     return Outcome(path, result, bundle, path / "report.html")
+
+
+def licences(recipe: Recipe) -> list[Path]:
+    """The licence texts that lie beside the weights and the images: LICENSE* and LICENSES/*."""
+    weights, source = recipe.resolve(recipe.model.weights or "."), recipe.resolve(recipe.data.source)
+    folders = [weights.parent] if recipe.model.weights else []
+    folders += [source if source.is_dir() else source.parent] if source.exists() else []
+    found = [
+        path for folder in folders for pattern in ("LICENSE*", "LICENSES/*") for path in sorted(folder.glob(pattern))
+    ]
+    return list(dict.fromkeys(path for path in found if path.is_file()))
 
 
 def override(recipe: Recipe, section: str, **values: Any) -> Recipe:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from edgeprune import latency, search, validate
+from edgeprune import latency, validate
 from edgeprune.devices import Loaded
 from edgeprune.errors import BudgetError
 from edgeprune.graph import Plan, Structure
@@ -18,8 +18,10 @@ from edgeprune.latency import Maker, Predictor, Table, Variant
 from edgeprune.pipeline.context import Context
 from edgeprune.pipeline.feasible import load_variant, variant_maker
 from edgeprune.pipeline.rundir import write_json
-from edgeprune.search import Curves
+from edgeprune.search.curves import Curves, measure
+from edgeprune.search.find import find
 from edgeprune.search.formulate import stages
+from edgeprune.search.stitch import Stitcher
 
 FRACTIONS = tuple(step / 20 for step in range(1, 20))
 FRONT = (1.25, 1.5, 2.0, 2.5, 3.0, 4.0)  # speed-ups over dense INT8 at which the front is told
@@ -100,7 +102,7 @@ def joint(context: Context, maker: Maker, folder: Path) -> Chosen:
     images, labels = torch.from_numpy(split.arrays()), torch.from_numpy(split.labels)
     widths = latency.options(structure, context.target.channels)
     report = context.progress("search")
-    curves = search.measure(
+    curves = measure(
         context.model,
         structure,
         images,
@@ -113,12 +115,12 @@ def joint(context: Context, maker: Maker, folder: Path) -> Chosen:
         progress=lambda done, total: report(done, total, "loss curves"),
     )
     budget = validate.deadline(predictor.dense, context.recipe.budget, predictor.unit)
-    found = search.find(
+    found = find(
         structure,
         predictor,
         AIM * budget,
         curves,
-        judge=search.Stitcher(context.model, structure, images, options.seed),
+        judge=Stitcher(context.model, structure, images, options.seed),
         rounds=options.rounds,
         blocks=options.blocks,
         time_limit=options.time_limit,
@@ -133,7 +135,7 @@ def joint(context: Context, maker: Maker, folder: Path) -> Chosen:
     corrected = _corrected(curves, structure, factors)
 
     def solve(cost: Predictor, ms: float) -> Plan:
-        return search.find(
+        return find(
             structure, cost, ms, corrected, blocks=options.blocks, time_limit=options.time_limit
         ).plan  # fmt: skip
 

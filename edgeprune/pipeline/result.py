@@ -22,6 +22,7 @@ def assemble(context: Context) -> dict[str, Any]:
         "runtime": {"name": target.runtime, "version": context.probe.fingerprint.get("runtime_version", "")},
         "device": context.probe.fingerprint,
         "unit": target.protocol.unit,
+        "profile": target.to_dict(),
         "recipe": {name: recipe.section(name) for name in ("model", "data", "budget", "search", "recover", "quantize")},
         "frozen": _read(context, "graph/structure.json").get("frozen", []),
         "evidence": msgspec.to_builtins(target.evidence),
@@ -30,6 +31,8 @@ def assemble(context: Context) -> dict[str, Any]:
     }
     for stage in ("search", "recover"):
         result[stage] = _read(context, f"{stage}/{stage}.json")
+    if result["search"].get("method") == "joint":
+        result["search"].update(curves=_read(context, "search/curves.json"), table=_table(context))
     result["proof"] = _read(context, "search/proof.json")
     result["quantize"] = _quantization(context)
     measured = _read(context, "validate/measured.json")
@@ -95,9 +98,18 @@ def by_layer(kernels: list[dict[str, Any]], known: set[str]) -> dict[str, float]
     return total
 
 
+def _table(context: Context) -> dict[str, Any]:
+    """The latency table's own account: its error on networks that it had not seen."""
+    found = _read(context, "latency/profile.json")
+    errors = found.get("errors", {})
+    known = {"cells": found.get("cells"), "networks": found.get("networks"), "seconds": found.get("seconds")}
+    return {"median_error": errors.get("median"), "p90_error": errors.get("p90"), "n": errors.get("count"), **known}
+
+
 def _quantization(context: Context) -> dict[str, Any]:
     path = context.run.path / "quantize" / "pruned-ranges.json"
     if not path.is_file():
         return {}
     lint = read_json(path.with_name("pruned-lint.json"))
-    return {"dialect": context.dialect.name, "ranges": read_json(path), "lint": lint}
+    precision = _read(context, "quantize/precision.json")
+    return {"dialect": context.dialect.name, "ranges": read_json(path), "lint": lint, "precision": precision}

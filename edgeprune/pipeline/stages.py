@@ -18,12 +18,14 @@ from edgeprune.errors import GateError, ProofError
 from edgeprune.pipeline.choose import build_table, choose_plan
 from edgeprune.pipeline.context import Context
 from edgeprune.pipeline.feasible import plan_stage, refuse_impossible
+from edgeprune.pipeline.precision import choose_precision
 from edgeprune.pipeline.rundir import read_json, write_json
 
 if TYPE_CHECKING:
     from torch import nn
 
 SAMPLES = 8  # images that travel in the bundle
+REPAIR_IMAGES = 512  # at least
 
 
 def graph_stage(context: Context, folder: Path) -> None:
@@ -61,7 +63,7 @@ def recover_stage(context: Context, folder: Path) -> None:
     data, options = context.data, context.recipe.recover
     accuracy = {"dense": evaluate(context.model, data.selection), "pruned": evaluate(student, data.selection)}
     context.say("recover", f"held-out accuracy: dense {accuracy['dense']:.1%}, pruned {accuracy['pruned']:.1%}")
-    images = torch.from_numpy(data.train.take(context.recipe.search.images).arrays())
+    images = torch.from_numpy(data.train.take(max(REPAIR_IMAGES, context.recipe.search.images)).arrays())
     student = repair(context.model, student, context.structure, plan, images)
     accuracy["repaired"] = evaluate(student, data.selection)
     context.say("recover", f"repaired by least squares: {accuracy['repaired']:.1%}")
@@ -99,21 +101,50 @@ def quantize_stage(context: Context, folder: Path) -> None:
 
 
 def _quantize_one(context: Context, folder: Path, name: str, progress: Callable[[int], None]) -> None:
-    options = context.recipe.quantize
+    options, dialect = context.recipe.quantize, context.dialect
     images = context.data.calibration.take(options.images)
-    path = folder / f"{name}-fp32.onnx"
-    ranges = quantize.calibrate(path, lambda: images.batches(32), context.dialect, options, progress)
+    network = onnx.load(folder / f"{name}-fp32.onnx")
+    ranges = quantize.calibrate(network, lambda: images.batches(32), dialect, options, progress)
+    for warning in ranges.warnings:
+        context.say("quantize", f"{name}: {warning}")
+    precision: dict[str, Any] = {}
+    if name == "pruned":
+        precision = choose_precision(context, folder, network, ranges)
+        write_json(folder / "precision.json", precision)
+    floats = dict.fromkeys(precision.get("float", ()), "float")
+    if name == "pruned" and options.qat_epochs:
+        network, ranges = _train_quantised(context, network, ranges, floats)
+        onnx.save(network, folder / "pruned-fp32.onnx")
     ranges.save(folder / f"{name}-ranges.json")
-    quantised = quantize.apply(onnx.load(path), ranges, context.dialect)
-    findings = quantize.lint(quantised, context.dialect)
+    quantised = quantize.apply(network, ranges, dialect, floats)
+    findings = quantize.lint(quantised, dialect)
     write_json(folder / f"{name}-lint.json", [asdict(finding) for finding in findings])
     fatal = [finding for finding in findings if finding.severity == "error"]
     if fatal:
         raise GateError(
-            f"the {name} Q/DQ graph breaks a rule of {context.dialect.title}: {fatal[0].node}: {fatal[0].why}",
+            f"the {name} Q/DQ graph breaks a rule of {dialect.title}: {fatal[0].node}: {fatal[0].why}",
             fatal[0].remedy,
         )
     onnx.save(quantised, folder / f"{name}-int8.onnx")
+
+
+def _train_quantised(
+    context: Context, network: onnx.ModelProto, ranges: quantize.Ranges, precision: dict[str, str]
+) -> tuple[onnx.ModelProto, quantize.Ranges]:
+    """[quantize] qat_epochs: train with the fake-quantisation that the artifact will have."""
+    from edgeprune.quantize.qat import fine_tune
+
+    images, epochs = context.data.train, context.recipe.quantize.qat_epochs
+    total, report = epochs * len(images) / 32, context.progress("quantize")
+    return fine_tune(
+        network,
+        ranges,
+        context.dialect,
+        lambda: images.batches(32),
+        epochs,
+        precision,
+        on_step=lambda step, loss: report(step, total, f"training in INT8, loss {loss:.4f}"),
+    )
 
 
 ARTIFACTS = {"dense-fp32": "fp32", "dense-int8": "int8", "pruned-fp32": "fp32", "pruned-int8": "int8"}

@@ -78,9 +78,18 @@ def narrow(
     edited = shadow(model, replace)
     _take_out(edited, removed)
     _set(edited, attributes)
+    _drop_caches(edited)
     if not empty:
         check_sizes(edited)
     return edited
+
+
+def _drop_caches(model: nn.Module) -> None:
+    """Tell every module its mode again: those that keep tensors derived from their weights drop them then."""
+    flags = [(module, module.training) for module in model.modules()]
+    model.train(model.training)
+    for module, training in flags:
+        module.training = training
 
 
 def _inside(name: str, removed: Iterable[str]) -> bool:

@@ -29,9 +29,15 @@ class Odd(nn.Module):
         self.o = nn.Linear(10, 3)
         self.note = "kept"
         self.dropout = nn.Dropout(0.1)
+        self.cache: dict[str, torch.Tensor] = {}
+
+    def train(self, mode: bool = True) -> Odd:
+        self.cache = {}
+        return super().train(mode)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = torch.relu(self.a(x)) * self.scale + self.again + self.shift.to(x.dtype)
+        double = self.cache.setdefault("double", self.scale.detach() * 2)
+        y = torch.relu(self.a(x)) * double + self.again + self.shift.to(x.dtype)
         y = self.tied(torch.relu(self.b(y)))
         return self.o(self.dropout(y))
 
@@ -46,6 +52,7 @@ def test_the_promises() -> None:
     before = copy.deepcopy(dict(model.named_parameters())), copy.deepcopy(dict(model.named_buffers()))
     attributes = model.a.out_features, model.training
     x = torch.randn(4, 6)
+    model(x)  # fills the cache, at full width
     structure = edgeprune.trace(model, x)
     plan = structure.uniform(0.4)
     pruned = plan.apply(model)

@@ -6,7 +6,10 @@ continuous: their marginals are the x, so that they are 0 or 1 by themselves whe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 
@@ -82,18 +85,38 @@ def solve(
     if np.isfinite(limit):
         rows.row([(c, size / limit) for c, size in rows.memory], -np.inf, 1.0)
     unit = max((abs(value) for value in rows.cost), default=0.0) or 1.0
-    result = milp(
-        np.array(rows.cost) / unit,
-        integrality=np.array(rows.integer, dtype=np.int64),
-        bounds=Bounds(0.0, 1.0),
-        constraints=LinearConstraint(_matrix(rows), np.array(rows.low), np.array(rows.high)),
-        options={"time_limit": max(seconds, 0.1), "mip_rel_gap": relative_gap},
-    )
+    with _silent():
+        result = milp(
+            np.array(rows.cost) / unit,
+            integrality=np.array(rows.integer, dtype=np.int64),
+            bounds=Bounds(0.0, 1.0),
+            constraints=LinearConstraint(_matrix(rows), np.array(rows.low), np.array(rows.high)),
+            options={"time_limit": max(seconds, 0.1), "mip_rel_gap": relative_gap},
+        )
     if result.status == 2:
         return Answer(None, float("inf"))
     dual = result.mip_dual_bound
     bound = float(dual) * unit if dual is not None and np.isfinite(dual) else 0.0
     return Answer(None if result.x is None else _read(program, names, result.x), bound)
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """HiGHS prints a line of its own to the process's standard output, which belongs to results (`--json`)."""
+    try:
+        sys.stdout.flush()
+        kept = os.dup(1)
+    except (OSError, ValueError):  # there is no standard output
+        yield
+        return
+    null = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(null)
+        os.close(kept)
 
 
 def _write(program: Program, allowed: Allowed) -> tuple[_Rows, _Names]:

@@ -56,8 +56,8 @@ def brute_force(programs: Any, count: int) -> dict[str, Any]:
         best = min(t.loss for t in totals if t.ms <= budget)
         answer = solve(program, [budget])[0]
         difference = (answer.loss - best) / max(best, 1e-12) if answer.loss > best else 0.0
-        equal += difference <= 1e-4
-        valid += answer.bound <= best + 1e-9
+        equal += int(difference <= 1e-4)
+        valid += int(answer.bound <= best + 1e-9)
         worst = max(worst, difference)
     return {"programs": count, "equal": equal, "valid_bounds": valid, "worst_relative_excess": worst}
 
@@ -152,7 +152,7 @@ def _loss(program: Program, budget: float) -> float | None:
 def _equal_latency(program: Program, blind: Program, budget: float) -> float | None:
     """The blind program's best loss over all of its own budgets whose answers truly fit."""
     best = None
-    for own in np.linspace(max(floor(blind), budget) * 1.0001, blind.totals(blind.dense()).ms, 40):
+    for own in np.linspace(max(floor(blind), budget) * 1.0001, blind.totals(blind.dense()).ms, 16):
         choice = _try(blind, float(own))
         if choice is not None and program.totals(choice).ms <= budget:
             loss = program.totals(choice).loss

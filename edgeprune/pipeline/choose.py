@@ -25,7 +25,7 @@ from edgeprune.search.stitch import Stitcher
 
 FRACTIONS = tuple(step / 20 for step in range(1, 20))
 FRONT = (1.25, 1.5, 2.0, 2.5, 3.0, 4.0)  # speed-ups over dense INT8 at which the front is told
-AIM = 0.985  # share of the budget that is solved for: closure does the rest
+AIM = 0.985  # share of the budget that is aimed at: the margin covers the noise of the measurement
 
 
 @dataclass(frozen=True)
@@ -189,10 +189,10 @@ def uniform(context: Context, maker: Maker, folder: Path) -> Chosen:
     while low < high:
         middle = (low + high) // 2
         measured, budget = ratio(middle)
-        low, high = (low, middle) if measured <= budget else (middle + 1, high)
+        low, high = (low, middle) if measured <= AIM * budget else (middle + 1, high)
     if candidates:
         ratio(low)
-    good = [index for index, (measured, budget) in tried.items() if measured <= budget]
+    good = [index for index, (measured, budget) in tried.items() if measured <= AIM * budget]
     if not good:
         best = min(tried, key=lambda index: tried[index][0], default=-1)
         fastest = f"{1 / tried[best][0]:.2f}x at {candidates[best][0]:.0%} removed" if tried else "nothing can go"

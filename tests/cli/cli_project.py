@@ -57,7 +57,7 @@ runtime = "onnxruntime"
 dialect = "ort-x86"
 
 [channels]
-step = 8
+step = 32
 
 [protocol]
 warmup_runs = 3

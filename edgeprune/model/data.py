@@ -9,9 +9,9 @@ A source is one of
 * "module:function": called without arguments, returns a mapping with the keys of the .npz.
 
 Four splits come out: `train`, `calibration` (its first images), `selection` and `test`. Nothing is ever chosen by the
-test images, which only the gate sees. A source may bring a `selection` split of its own, in the same form as the others:
-images that the dense network was never trained on are what accuracy is best chosen by. Otherwise training images are
-held out, which the dense network has seen, so that accuracies on them flatter.
+test images, which only the gate sees. A source may bring a `selection` split of its own, in the same form as the
+others: images that the dense network was never trained on are what accuracy is best chosen by. Otherwise training
+images are held out, which the dense network has seen, so that accuracies on them flatter.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Fine-tuning by distillation from the dense network: SGD, cosine schedule, moving average, checkpoints.
 
 Sources: DIST, Huang et al., NeurIPS 2022 (Pearson correlation between and within classes); KL with temperature,
-Hinton et al., arXiv:1503.02531; moving average of weights, Polyak and Juditsky, 1992; cosine schedule, arXiv:1608.03983.
+Hinton et al., arXiv:1503.02531; moving average of weights, Polyak and Juditsky, 1992; cosine schedule,
+arXiv:1608.03983.
 """
 
 from __future__ import annotations

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 
 from edgeprune import pipeline, recipe, target
-from edgeprune.errors import BudgetError
+from edgeprune.errors import BudgetError, MeasurementError
 from edgeprune.pipeline import override
 from edgeprune.pipeline.context import Event
 
@@ -42,9 +43,22 @@ def tiny(tmp_path: Path) -> recipe.Recipe:
     return recipe.load(tmp_path / "recipe.toml")
 
 
+def _profile(tiny: recipe.Recipe, device: target.Target, run: Path) -> None:
+    """Build the latency table; a machine too busy to be measured on is tried three times, then the test is skipped."""
+    for attempt in range(3):
+        try:
+            pipeline.run(tiny, device, run, until="profile")
+            return
+        except MeasurementError as noisy:
+            if attempt == 2:
+                pytest.skip(f"this machine is too busy to measure on: {noisy.message}")
+            time.sleep(5)
+
+
 @pytest.mark.slow
 def test_joint_search_to_measured_result_and_resume(tiny: recipe.Recipe, tmp_path: Path) -> None:
     device, events = target.load("x86-onnxruntime"), list[Event]()
+    _profile(tiny, device, tmp_path / "run")
     outcome = pipeline.run(tiny, device, tmp_path / "run", until="validate", events=events.append)
     result = outcome.result
     assert result["search"]["method"] == "joint"

@@ -87,7 +87,6 @@ class RecoverSection(_Section, frozen=True):
     label_weight: Annotated[float, Meta(ge=0)] = 0.0  # of cross-entropy; 0: label-free
     temperature: Annotated[float, Meta(gt=0)] = 4.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of training; auto: bf16 where the processor has it
-    stages: Annotated[int, Meta(ge=0)] = 0  # 0: by the depth of the cut
     seed: int = 0
 
 

@@ -53,11 +53,12 @@ class Execution(_Section, frozen=True):
 class Protocol(_Section, frozen=True):
     """How latency is measured: warm up, then rounds that interleave all candidates."""
 
-    unit: Literal["ms", "instructions"] = "ms"
+    unit: Literal["ms", "instructions", "modelled ms"] = "ms"  # set by the way the device is reached
     warmup_runs: Positive = 10
     runs: Positive = 50  # a round, a candidate
     rounds: Positive = 5
     min_seconds: Annotated[float, Meta(ge=0)] = 0.0  # a round, a candidate: at least this long
+    max_seconds: Annotated[float, Meta(gt=0)] = 60.0  # then no further round begins, once there are five
     max_spread: Annotated[float, Meta(gt=0)] = 0.15  # MAD of the round medians / their median; wider is refused
     fresh_process: bool = False
 
@@ -65,7 +66,7 @@ class Protocol(_Section, frozen=True):
 class Connection(_Section, frozen=True):
     """How the host reaches the device."""
 
-    transport: Literal["local", "ssh", "qemu-user", "qemu-board"] = "local"
+    transport: Literal["local", "ssh", "qemu-user", "qemu-board", "model"] = "local"  # model: no device yet
     address: str = ""  # ssh: user@host[:port], or a name in ~/.ssh/config
     cpu: str = ""  # emulation: the core to emulate, such as cortex-a76
     python: str = ""  # the device's interpreter; empty: python3 there, this interpreter here
@@ -110,6 +111,11 @@ class Target(_Section, frozen=True):
         data: dict[str, Any] = msgspec.to_builtins(self)
         del data["folder"]
         return data
+
+
+def latency_key(unit: str, what: str = "latency") -> str:
+    """The key of a latency in result.json: latency_ms, latency_instructions, latency_modelled_ms."""
+    return f"{what}_{unit.replace(' ', '_')}"
 
 
 def folders(extra: Sequence[Path] = ()) -> list[Path]:

@@ -152,6 +152,7 @@ class AgentDevice:
             "runs": protocol.runs,
             "rounds": protocol.rounds,
             "min_seconds": protocol.min_seconds,
+            "max_seconds": protocol.max_seconds,
             "max_spread": protocol.max_spread,
             "fresh_process": protocol.fresh_process,
         }

@@ -56,8 +56,8 @@ class Effort:
     batch: int = 4
     passes: int = 1
     profile_runs: int = 24
-    rounds: int = 24
-    runs: int = 3
+    rounds: int = 48
+    runs: int = 4
     good_spread: float = 0.03
     max_spread: float = 0.12
     retries: int = 2
@@ -72,7 +72,7 @@ class Effort:
         )
 
 
-QUICK = Effort(profile_runs=12, rounds=16, retries=1)
+QUICK = Effort(profile_runs=12, rounds=32, retries=1)
 
 
 @dataclass(frozen=True)

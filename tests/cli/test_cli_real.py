@@ -36,7 +36,9 @@ def test_interrupted_resumed_signed_and_verified(project):
     subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", "release.key"], check=True)
     subprocess.run(["openssl", "pkey", "-in", "release.key", "-pubout", "-out", "release.pub"], check=True)
     command = [*EDGEPRUNE, "quick", "run", "recipe.toml", "--sign", "release.key"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment()) as first:
+    # A background job's SIGINT is ignored, and that is inherited; a user at a terminal has the default.
+    hears = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment(), **hears) as first:
         for line in first.stderr:
             if line.startswith("search"):
                 first.send_signal(signal.SIGINT)

@@ -111,7 +111,7 @@ def test_summary_agrees_with_numpy() -> None:
 def test_candidates_take_turns_round_by_round() -> None:
     calls: list[str] = []
     steps = [lambda name=name: calls.append(name) for name in "ABC"]
-    timing.interleaved(steps, warmup=0, runs=2, rounds=3, min_seconds=0.0, max_spread=1e9)
+    timing.interleaved(steps, warmup=0, runs=2, rounds=3, min_seconds=0.0, max_seconds=60.0, max_spread=1e9)
     assert "".join(calls) == "AABBCC" * 3
 
 

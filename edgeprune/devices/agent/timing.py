@@ -9,22 +9,34 @@ import statistics
 import time
 from typing import Any, Callable, Iterator
 
+FEWEST_ROUNDS = 5
 MOST_RUNS = 20000  # a round, however short the network and however many seconds were asked for
 
 
 def interleaved(
-    candidates: list[Callable[[], Any]], warmup: int, runs: int, rounds: int, min_seconds: float, max_spread: float
+    candidates: list[Callable[[], Any]],
+    warmup: int,
+    runs: int,
+    rounds: int,
+    min_seconds: float,
+    max_seconds: float,
+    max_spread: float,
 ) -> list[list[list[float]]]:
     """Time `candidates` in rounds A B C A B C ...; returns samples[candidate][round] in nanoseconds.
 
-    When a candidate's round medians scatter more than `max_spread`, up to twice as many rounds again are taken.
+    Many short rounds serve better than few long ones: a machine's speed changes between them, and a short round sees
+    all candidates at one speed. When a candidate's round medians scatter more than `max_spread`, up to twice as many
+    rounds again are taken. After `max_seconds` no further round begins, once there are `FEWEST_ROUNDS`.
     """
     samples = [[] for _ in candidates]  # type: list[list[list[float]]]
     for candidate in candidates:
         for _ in range(warmup):
             candidate()
+    end = time.perf_counter() + max_seconds
     with collection_off():
         while len(samples[0]) < 3 * rounds:
+            if len(samples[0]) >= min(rounds, FEWEST_ROUNDS) and time.perf_counter() > end:
+                break
             for index, candidate in enumerate(candidates):
                 for _ in range(min(2, warmup)):  # the others have used the caches
                     candidate()

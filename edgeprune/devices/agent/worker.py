@@ -100,7 +100,9 @@ class Worker:
     def do_measure(self, request: dict[str, Any]) -> dict[str, Any]:
         """Latency of several artifacts, interleaved; raw samples in nanoseconds and what disturbed them."""
         steps = [self._model(handle).step() for handle in request["handles"]]
-        settings = [request[name] for name in ("warmup_runs", "runs", "rounds", "min_seconds", "max_spread")]
+        settings = [
+            request[name] for name in ("warmup_runs", "runs", "rounds", "min_seconds", "max_seconds", "max_spread")
+        ]
         before = state.snapshot()
         with timing.pinned(self._threads) as cpus:
             samples = timing.interleaved(steps, *settings)

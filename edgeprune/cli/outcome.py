@@ -13,7 +13,7 @@ from edgeprune.cli import console
 from edgeprune.cli.session import Session, echo_json
 from edgeprune.errors import GateError
 from edgeprune.recipe import Recipe
-from edgeprune.target import Target
+from edgeprune.target import Target, latency_key
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,6 +26,7 @@ NETWORKS = {
     "pruned_fp32": "pruned FP32",
     "pruned_int8": "pruned INT8",
 }
+LATENCIES = tuple(map(latency_key, ("ms", "instructions", "modelled ms")))
 MISSING = "-"
 
 
@@ -90,7 +91,7 @@ def _row(figures: Mapping[str, Any], base: float | None) -> list[str]:
 
 
 def _latency(figures: Mapping[str, Any]) -> Mapping[str, Any]:
-    found = figures.get("latency_ms") or figures.get("latency_instructions") or {}
+    found = next((figures[key] for key in LATENCIES if figures.get(key)), None) or {}
     return found if isinstance(found, Mapping) else {"median": found}
 
 

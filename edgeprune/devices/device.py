@@ -31,6 +31,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 CHUNK = 256  # images sent at once, at most; after a lost link only the chunk under way is repeated
 CHUNK_BYTES = 32 << 20
+COUNTED_RUNS = 3  # at most, on an instruction clock: it repeats, and an emulated core takes long over each
 _USE_A_BOARD = (
     "Use a board (--device ssh://NAME), or the emulated board that counts instructions (--device qemu-board://)."
 )
@@ -145,13 +146,14 @@ class AgentDevice:
         if not loaded:
             return []
         self._must_have_a_clock(protocol)
+        counted = self.unit == "instructions"
         request = {
             "op": "measure",
             "handles": [_opened(one).handle for one in loaded],
-            "warmup_runs": protocol.warmup_runs,
-            "runs": protocol.runs,
-            "rounds": protocol.rounds,
-            "min_seconds": protocol.min_seconds,
+            "warmup_runs": 1 if counted else protocol.warmup_runs,
+            "runs": min(protocol.runs, COUNTED_RUNS) if counted else protocol.runs,
+            "rounds": min(protocol.rounds, COUNTED_RUNS) if counted else protocol.rounds,
+            "min_seconds": 0.0 if counted else protocol.min_seconds,
             "max_seconds": protocol.max_seconds,
             "max_spread": protocol.max_spread,
             "fresh_process": protocol.fresh_process,
@@ -163,6 +165,7 @@ class AgentDevice:
         """Time each fused kernel with the runtime's profiler, in execution order."""
         self._must_have_a_clock(self._target.protocol)
         opened = _opened(loaded)
+        runs = min(runs, COUNTED_RUNS) if self.unit == "instructions" else runs
         found = self._ask({"op": "profile", "handle": opened.handle, "runs": runs})
         kernels = found["kernels"]
         if found["fused"]:
@@ -336,7 +339,7 @@ class AgentDevice:
         if protocol.unit == "ms" and self.unit == "instructions":
             raise MeasurementError(
                 f"{self._transport.where}: an emulated board counts instructions, which are never a time.",
-                'Use a speed-up budget and unit = "instructions" in the profile, or a board: --device ssh://NAME',
+                "Use a speed-up budget, or a board: --device ssh://NAME",
             )
 
     def _scale(self, nanoseconds: float) -> float:

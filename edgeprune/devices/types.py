@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from edgeprune.target import Protocol as MeasureProtocol
 
-Unit = Literal["ms", "instructions"]
+Unit = Literal["ms", "instructions", "modelled ms"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ class Artifact:
 class Timing:
     """End-to-end latency of one artifact, batch and threads as in the target's profile.
 
-    Values are in `unit`: milliseconds, or executed instructions on an emulated board, which are never a time.
+    Values are in `unit`: milliseconds, executed instructions on an emulated board, which are never a time, or a model's
+    milliseconds, which nobody measured.
 
     Attributes:
         median: median of the rounds' medians.

@@ -50,7 +50,10 @@ class Context:
     """One run. `model`, `data`, `structure` and `device` are made when they are first asked for."""
 
     def __init__(self, recipe: Recipe, target: Target, run: RunDirectory, device: str, listener: Listener) -> None:
-        self.recipe, self.target, self.run, self.device_name, self.listener = recipe, target, run, device, listener
+        from edgeprune.devices import reached
+
+        self.recipe, self.run, self.device_name, self.listener = recipe, run, device, listener
+        self.target = reached(target, device)
         self.stack = contextlib.ExitStack()
 
     def __enter__(self) -> Context:
@@ -115,7 +118,8 @@ class Context:
         """The connected device; closed at the end of the run."""
         from edgeprune.devices import connect
 
-        return self.stack.enter_context(connect(self.target, self.device_name))
+        device: Device = connect(self.target, self.device_name)
+        return self.stack.enter_context(device)
 
     @cached_property
     def probe(self) -> Probe:

@@ -10,6 +10,7 @@ from edgeprune import validate
 from edgeprune.graph import Plan, width
 from edgeprune.pipeline.context import Context
 from edgeprune.pipeline.rundir import read_json
+from edgeprune.target import latency_key
 
 
 def assemble(context: Context) -> dict[str, Any]:
@@ -50,10 +51,10 @@ def _add_measured(context: Context, result: dict[str, Any], measured: dict[str, 
     unit = measured["unit"]
     result.update(measured["networks"])
     result.update(unit=unit, device=measured["device"], difference=measured["difference"], state=measured["state"])
-    dense, pruned = (result[name][f"latency_{unit}"]["median"] for name in ("dense_int8", "pruned_int8"))
+    dense, pruned = (result[name][latency_key(unit)]["median"] for name in ("dense_int8", "pruned_int8"))
     result["speedup_vs_dense_int8"] = dense / pruned
     deadline = validate.deadline(dense, context.recipe.budget, unit)
-    result[f"budget_{unit}"] = deadline
+    result[latency_key(unit, "budget")] = deadline
     result["budget"] = context.recipe.section("budget")
     gates = validate.gates(result, context.recipe.budget, context.target.protocol.max_spread)
     result["gates"] = [gate.to_dict() for gate in gates]

@@ -20,6 +20,7 @@ from edgeprune.pipeline.context import Context
 from edgeprune.pipeline.feasible import plan_stage, refuse_impossible
 from edgeprune.pipeline.precision import choose_precision
 from edgeprune.pipeline.rundir import read_json, write_json
+from edgeprune.target import latency_key
 
 if TYPE_CHECKING:
     from torch import nn
@@ -182,21 +183,24 @@ def load_artifacts(context: Context) -> dict[str, Artifact]:
 def validate_stage(context: Context, folder: Path) -> None:
     """measured.json: accuracy and latency of the very artifacts, on the device's runtime, all interleaved."""
     from edgeprune import validate
+    from edgeprune.pipeline import images
 
     device, artifacts = context.device, load_artifacts(context)
     before = device.probe()
     loaded = {name: device.load(artifact) for name, artifact in artifacts.items()}
     context.say("validate", "measuring latency, dense and pruned interleaved")
     timings = dict(zip(loaded, device.measure(list(loaded.values()), context.target.protocol), strict=True))
-    labels, outputs = context.data.test.labels, _outputs(context, loaded)
+    labels, found = context.data.test.labels, images.run(context, artifacts, loaded)
+    outputs = found.logits
     figures: dict[str, Any] = {}
     for name, artifact in artifacts.items():
         scored = validate.accuracy(outputs[name], labels, outputs["dense-fp32"])
         unit = timings[name].unit
         figures[name.replace("-", "_")] = {
             **scored.to_dict(),
-            f"latency_{unit}": _timing(timings[name]),
+            latency_key(unit): _timing(timings[name]),
             "bytes": artifact.bytes,
+            **({"emulated": found.emulated[name]} if name in found.emulated else {}),
         }
     difference = validate.difference(outputs["pruned-int8"], outputs["dense-fp32"], labels)
     kernels = {name: [asdict(k) for k in device.profile(loaded[name])] for name in ("dense-int8", "pruned-int8")}
@@ -218,18 +222,6 @@ def validate_stage(context: Context, folder: Path) -> None:
             "state": {"before": before.state, "after": device.probe().state},
         },
     )
-
-
-def _outputs(context: Context, loaded: dict[str, Any]) -> dict[str, Any]:
-    """Logits [N, classes] of every artifact on the test split, a chunk of images at a time."""
-    found: dict[str, list[Any]] = {name: [] for name in loaded}
-    test, report, chunk = context.data.test, context.progress("validate"), 500
-    for start in range(0, len(test), chunk):
-        images = test.arrays(range(start, min(start + chunk, len(test))))
-        for name, one in loaded.items():
-            found[name].append(context.device.infer(one, images)[0])
-        report(start + len(images), len(test), "images on the device")
-    return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
 def _timing(timing: Any) -> dict[str, Any]:

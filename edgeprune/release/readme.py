@@ -7,7 +7,7 @@ from importlib import resources
 from string import Template
 from typing import Any
 
-from edgeprune.target import Target
+from edgeprune.target import Target, latency_key
 
 WHAT = {
     "artifact/": "the network, as the runtime opens it",
@@ -50,7 +50,7 @@ def text(manifest: Mapping[str, Any], result: Mapping[str, Any], profile: Target
 
 def _rows(result: Mapping[str, Any]) -> list[str]:
     unit = str(result.get("unit", "ms"))
-    key = "latency_ms" if unit == "ms" else f"latency_{unit}"
+    key = latency_key(unit)
     columns = [result.get(name) or {} for name in ("dense_fp32", "dense_int8", "pruned_int8")]
     rows = {
         "accuracy (top-1)": [f"{100 * column['accuracy']:.2f} %" if "accuracy" in column else "" for column in columns],

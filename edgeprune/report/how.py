@@ -86,7 +86,9 @@ def _tried(found: Mapping[str, Any]) -> Html:
 
 def _front(found: Mapping[str, Any], unit: str) -> Html:
     """The program's best network for each budget, and the one that was chosen."""
-    scale, name = (1.0, "predicted latency, ms") if unit == "ms" else (1e-6, f"predicted, million {unit}")
+    scale, name = (
+        (1e-6, f"predicted, million {unit}") if unit == "instructions" else (1.0, f"predicted latency, {unit}")
+    )
     line = sorted(words.points(found.get("front"), "ms", "loss"))
     points = [plot.Point(x * scale, y, "before", "", f"{words.latency(x, unit)}: loss {y:.3g}") for x, y in line]
     chosen = words.points([found], "predicted", "surrogate")

@@ -15,14 +15,14 @@ def latency(result: Mapping[str, Any]) -> Html:
     """Time of each layer's kernels in the runtime's own profile, dense and pruned INT8."""
     unit = str(result.get("unit", "ms"))
     timed = [layer for layer in result.get("layers") or () if words.finite(layer.get("dense_ms")) is not None]
-    bars, scale = [], 1000.0 if unit == "ms" else 1e-3
+    bars, scale = [], 1e-3 if unit == "instructions" else 1000.0
     drawn = [layer for layer in timed if layer.get("before")]  # the rest belongs to no layer: it is in the table
     for layer in drawn:
         before, after = words.finite(layer.get("dense_ms")) or 0.0, words.finite(layer.get("pruned_ms"))
         after_text = "removed" if layer.get("removed") else words.small((after or 0.0) * scale)
         title = f"{layer.get('name')}: {words.small(before * scale)} → {after_text}"
         bars.append(plot.Bar(title, before * scale, (after or 0.0) * scale, bool(layer.get("removed"))))
-    name = "µs" if unit == "ms" else f"thousand {unit}"
+    name = f"thousand {unit}" if unit == "instructions" else unit.replace("ms", "µs")
     description = f"Time of each of {len(bars)} layers, dense and pruned; the figures are in the table below."
     rows = [_row(layer, scale) for layer in timed]
     head = ["layer", f"dense, {name}", f"pruned, {name}", "saved"]

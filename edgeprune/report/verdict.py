@@ -8,6 +8,11 @@ from typing import Any
 from edgeprune.report import plot, words
 from edgeprune.report.markup import NOTHING, Html, figure, join, legend, section, table, tag
 
+COUNTED = {
+    "instructions": " Instructions of an emulated board stand for no time.",
+    "modelled ms": " Latency is a model, not measured; outputs are ONNX Runtime's, not the device's.",
+}
+
 
 def head(result: Mapping[str, Any]) -> Html:
     """The verdict and the four tiles."""
@@ -125,14 +130,14 @@ def networks(result: Mapping[str, Any]) -> Html:
 def _how_measured(result: Mapping[str, Any]) -> str:
     images = (result.get("pruned_int8") or {}).get("images")
     unit = str(result.get("unit", "ms"))
-    counted = "" if unit == "ms" else " Instructions of an emulated board stand for no time."
+    counted = COUNTED.get(unit, "")
     return (f"{images:,} test images on the device's runtime; " if isinstance(images, int) else "") + (
         f"latencies measured interleaved. Agrees: predicts the same class as dense FP32.{counted}"
     )
 
 
 def _scatter(result: Mapping[str, Any], shown: Mapping[str, Any], unit: str) -> Html:
-    points, scale = [], 1.0 if unit == "ms" else 1e-6
+    points, scale = [], 1e-6 if unit == "instructions" else 1.0
     for key, figures in shown.items():
         x, y = words.median(figures), words.finite(figures.get("accuracy"))
         if x is None or y is None:
@@ -145,7 +150,7 @@ def _scatter(result: Mapping[str, Any], shown: Mapping[str, Any], unit: str) -> 
     wanted = None
     if budget is not None and dense is not None and allowed is not None:
         wanted = (budget * scale, 100 * dense - allowed)
-    name = "median latency, ms" if unit == "ms" else f"million {unit}"
+    name = f"million {unit}" if unit == "instructions" else f"median latency, {unit}"
     description = "Accuracy against latency: " + "; ".join(point.title for point in points)
     drawn = plot.scatter(points, name, "top-1, %", description, wanted=wanted)
     return figure(legend({"wanted": "what the recipe asks for", "limit": "budget, and lowest accuracy"}), drawn)

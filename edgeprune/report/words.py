@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from edgeprune.target import latency_key
+
 NETWORKS = {
     "dense_fp32": "dense FP32",
     "dense_int8": "dense INT8",
@@ -13,6 +15,7 @@ NETWORKS = {
     "pruned_int8": "pruned INT8",
 }
 RUNTIMES = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT"}
+UNITS = ("ms", "instructions", "modelled ms")
 NONE = "–"
 
 
@@ -28,10 +31,10 @@ def latency(value: Any, unit: str = "ms", *, named: bool = True) -> str:
     number = finite(value)
     if number is None:
         return NONE
-    if unit != "ms":
+    if unit == "instructions":
         return f"{number / 1e6:.3g} M" + (f" {unit}" if named else "")
     digits = 3 if number < 10 else 2 if number < 100 else 1
-    return f"{number:.{digits}f}" + (" ms" if named else "")
+    return f"{number:.{digits}f}" + (f" {unit}" if named else "")
 
 
 def small(value: Any) -> str:
@@ -107,7 +110,7 @@ def latency_of(figures: Any) -> Mapping[str, Any]:
     """The latency of one network of a result: median, p90, ..."""
     if not isinstance(figures, Mapping):
         return {}
-    found = figures.get("latency_ms") or figures.get("latency_instructions") or {}
+    found = next((figures[key] for key in map(latency_key, UNITS) if figures.get(key)), None) or {}
     return found if isinstance(found, Mapping) else {"median": found}
 
 
@@ -118,4 +121,4 @@ def median(figures: Any) -> float | None:
 
 def budget(result: Mapping[str, Any]) -> float | None:
     """The latency that was asked for, in the result's unit."""
-    return finite(result.get(f"budget_{result.get('unit', 'ms')}"))
+    return finite(result.get(latency_key(str(result.get("unit", "ms")), "budget")))

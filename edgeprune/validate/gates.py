@@ -4,6 +4,7 @@
     proof         the pruned network computes what it must
     accuracy      points of top-1 below the dense FP32 network, at most [budget] max_drop
     latency       never above the budget
+    emulation     on an emulated core: the true runtime predicts what the pre-check predicts
     faster        than the dense INT8 artifact: else there is no reason to prune
     size          [budget] max_bytes, where the recipe has it
 
@@ -20,9 +21,12 @@ from typing import Any
 
 from edgeprune.errors import RecipeError, RunError
 from edgeprune.recipe import BudgetSection
+from edgeprune.target import latency_key
 
 DEFAULT_SPREAD = 0.15
 SPARE = 0.9  # a network that uses less of its budget could have kept more
+SAME_CLASS = 0.99  # share of images on which an emulated runtime must predict what the pre-check does
+UNMEASURED = "no device has run this: latency is a model, not measured, and outputs are ONNX Runtime's."
 ROUNDING = 1e-9  # relative; a float's own error is no reason to refuse
 
 
@@ -74,6 +78,11 @@ def gates(result: Mapping[str, Any], budget: BudgetSection, max_spread: float = 
         _deadline(float(pruned["median"]), limit, unit),
         _faster(float(dense["median"]), float(pruned["median"]), unit),
     ]
+    emulated = {
+        name: result[name]["emulated"] for name in ("dense_int8", "pruned_int8") if result[name].get("emulated")
+    }
+    if emulated:
+        found.append(_emulation(emulated, int(result["pruned_int8"]["images"])))
     if budget.max_bytes is not None:
         found.append(_size(int(result["pruned_int8"]["bytes"]), budget.max_bytes))
     return tuple(found)
@@ -89,7 +98,7 @@ def deadline(dense_int8: float, budget: BudgetSection, unit: str = "ms") -> floa
         if budget.speedup is None:
             raise RecipeError("[budget] needs exactly one of speedup and latency_ms.")
         return dense_int8 / budget.speedup
-    if unit != "ms":
+    if unit == "instructions":
         raise RecipeError(
             f"[budget] latency_ms = {budget.latency_ms:g} cannot be held here: this target is emulated, and counts "
             f"{unit}, which are no time.",
@@ -99,6 +108,10 @@ def deadline(dense_int8: float, budget: BudgetSection, unit: str = "ms") -> floa
 
 
 def _measurement(result: Mapping[str, Any], unit: str, max_spread: float) -> Gate:
+    if unit == "modelled ms":
+        return Gate(
+            "measurement", False, None, max_spread, "spread", UNMEASURED, "Run it on the device: --device ssh://NAME"
+        )
     worst, reasons = 0.0, []
     for name in ("dense_int8", "pruned_int8"):
         latency = _latency(result[name], unit)
@@ -177,6 +190,21 @@ def _faster(dense: float, pruned: float, unit: str) -> Gate:
     return Gate("faster", False, pruned, dense, unit, f"{facts}: not faster ({dense / pruned:.2f} times).", remedy)
 
 
+def _emulation(emulated: Mapping[str, Mapping[str, Any]], images: int) -> Gate:
+    """On an emulated core: does the true runtime predict what the pre-check does, whose images outnumber its own?"""
+    same = min(float(found["same_class"]) for found in emulated.values())
+    ours = emulated["pruned_int8"]
+    facts = (
+        f"{ours['runtime']}: {ours['images']:,} of {images:,} images of pruned INT8, top-1 {ours['accuracy']:.2%} "
+        f"(95 % interval {ours['low']:.2%} to {ours['high']:.2%}); dense and pruned, the same class as the "
+        f"pre-check on at least {same:.2%}"
+    )
+    if same >= SAME_CLASS:
+        return Gate("emulation", True, same, SAME_CLASS, "share", f"{facts} (limit {SAME_CLASS:.0%}).")
+    remedy = "The pre-check does not stand for this runtime: please report it with both versions of ONNX Runtime."
+    return Gate("emulation", False, same, SAME_CLASS, "share", f"{facts}; wanted {SAME_CLASS:.0%}.", remedy)
+
+
 def _size(size: int, limit: int) -> Gate:
     facts = f"{size:,} bytes against a limit of {limit:,}"
     if size <= limit:
@@ -186,7 +214,7 @@ def _size(size: int, limit: int) -> Gate:
 
 
 def _latency(figures: Mapping[str, Any], unit: str) -> Mapping[str, Any]:
-    key = "latency_ms" if unit == "ms" else f"latency_{unit}"
+    key = latency_key(unit)
     found = figures.get(key)
     if not isinstance(found, Mapping) or not math.isfinite(found.get("median", math.nan)) or found["median"] <= 0:
         raise RunError(f"result.json has no {key}.", "Run the step again: edgeprune TARGET validate RECIPE.")
@@ -194,8 +222,8 @@ def _latency(figures: Mapping[str, Any], unit: str) -> Mapping[str, Any]:
 
 
 def _quantity(value: float, unit: str) -> str:
-    if unit == "ms":
-        return f"{value:.3f} ms"
+    if unit != "instructions":
+        return f"{value:.3f} {unit}"
     return f"{value / 1e6:.3f} million {unit}"
 
 

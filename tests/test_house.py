@@ -27,6 +27,7 @@ FLOORS = (
     {"search"},
     {"pipeline"},
     {"cli"},
+    {"__main__"},
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 WITHOUT_TORCH = ("errors", "config", "target", "recipe", "devices", "runtimes", "report", "release", "validate", "cli")

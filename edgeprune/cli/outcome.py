@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +26,10 @@ NETWORKS = {
     "pruned_int8": "pruned INT8",
 }
 LATENCIES = tuple(map(latency_key, ("ms", "instructions", "modelled ms")))
+MEANING = {
+    "instructions": "Instructions of an emulated board: they stand for no time.",
+    "modelled ms": "No device: latency is a model, not measured. Give yours: --device ssh://NAME",
+}
 MISSING = "-"
 
 
@@ -37,12 +40,9 @@ def show(outcome: Outcome, step: str, session: Session) -> None:
 
 def show_refused(refused: GateError, step: str, session: Session) -> None:
     """Print what a run measured before a gate refused it; the pipeline has written result.json and the report."""
-    run_dir: Path | None = getattr(refused, "run_dir", None)
-    if run_dir is None or not (run_dir / "result.json").is_file():
-        return
-    result = json.loads((run_dir / "result.json").read_text("utf-8"))
-    report = run_dir / "report.html"
-    show_result(result, step, session, run_dir, report if report.is_file() else None, None)
+    outcome: Outcome | None = getattr(refused, "outcome", None)
+    if outcome is not None:
+        show(outcome, step, session)
 
 
 def show_result(
@@ -118,7 +118,9 @@ def verdict(result: Mapping[str, Any]) -> str:
     """One line that says release or refused, then a line for each gate."""
     gates = result["gates"]
     failed = [gate for gate in gates if not gate["passed"]]
-    if failed:
+    if result.get("verdict") == "unverified":
+        head = click.style("UNVERIFIED", fg="yellow", bold=True) + f"  no device has measured; {len(failed)} gate open"
+    elif failed:
         head = click.style("REFUSED", fg="red", bold=True) + f"  {len(failed)} of {len(gates)} gates failed"
     else:
         head = click.style("RELEASE", fg="green", bold=True) + f"  all {len(gates)} gates hold"
@@ -148,6 +150,8 @@ def show_plan(plan: Mapping[str, Any], recipe: Recipe, target: Target, session: 
     for label, value in rows.items():
         if value is not None:
             click.echo(f"  {label:<24}{number(median(value)):>10} {unit}")
+    if unit in MEANING:
+        click.echo(f"\n  {MEANING[unit]}")
     _layers(plan.get("layers", ()), unit)
     _frozen(plan.get("frozen", ()))
     if plan.get("feasible"):

@@ -38,6 +38,7 @@ def _show(targets: list[Target]) -> None:
     made = console.table(**headings, step="step", verified="verified", right="step")
     for item in targets:
         runtime = f"{item.runtime} {item.requires}".rstrip()
-        verified = EVIDENCE_LEVELS[item.level]
+        dates = [one.date for one in item.evidence if one.level == item.level]
+        verified = f"{EVIDENCE_LEVELS[item.level]} {max(dates, default='')}".rstrip()
         made.add_row(item.name, item.title, runtime, item.dialect, str(item.channels.step), verified)
     console.show(made)

@@ -12,7 +12,9 @@ from typing import Literal
 
 from edgeprune.devices import board, emulator
 from edgeprune.devices.connect import connect, transport
+from edgeprune.devices.connect import way as where
 from edgeprune.devices.link import AgentError
+from edgeprune.devices.roofline import LABEL
 from edgeprune.errors import EdgepruneError, MissingDependency
 from edgeprune.target import Target
 
@@ -43,7 +45,7 @@ def host(target: Target | None) -> Iterator[Check]:
     yield _package("openvino", "missing" if needed else "optional", 'pip install "edgeprune[openvino]"')
     if target is None or target.family == "nvidia":
         yield _package("tensorrt-rtx", "optional", 'pip install "edgeprune[tensorrt-lint]"')
-    if target is None or target.connection.transport in ("ssh", "qemu-board"):
+    if target is None or target.connection.transport in ("ssh", "qemu-board", "model"):
         ssh = shutil.which("ssh")
         state: Literal["missing", "optional"] = "optional" if target is None else "missing"
         yield Check("ssh", "ok", ssh) if ssh else Check("ssh", state, "no", "apt-get install openssh-client")
@@ -79,6 +81,9 @@ def _why_not() -> str:
 
 def device(target: Target, address: str) -> Check:
     """The target's device: can it be reached, does its runtime start, is it of a version that fits?"""
+    if where(target, address).scheme == "model":
+        remedy = f"edgeprune devices add mine ssh://USER@HOST --target {target.name}"
+        return Check("device", "optional", f"none yet: latency is a {LABEL}", remedy)
     try:
         way = transport(target, address)
         way.close()

@@ -125,22 +125,26 @@ def _run_stages(context: Context, until: str) -> None:
 
 
 def _package(context: Context, result: dict[str, Any]) -> Outcome:
-    """Write result.json and the report; then the bundle, or refuse."""
+    """Write result.json and the report; then the bundle, or refuse. An unverified one says so, and ends in an error."""
     from edgeprune import release, report
 
     path = context.run.path
     failed = [gate for gate in result["gates"] if not gate["passed"]]
+    unverified = result["verdict"] == "unverified"
     write_json(path / "result.json", result)
     report.write(result, path / "report.html")
+    bundle = None
+    if unverified or not failed:
+        (path / "release").mkdir(exist_ok=True)
+        bundle = release.bundle(path, result, path / "release", licences=licences(context.recipe))
     if failed:
+        state = "open, as no device has measured" if unverified else "failed"
         error = GateError(
-            f"{len(failed)} of {len(result['gates'])} gates failed: {failed[0]['name']}: {failed[0]['message']}",
+            f"{len(failed)} of {len(result['gates'])} gates {state}: {failed[0]['name']}: {failed[0]['message']}",
             f"{failed[0]['remedy']} The report: {path / 'report.html'}",
         )
-        error.run_dir = path  # type: ignore[attr-defined]
+        error.outcome = Outcome(path, result, bundle, path / "report.html")  # type: ignore[attr-defined]
         raise error
-    (path / "release").mkdir(exist_ok=True)
-    bundle = release.bundle(path, result, path / "release", licences=licences(context.recipe))
     return Outcome(path, result, bundle, path / "report.html")
 
 

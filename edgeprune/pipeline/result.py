@@ -6,8 +6,9 @@ from typing import Any
 
 import msgspec
 
-from edgeprune import validate
+from edgeprune import runtimes, validate
 from edgeprune.graph import Plan, width
+from edgeprune.pipeline import flavours
 from edgeprune.pipeline.context import Context
 from edgeprune.pipeline.rundir import read_json
 from edgeprune.target import latency_key
@@ -58,10 +59,23 @@ def _add_measured(context: Context, result: dict[str, Any], measured: dict[str, 
     result["budget"] = context.recipe.section("budget")
     gates = validate.gates(result, context.recipe.budget, context.target.protocol.max_spread)
     result["gates"] = [gate.to_dict() for gate in gates]
-    result["verdict"] = "release" if all(gate.passed for gate in gates) else "refused"
+    result["verdict"] = validate.verdict(gates, unit)
     result["layers"] = layers(context, measured["kernels"])
-    files = read_json(context.folder("artifacts") / "artifacts.json")["pruned-int8"]["files"]
-    result["artifact"] = {"files": {name: f"artifacts/{file}" for name, file in files.items()}}
+    result["artifact"] = _artifact(context)
+
+
+def _artifact(context: Context) -> dict[str, Any]:
+    """The released files, and those of the other flavours with what opens them."""
+    listed = read_json(context.folder("artifacts") / "artifacts.json")
+    found: dict[str, Any] = {"files": _files(listed["pruned-int8"])}
+    for dialect in runtimes.flavours(context.target)[1:]:
+        entry = listed[flavours.artifact(dialect, context.target)]
+        found.setdefault("flavours", {})[dialect] = {"files": _files(entry), "options": entry["options"]}
+    return found
+
+
+def _files(entry: dict[str, Any]) -> dict[str, str]:
+    return {name: f"artifacts/{file}" for name, file in entry["files"].items()}
 
 
 def layers(context: Context, kernels: dict[str, Any]) -> list[dict[str, Any]]:
@@ -113,4 +127,6 @@ def _quantization(context: Context) -> dict[str, Any]:
         return {}
     lint = read_json(path.with_name("pruned-lint.json"))
     precision = _read(context, "quantize/precision.json")
-    return {"dialect": context.dialect.name, "ranges": read_json(path), "lint": lint, "precision": precision}
+    found = {"dialect": context.dialect.name, "ranges": read_json(path), "lint": lint, "precision": precision}
+    checked = flavours.facts(context)
+    return {**found, "flavours": checked} if checked else found

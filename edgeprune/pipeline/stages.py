@@ -15,6 +15,7 @@ import torch
 from edgeprune import graph, model, quantize, runtimes
 from edgeprune.devices import Artifact
 from edgeprune.errors import GateError, ProofError
+from edgeprune.pipeline import flavours
 from edgeprune.pipeline.choose import build_table, choose_plan
 from edgeprune.pipeline.context import Context
 from edgeprune.pipeline.feasible import plan_stage, refuse_impossible
@@ -127,6 +128,8 @@ def _quantize_one(context: Context, folder: Path, name: str, progress: Callable[
             fatal[0].remedy,
         )
     onnx.save(quantised, folder / f"{name}-int8.onnx")
+    if name == "pruned":
+        flavours.write(context, folder, network, ranges, floats)
 
 
 def _train_quantised(
@@ -154,11 +157,14 @@ ARTIFACTS = {"dense-fp32": "fp32", "dense-int8": "int8", "pruned-fp32": "fp32", 
 def artifacts_stage(context: Context, folder: Path) -> None:
     """The runtime's own files, dense and pruned, FP32 and INT8."""
     listed = {}
-    for name, precision in ARTIFACTS.items():
-        source = context.folder("quantize") / f"{name}.onnx"
-        made = runtimes.build(source, folder, context.target, name, precision)
+    sources = {name: context.folder("quantize") / f"{name}.onnx" for name in ARTIFACTS}
+    artifacts = {
+        name: runtimes.build(sources[name], folder, context.target, name, precision)
+        for name, precision in ARTIFACTS.items()
+    }
+    for name, made in {**artifacts, **flavours.build(context, folder)}.items():
         listed[name] = {
-            "precision": precision,
+            "precision": made.precision,
             "files": {key: path.name for key, path in made.files.items()},
             "options": made.options,
         }
@@ -186,6 +192,8 @@ def validate_stage(context: Context, folder: Path) -> None:
     from edgeprune.pipeline import images
 
     device, artifacts = context.device, load_artifacts(context)
+    if context.target.protocol.unit != "modelled ms":  # a device's TensorRT may be too old for the other flavours
+        artifacts = {name: artifacts[name] for name in ARTIFACTS}
     before = device.probe()
     loaded = {name: device.load(artifact) for name, artifact in artifacts.items()}
     context.say("validate", "measuring latency, dense and pruned interleaved")

@@ -81,7 +81,11 @@ def compile_for(model: onnx.ModelProto, capability: str = "SM86") -> Compiled:
 
 def findings(model: onnx.ModelProto, capability: str = "SM86") -> list[Finding]:
     """What the compiler says, as a linter says it."""
-    compiled = compile_for(model, capability)
+    return judge(compile_for(model, capability))
+
+
+def judge(compiled: Compiled) -> list[Finding]:
+    """A compilation as a linter tells it: an error when it was refused, a warning for each layer left in float."""
     if not compiled.accepted:
         text = "; ".join(compiled.errors) or "no reason given"
         return [Finding("graph", "rtx-rejected", "error", f"TensorRT-RTX: {text}.", "Mend what it names.")]

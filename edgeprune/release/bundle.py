@@ -32,6 +32,8 @@ from edgeprune.target import Target
 MANIFEST = "manifest.json"
 SOURCES = ("recipe.lock.toml", "recover/weights.safetensors", "quantize/pruned-fp32.onnx", "quantize/pruned-int8.onnx")
 FIGURES = ("dense_fp32", "dense_int8", "pruned_fp32", "pruned_int8", "speedup_vs_dense_int8", "budget_ms", "budget")
+UNVERIFIED = "unverified"  # the verdict on what no device has measured, and the mark in the bundle's name
+SINCE = {"tensorrt-b": "11"}  # the runtime's version from which on a flavour is the one to open
 MAIN = (".xml", ".onnx", ".engine", ".plan")  # what a runtime opens comes first
 
 
@@ -40,8 +42,8 @@ def bundle(run_dir: Path, result: Mapping[str, Any], out: Path, *, licences: Seq
 
     Args:
         run_dir: the run directory.
-        result: what result.json holds; its verdict must be "release".
-        out: a folder, where it is called NAME-TARGET.tar, or a file that ends in .tar.
+        result: what result.json holds; its verdict must be "release", or "unverified" where no device has measured.
+        out: a folder, where it is called NAME-TARGET.tar (NAME-TARGET-unverified.tar), or a file that ends in .tar.
         licences: licence texts of the network and its data, to travel along.
 
     Raises:
@@ -49,13 +51,15 @@ def bundle(run_dir: Path, result: Mapping[str, Any], out: Path, *, licences: Seq
         BundleError: something that belongs in it is missing.
     """
     failed = [str(gate["name"]) for gate in result.get("gates", ()) if not gate["passed"]]
-    if result.get("verdict") != "release" or failed or not result.get("gates"):
+    unverified = result.get("verdict") == UNVERIFIED and failed == ["measurement"]
+    if not unverified and (result.get("verdict") != "release" or failed or not result.get("gates")):
         reason = f"these gates failed: {', '.join(failed)}" if failed else "no gate has been passed"
         raise GateError(f"{run_dir}: no bundle, as {reason}.", "The report says by how much, and what would help.")
     profile = _profile(result)
     artifact = _artifact(run_dir, result, profile)
     members = _contents(run_dir, result, profile, artifact, licences)
-    path = out if out.suffix == ".tar" else out / f"{result['name']}-{result['target']}.tar"
+    mark = f"-{UNVERIFIED}" if unverified else ""
+    path = out if out.suffix == ".tar" else out / f"{result['name']}-{result['target']}{mark}.tar"
     return archive.write(path, members)
 
 
@@ -70,7 +74,9 @@ def _contents(
     run_dir: Path, result: Mapping[str, Any], profile: Target, artifact: dict[str, Path], licences: Sequence[Path]
 ) -> dict[str, bytes | Path]:
     runtime, version = profile.runtime, str(result["runtime"]["version"])
-    members: dict[str, bytes | Path] = {f"artifact/{name}": path for name, path in artifact.items()}
+    flavours = result.get("artifact", {}).get("flavours", {})
+    more = {name: run_dir / path for entry in flavours.values() for name, path in entry["files"].items()}
+    members: dict[str, bytes | Path] = {f"artifact/{name}": path for name, path in {**artifact, **more}.items()}
     members["plan.json"] = _one(run_dir, "search/plan.json", "recover/plan.json")
     members["samples.npz"] = _one(run_dir, "validate/samples.npz")
     members["preprocessing.json"] = _one(run_dir, "validate/preprocessing.json")
@@ -83,7 +89,7 @@ def _contents(
         members[f"LICENSES/model-{number}.txt"] = text
     members.update(_program())
     hashes = {name: digest(content) for name, content in members.items()}
-    files = [{"name": name, "sha256": hashes[f"artifact/{name}"]} for name in artifact]
+    files = [{"name": name, "sha256": hashes[f"artifact/{name}"]} for name in {**artifact, **more}]
     document = sbom.document(str(result["name"]), files, runtime, version, edgeprune.__version__)
     members["sbom.json"] = dump(document)
     manifest = _manifest(run_dir, result, profile, list(artifact))
@@ -111,6 +117,7 @@ def _manifest(run_dir: Path, result: Mapping[str, Any], profile: Target, files: 
             "files": files,
             "options": options,
             "threads": profile.execution.threads,
+            **({"flavours": _flavours(result, profile)} if result.get("artifact", {}).get("flavours") else {}),
         },
         "sources": {**hashed, **result.get("sources", {})},
         "figures": {name: result[name] for name in FIGURES if name in result},
@@ -119,6 +126,19 @@ def _manifest(run_dir: Path, result: Mapping[str, Any], profile: Target, files: 
         "evidence": list(result.get("evidence", ())),
         "verdict": result["verdict"],
     }
+
+
+def _flavours(result: Mapping[str, Any], profile: Target) -> list[dict[str, Any]]:
+    """The other flavours of the artifact: files, options, and the version of the runtime that they are for."""
+    return [
+        {
+            "dialect": dialect,
+            "files": list(entry["files"]),
+            "options": {**profile.execution.options, **entry["options"]},
+            "since": SINCE.get(dialect, ""),
+        }
+        for dialect, entry in result["artifact"]["flavours"].items()
+    ]
 
 
 def _artifact(run_dir: Path, result: Mapping[str, Any], profile: Target) -> dict[str, Path]:

@@ -9,6 +9,23 @@ from typing import Any
 
 from edgeprune.target import Target, latency_key
 
+NEXT = Template(
+    """## What a device's owner runs next
+
+On the host that has edgeprune and the recipe:
+
+    ssh-copy-id USER@HOST
+    edgeprune devices add mine ssh://USER@HOST --target $target
+    edgeprune doctor $target --device mine
+    ssh -t USER@HOST "sudo nvpmodel -m 0 && sudo jetson_clocks"
+    edgeprune $target plan recipe.toml --device mine
+    edgeprune $target run recipe.toml --device mine
+
+The last builds the engines on the device, searches again with measured latencies, validates there, and writes the
+bundle that takes the place of this one.
+
+"""
+)
 WHAT = {
     "artifact/": "the network, as the runtime opens it",
     "agent/": "the code that opens and runs it, as it was measured",
@@ -38,14 +55,28 @@ def text(manifest: Mapping[str, Any], result: Mapping[str, Any], profile: Target
         target_title=profile.title,
         edgeprune=manifest["edgeprune"],
         rows="\n".join(_rows(result)),
-        device=_device(manifest["device"]),
-        runtime=runtime.get("name", profile.runtime),
-        version=runtime.get("version", ""),
-        threads=profile.execution.threads,
-        batch=profile.execution.batch,
+        where=_where(manifest, profile, f"{runtime.get('name', profile.runtime)} {runtime.get('version', '')}".strip()),
+        next=NEXT.substitute(target=profile.name) if manifest["verdict"] == "unverified" else "",
         install_note="'s Python packages; TensorRT itself comes with JetPack" if jetson else "",
         contents="\n".join(_contents(names)),
     ).encode()
+
+
+def _where(manifest: Mapping[str, Any], profile: Target, runtime: str) -> str:
+    """What the figures above stand on."""
+    device, run = manifest["device"], profile.execution
+    how = f"{run.threads} thread{'s'[: run.threads > 1]}, batch {run.batch}"
+    if manifest["verdict"] == "unverified":
+        return (
+            f"**NOT VERIFIED: no device has run this.** Latency is a model, not measured ({how}); accuracy is that of "
+            "the same graphs in ONNX Runtime on the host, not of the device."
+        )
+    if device.get("emulation"):
+        return (
+            f"**Emulated, not a board:** {_device(device)}, {runtime}, {how}. Latency is a count of executed "
+            "instructions, never a time; outputs are those of the device's own runtime."
+        )
+    return f"Measured on: {_device(device)}, {runtime}, {how}."
 
 
 def _rows(result: Mapping[str, Any]) -> list[str]:

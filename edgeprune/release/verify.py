@@ -22,7 +22,7 @@ from edgeprune import target as targets
 from edgeprune.errors import BundleError, DeviceUnreachable, JobFailed, MissingDependency, TargetError
 from edgeprune.release import archive, signature
 from edgeprune.release.archive import DAMAGED, Archive
-from edgeprune.release.bundle import MANIFEST
+from edgeprune.release.bundle import MANIFEST, UNVERIFIED
 from edgeprune.release.device import run as on_device
 from edgeprune.release.signature import SUMS
 
@@ -127,6 +127,11 @@ def _manifest(found: Archive) -> dict[str, Any]:
 def _evidence(found: Archive, manifest: Mapping[str, Any]) -> Check:
     """All gates are there, passed, and say what their own figures say; the proof is there."""
     gates = {str(gate.get("name")): gate for gate in manifest.get("gates", ())}
+    if manifest.get("verdict") == UNVERIFIED:
+        raise BundleError(
+            f"{found.path}: whole, but marked unverified: no device has measured it.",
+            "Its README.md has the commands that measure it on a device.",
+        )
     for name in GATES:
         if name not in gates:
             raise BundleError(f"{found.path}: its manifest has no '{name}' gate.", "It was not made by a passing run.")

@@ -24,6 +24,10 @@ def _verdict(result: Mapping[str, Any]) -> Html:
     word = result.get("verdict")
     if word == "release" and not failed:
         return tag("div", tag("strong", "Release"), tag("p", _in_a_sentence(result)), cls="verdict release")
+    if word == "unverified":
+        hint = " ".join(f"{gate.get('message')} {gate.get('remedy')}" for gate in failed)
+        sentence = _in_a_sentence(result).replace("measured on", "modelled for")
+        return tag("div", tag("strong", "Unverified"), tag("p", hint), tag("p", sentence), cls="verdict open")
     if word in ("refused", "release"):
         reasons = tag(
             "ul", [tag("li", f"{gate.get('name')}: {gate.get('message')} {gate.get('remedy')}") for gate in failed]

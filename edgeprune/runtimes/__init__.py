@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from edgeprune.runtimes.dialects import DIALECTS as DIALECTS
     from edgeprune.runtimes.dialects import Dialect as Dialect
 
-__all__ = ["DIALECTS", "Artifact", "Dialect", "build", "version"]
+__all__ = ["DIALECTS", "Artifact", "Dialect", "build", "flavours", "version"]
 
 
 def build(onnx_path: Path, folder: Path, target: Target, name: str, precision: str) -> Artifact:
@@ -37,6 +37,11 @@ def build(onnx_path: Path, folder: Path, target: Target, name: str, precision: s
     maker = importlib.import_module(f"edgeprune.runtimes.{target.runtime}")
     artifact: Artifact = maker.build(onnx_path, folder, target, name, precision)
     return artifact
+
+
+def flavours(target: Target) -> tuple[str, ...]:
+    """The Q/DQ schemes that a release carries: the target's own, then the others that its profile names."""
+    return tuple(dict.fromkeys((target.dialect, *target.extra.get("flavours", ()))))
 
 
 def __getattr__(name: str) -> Any:

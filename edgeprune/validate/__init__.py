@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from edgeprune.validate.accuracy import Accuracy, Difference, accuracy, difference
-from edgeprune.validate.gates import Gate, deadline, gates
+from edgeprune.validate.gates import Gate, deadline, gates, verdict
 
-__all__ = ["Accuracy", "Difference", "Gate", "accuracy", "deadline", "difference", "gates"]
+__all__ = ["Accuracy", "Difference", "Gate", "accuracy", "deadline", "difference", "gates", "verdict"]

@@ -15,7 +15,7 @@ is refused there, while a speed-up over the dense INT8 artifact works.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -86,6 +86,14 @@ def gates(result: Mapping[str, Any], budget: BudgetSection, max_spread: float = 
     if budget.max_bytes is not None:
         found.append(_size(int(result["pruned_int8"]["bytes"]), budget.max_bytes))
     return tuple(found)
+
+
+def verdict(found: Sequence[Gate], unit: str) -> str:
+    """ "release"; "unverified" when all that is open is the measurement, as there was no device; else "refused"."""
+    failed = [gate.name for gate in found if not gate.passed]
+    if failed == ["measurement"] and unit == "modelled ms":
+        return "unverified"
+    return "refused" if failed else "release"
 
 
 def deadline(dense_int8: float, budget: BudgetSection, unit: str = "ms") -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from edgeprune import target
+from edgeprune import devices, target
 from edgeprune.cli.devices import command as devices_command
 from edgeprune.cli.doctor import command as doctor_command
 from edgeprune.devices import board, book, checks, emulator
@@ -16,7 +16,7 @@ from edgeprune.devices.connect import transport
 from edgeprune.devices.qemu_user import QemuUser
 from edgeprune.devices.ssh import Ssh
 from edgeprune.devices.transport import Local
-from edgeprune.errors import DeviceUnreachable, MissingDependency, TargetError, UsageError
+from edgeprune.errors import DeviceUnreachable, TargetError, UsageError
 
 
 @pytest.fixture(autouse=True)
@@ -74,6 +74,26 @@ def test_an_address_leads_to_a_transport(monkeypatch: pytest.MonkeyPatch) -> Non
         transport(pi5)
 
 
+@pytest.mark.parametrize(
+    ("name", "device", "unit", "core"),
+    [
+        ("raspberry-pi-5", "", "instructions", "cortex-a76"),
+        ("raspberry-pi-4", "qemu-board://", "instructions", "cortex-a72"),
+        ("raspberry-pi-5", "qemu-user://", "ms", "cortex-a76"),
+        ("raspberry-pi-5", "qemu-board://cortex-a76?clock=none", "ms", "cortex-a76"),
+        ("raspberry-pi-5", "ssh://10.0.0.7", "ms", ""),
+        ("raspberry-pi-5", "local", "ms", ""),
+        ("jetson-orin-nano", "", "modelled ms", ""),
+        ("jetson-orin-nano", "ssh://10.0.0.9", "ms", ""),
+    ],
+)
+def test_the_way_decides_the_unit_and_what_is_emulated(name: str, device: str, unit: str, core: str) -> None:
+    profile = target.load(name)
+    reached = devices.reached(profile, device)
+    assert reached.protocol.unit == unit and devices.emulated_core(profile, device) == core
+    assert (reached.protocol.runs == profile.protocol.runs) == (unit == "ms")
+
+
 def test_the_commands_about_boards() -> None:
     run = CliRunner()
     assert "No boards yet" in run.invoke(devices_command).output
@@ -93,7 +113,9 @@ def test_doctor_says_what_is_here_and_what_mends_the_rest() -> None:
     answer = json.loads(run.invoke(doctor_command, ["x86-onnxruntime", "--json"]).output)
     assert answer["ready"] and answer["checks"][-1]["found"].startswith("onnxruntime ")
     jetson = run.invoke(doctor_command, ["jetson-orin-nano"])
-    assert isinstance(jetson.exception, MissingDependency) and "--device ssh://NAME" in jetson.output.replace("\n", " ")
+    assert jetson.exit_code == 0 and "latency is a model" in " ".join(jetson.output.split())
+    found = checks.device(target.load("jetson-orin-nano"), "")
+    assert found.state == "optional" and found.remedy.endswith("--target jetson-orin-nano")
     assert isinstance(run.invoke(doctor_command, ["intel-cpu", "--install-emulator"]).exception, UsageError)
 
 

@@ -130,3 +130,38 @@ def test_a_gate_is_plain_data():
     assert set(validate.gates(GOOD, BUDGET)[0].to_dict()) == {
         "name", "passed", "value", "limit", "unit", "message", "remedy",
     }  # fmt: skip
+
+
+EMULATED = {
+    "runtime": "onnxruntime 1.31.1, cortex-a76 under qemu-user",
+    "images": 400,
+    "accuracy": 0.9,
+    "low": 0.87,
+    "high": 0.93,
+}
+
+
+@pytest.mark.parametrize(("same", "passes"), [(1.0, True), (0.98, False)])
+def test_an_emulated_runtime_must_predict_what_the_pre_check_does(same, passes):
+    result = changed(unit="instructions")
+    for name in ("dense_fp32", "dense_int8", "pruned_fp32", "pruned_int8"):
+        result[name]["latency_instructions"] = result[name].pop("latency_ms")
+        result[name] |= {"images": 2000, "emulated": {**EMULATED, "same_class": 1.0}}
+    result["pruned_int8"]["emulated"]["same_class"] = same
+    gate = by_name(result)["emulation"]
+    assert gate.passed is passes and gate.value == same
+    assert "400 of 2,000 images" in gate.message and "87.00% to 93.00%" in gate.message
+
+
+def test_what_no_device_measured_is_unverified_and_nothing_else():
+    result = changed(unit="modelled ms")
+    for name in ("dense_fp32", "dense_int8", "pruned_fp32", "pruned_int8"):
+        result[name]["latency_modelled_ms"] = result[name].pop("latency_ms")
+    gates = validate.gates(result, BUDGET)
+    assert [gate.name for gate in gates if not gate.passed] == ["measurement"]
+    assert "model, not measured" in gates[0].message and "--device" in gates[0].remedy
+    assert validate.verdict(gates, "modelled ms") == "unverified"
+    assert validate.verdict(gates, "ms") == "refused"
+    result["pruned_int8"]["accuracy"] = 0.5
+    assert validate.verdict(validate.gates(result, BUDGET), "modelled ms") == "refused"
+    assert validate.verdict(validate.gates(GOOD, BUDGET), "ms") == "release"

@@ -33,9 +33,18 @@ def open_model(manifest: dict[str, Any]) -> Any:
     """Open the artifact as it was measured: same options, same number of threads."""
     sys.path.insert(0, str(HERE))
     artifact = manifest["artifact"]
-    files = {name: str(HERE / "artifact" / name) for name in artifact["files"]}
     runner = importlib.import_module("agent.run_" + artifact["runtime"])
-    return runner.Model(files, artifact["options"], artifact["threads"], home())
+    chosen = flavour(artifact, runner.version()) if artifact.get("flavours") else artifact
+    files = {name: str(HERE / "artifact" / name) for name in chosen["files"]}
+    return runner.Model(files, chosen["options"], artifact["threads"], home())
+
+
+def flavour(artifact: dict[str, Any], version: str) -> dict[str, Any]:
+    """What this version of the runtime opens: the artifact itself, or the flavour that is made for newer ones."""
+    for entry in artifact["flavours"]:
+        if entry["since"] and int(version.split(".")[0]) >= int(entry["since"]):
+            return dict(entry)
+    return artifact
 
 
 def home() -> str:

@@ -1,0 +1,76 @@
+"""A Jetson without a Jetson: searched on the model, both flavours made and checked, and a bundle marked unverified."""
+
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path
+
+import onnx
+import pytest
+
+from edgeprune import pipeline, recipe, release, target
+from edgeprune.errors import BundleError, GateError
+
+ROOT = Path(__file__).parents[2]
+RECIPE = f"""
+name = "tiny"
+[model]
+factory = "{ROOT / "tests" / "networks.py"}:tiny_resnet"
+input = [3, 32, 32]
+[data]
+source = "{ROOT / "calibration" / "cifar10"}"
+test = 100
+calibration = 32
+[budget]
+speedup = 1.3
+max_drop = 100
+[search]
+images = 64
+rounds = 1
+[recover]
+epochs = 0.05
+batch = 32
+[quantize]
+images = 32
+"""
+FLAVOURS = {
+    "jetson-orin-nano": {"pruned-int8.onnx": 13, "pruned-int8-b.onnx": 19},
+    "jetson-agx-orin": {"pruned-int8.onnx": 13, "pruned-int8-b.onnx": 19},
+    "jetson-xavier-nx": {"pruned-int8.onnx": 13},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FLAVOURS)
+def test_a_run_without_a_device_ends_unverified(name: str, tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    tiny, device = recipe.load(tmp_path / "recipe.toml"), target.load(name)
+    with pytest.raises(GateError, match="1 of 5 gates open, as no device has measured") as ended:
+        pipeline.run(tiny, device, tmp_path / "run")
+    outcome: pipeline.Outcome = ended.value.outcome  # type: ignore[attr-defined]
+    result = outcome.result
+    assert result["verdict"] == "unverified" and result["unit"] == "modelled ms"
+    assert result["search"]["measured_ratio"] <= 1 / 1.3
+    assert all("latency_ms" not in result[network] for network in ("dense_int8", "pruned_int8"))
+    assert outcome.report is not None and "model, not measured" in outcome.report.read_text("utf-8")
+    for checks in result["quantize"]["flavours"].values():
+        assert not checks["lint"]
+        rtx = checks["rtx"]
+        assert "skipped" in rtx or (rtx["accepted"] and rtx["int8"] == rtx["intended"] > 0)
+    if len(FLAVOURS[name]) > 1:
+        assert result["pruned_int8_b"]["images"] == 100
+
+    assert outcome.bundle is not None and outcome.bundle.name == f"tiny-{name}-unverified.tar"
+    with tarfile.open(outcome.bundle) as bundle:
+        bundle.extractall(tmp_path / "bundle", filter="data")
+    (folder,) = (path.parent for path in (tmp_path / "bundle").rglob("manifest.json"))
+    opsets = {path.name: onnx.load(path).opset_import[0].version for path in (folder / "artifact").iterdir()}
+    assert {file: opsets[file] >= least for file, least in FLAVOURS[name].items()} == dict.fromkeys(
+        FLAVOURS[name], True
+    )
+    assert set(opsets) == set(FLAVOURS[name])
+    readme = (folder / "README.md").read_text("utf-8")
+    assert "NOT VERIFIED: no device has run this" in readme and "model, not measured" in readme
+    assert f"edgeprune {name} run recipe.toml --device mine" in readme
+    with pytest.raises(BundleError, match="marked unverified"):
+        release.verify(outcome.bundle)

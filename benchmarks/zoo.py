@@ -1,10 +1,15 @@
 """Prune one smallest model of each of timm's architecture modules, and torchvision's, uniformly; prove each.
 
-    python benchmarks/zoo.py --site DIR --out benchmarks/zoo.json [--peer] [--only NAME ...] [--jobs N]
+    python benchmarks/zoo.py --site DIR [--passes ours onnx peer] [--only NAME ...] [--suite timm]
 
-Each model runs in a process of its own with a limit on its processor time. `--peer` runs Torch-Pruning 1.6.1 beside
-it on the same models (global group magnitude, pruning ratio 0.3, its defaults). Results are kept in the JSON, so that
-a killed run goes on. Images are 128 pixels wide where the model takes that: the graph is the same.
+Each model runs in a process of its own with a limit on its processor time; seconds are processor seconds. The passes:
+`ours` traces, plans, applies and proves; `onnx` applies the plan that `ours` kept to a fresh model, exports it with
+`edgeprune.model.export_onnx` and compares ONNX Runtime with PyTorch; `peer` runs Torch-Pruning 1.6.1 on the same model
+(global group magnitude, pruning ratio 0.3, its defaults). Results are kept in the JSON, so that a killed run goes on.
+
+Images are 128 pixels wide where the model takes that: the graph is the same. Of torchvision's detectors the network
+itself is traced (`Raw`): backbone, pyramid and dense heads, without the image transform, the boxes' decoding and NMS,
+whose Python depends on data.
 The packages are those of benchmarks/zoo-requirements.txt, installed with `pip install --no-deps --target DIR`.
 """
 
@@ -21,6 +26,7 @@ import statistics
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,43 +69,68 @@ def names(site: str) -> list[dict[str, Any]]:
         if not name.startswith("quantized") and not any(
             v in name for v in ("mvit", "swin3d", "r3d", "mc3", "r2plus1d", "s3d", "raft")
         ):
-            chosen.append({"suite": "torchvision", "module": "torchvision", "name": name})
-    return chosen
+            entry = {"suite": "torchvision", "module": "torchvision", "name": name}
+            chosen.append({**entry, "parameters": sum(p.numel() for p in _torchvision(name).parameters())})
+    return sorted(chosen, key=lambda entry: (entry["suite"], entry["parameters"]))
 
 
 def build(entry: dict[str, Any]) -> tuple[Any, Any]:
-    """The model, and inputs of the size that it wants."""
-    import torch
-
-    torch.manual_seed(0)
-    if entry["suite"] == "timm":
-        return _timm(entry["name"])
-    import torchvision
-
-    more = (
-        {"weights_backbone": None}
-        if "segmentation" in _home(entry["name"]) or "detection" in _home(entry["name"])
-        else {}
-    )
-    model = torchvision.models.get_model(entry["name"], weights=None, **more)
-    side = 299 if entry["name"] == "inception_v3" else 224
-    return model.eval(), torch.randn(1, 3, side, side)
-
-
-def _timm(name: str) -> tuple[Any, Any]:
-    """A timm model at 128 pixels where it can be built and run so, else at its own size: the graph is the same."""
-    import timm
+    """The model with generic weights, and an image at 128 pixels where it runs so, else at its own size."""
     import torch
 
     for side in (128, 192, 0):
-        for more in ({"img_size": side}, {}) if side else ({},):
-            with contextlib.suppress(Exception), torch.no_grad():
-                model = timm.create_model(name, pretrained=False, **more).eval()
-                channels, height, width = model.pretrained_cfg["input_size"]
-                x = torch.randn(1, channels, side or height, side or width)
-                model(x)
-                return model, x
-    raise RuntimeError(f"{name} does not run")
+        with contextlib.suppress(Exception), torch.no_grad():
+            torch.manual_seed(0)
+            if entry["suite"] == "torchvision":
+                model, x = _torchvision(entry["name"]), torch.randn(1, 3, side or 224, side or 224)
+            else:
+                model, x = _timm(entry["name"], side)
+            model.eval()(x)
+            return model, x
+    raise RuntimeError(f"{entry['name']} does not run")
+
+
+def _timm(name: str, side: int) -> tuple[Any, Any]:
+    """A timm model for images of this size (0: its own)."""
+    import timm
+    import torch
+
+    model = None
+    if side:
+        with contextlib.suppress(Exception):
+            model = timm.create_model(name, pretrained=False, img_size=side)
+    model = model or timm.create_model(name, pretrained=False)
+    channels, height, width = model.pretrained_cfg["input_size"]
+    return model, torch.randn(1, channels, side or height, side or width)
+
+
+def _torchvision(name: str) -> Any:
+    """A torchvision model with random weights; of a detector what comes before its boxes."""
+    import torchvision
+
+    home = _home(name)
+    more = {"weights_backbone": None} if "segmentation" in home or "detection" in home else {}
+    model = torchvision.models.get_model(name, weights=None, **more)
+    return raw(model) if "detection" in home else model
+
+
+def raw(detector: Any) -> Any:
+    """A detector's network: the pyramid's maps and what the dense heads say of each place, before any decoding."""
+    import torch
+
+    class Raw(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = detector.backbone
+            self.head = detector.rpn.head if hasattr(detector, "rpn") else detector.head
+
+        def forward(self, x: torch.Tensor) -> Any:
+            maps = self.backbone(x)
+            maps = list(maps.values()) if isinstance(maps, dict) else [maps]
+            said = self.head(maps)
+            return (maps, said) if hasattr(detector, "rpn") else said
+
+    return Raw()
 
 
 def _home(name: str) -> str:
@@ -108,72 +139,73 @@ def _home(name: str) -> str:
     return str(torchvision.models.get_model_builder(name).__module__)
 
 
-def ours(entry: dict[str, Any], onnx: bool) -> dict[str, Any]:
-    """Trace, plan, apply, prove, export."""
+def ours(entry: dict[str, Any], plans: Path) -> dict[str, Any]:
+    """Trace, plan, apply, prove; the plan is kept for `onnx`."""
     import torch
 
     import edgeprune
 
     model, x = build(entry)
     before = sum(p.numel() for p in model.parameters())
-    start = time.perf_counter()
+    start = time.process_time()
     structure = edgeprune.trace(model, x)
-    traced = time.perf_counter() - start
+    traced = time.process_time()
     plan = structure.uniform(FRACTION, 1)
     pruned = plan.apply(model)
-    seconds = time.perf_counter() - start
+    planned = time.process_time()
     after = sum(p.numel() for p in pruned.parameters())
     with torch.no_grad():
         pruned(x)
     proof = structure.prove(model, plan)
+    plan.save(plans / f"{entry['suite']}-{entry['name']}.json")
     return {
         "runs": True,
         "proved": proof.passed,
         "max_error": proof.max_error,
         "detail": proof.detail,
         "method": proof.method,
+        "image": list(x.shape),
         "parameters": before,
         "removed": 1 - after / before,
         "groups": len(structure.groups),
         "blocks": len(structure.blocks),
         "frozen": [f"{f.why} [{f.operator} {Path(f.source).name}] x{len(f.layers)}" for f in structure.frozen],
-        "trace_seconds": traced,
-        "seconds": seconds,
-        "total_seconds": time.perf_counter() - start,
-        "onnx": onnx_check(pruned, x) if onnx else "not run",
+        "trace_seconds": traced - start,
+        "plan_seconds": planned - traced,
+        "prove_seconds": time.process_time() - planned,
     }
 
 
-def onnx_check(model: Any, x: Any) -> str:
-    """'equal', or what went wrong, of an ONNX export run by ONNX Runtime."""
-    import io
-    import logging
-    import warnings
+def onnx(entry: dict[str, Any], plans: Path) -> dict[str, Any]:
+    """Export the pruned model and compare ONNX Runtime with PyTorch on one image, each output by its spread."""
+    import tempfile
 
     import numpy as np
     import onnxruntime
     import torch
     from torch.utils._pytree import tree_flatten
 
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            program = torch.onnx.export(model, (x,), dynamo=True, verbose=False)
-            buffer = io.BytesIO()
-            program.save(buffer)
-            session = onnxruntime.InferenceSession(buffer.getvalue(), providers=["CPUExecutionProvider"])
-            got = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-            want = [v.numpy() for v in tree_flatten(model(x))[0] if isinstance(v, torch.Tensor)]
-        worst = max(
-            float(np.abs(g - w).max() / max(1e-6, float(w.max() - w.min()))) for g, w in zip(got, want, strict=True)
-        )
-        return "equal" if worst < 1e-3 else f"differs by {worst:.3g} of the spread"
-    except Exception as error:
-        return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
+    import edgeprune
+    from edgeprune.model import export_onnx
+
+    model, x = build(entry)
+    pruned = edgeprune.Plan.load(plans / f"{entry['suite']}-{entry['name']}.json").apply(model).eval()
+    start = time.process_time()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "pruned.onnx"
+        export_onnx(pruned, x, path)
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        got = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    with torch.no_grad():
+        want = [v.numpy() for v in tree_flatten(pruned(x))[0] if isinstance(v, torch.Tensor)]
+    worst = max(
+        float(np.abs(g - w).max() / max(1e-6, float(w.max() - w.min()))) for g, w in zip(got, want, strict=True)
+    )
+    detail = "" if worst < 1e-3 else f"differs by {worst:.3g} of the spread"
+    return {"equal": not detail, "max_error": worst, "detail": detail, "seconds": time.process_time() - start}
 
 
-def peer(entry: dict[str, Any]) -> dict[str, Any]:
+def peer(entry: dict[str, Any], plans: Path) -> dict[str, Any]:
     """Torch-Pruning, as in its README: global group magnitude, 30 %, the classifier's outputs kept."""
     import torch
     import torch_pruning as tp
@@ -182,14 +214,14 @@ def peer(entry: dict[str, Any]) -> dict[str, Any]:
     before = sum(p.numel() for p in model.parameters())
     with torch.no_grad():
         classes = model(x)
-    start = time.perf_counter()
+    start = time.process_time()
     ignored = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == 1000]
     pruner = tp.pruner.BasePruner(
         model, x, importance=tp.importance.GroupMagnitudeImportance(), pruning_ratio=FRACTION, global_pruning=True,
         ignored_layers=ignored,
     )  # fmt: skip
     pruner.step()
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     after = sum(p.numel() for p in model.parameters())
     with torch.no_grad():
         out = model(x)
@@ -200,6 +232,9 @@ def peer(entry: dict[str, Any]) -> dict[str, Any]:
         "seconds": seconds,
         "detail": "" if same else "output shape changed",
     }
+
+
+PASSES: dict[str, Callable[[dict[str, Any], Path], dict[str, Any]]] = {"ours": ours, "onnx": onnx, "peer": peer}
 
 
 def warm() -> None:
@@ -216,12 +251,11 @@ def warm() -> None:
     assert timm and torch_pruning and torchvision
 
 
-def child(kind: str, entry: dict[str, Any], limit: float) -> dict[str, Any]:
+def child(kind: str, entry: dict[str, Any], plans: Path, limit: float) -> dict[str, Any]:
     """Run one side of one model in a forked process of its own."""
     context = multiprocessing.get_context("fork")
     here, there = context.Pipe(duplex=False)
-    start = time.perf_counter()
-    process = context.Process(target=work, args=(kind, entry, there, limit))
+    process = context.Process(target=work, args=(kind, entry, plans, there, limit))
     process.start()
     there.close()
     try:
@@ -234,17 +268,16 @@ def child(kind: str, entry: dict[str, Any], limit: float) -> dict[str, Any]:
         result = {"runs": False, "detail": why}
     process.kill()
     process.join()
-    result.setdefault("total_seconds", time.perf_counter() - start)
     return dict(result)
 
 
-def work(kind: str, entry: dict[str, Any], pipe: Any, limit: float) -> None:
+def work(kind: str, entry: dict[str, Any], plans: Path, pipe: Any, limit: float) -> None:
     """The child's side: send one result. The limit is processor time: other work on the machine does not count."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     allowed = int(used.ru_utime + used.ru_stime + limit)
     resource.setrlimit(resource.RLIMIT_CPU, (allowed, allowed + 5))
     try:
-        result = ours(entry, not entry.get("no_onnx")) if kind == "ours" else peer(entry)
+        result = PASSES[kind](entry, plans)
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{Path(where.filename).name}:{where.lineno}"
@@ -252,98 +285,111 @@ def work(kind: str, entry: dict[str, Any], pipe: Any, limit: float) -> None:
     pipe.send(result)
 
 
-def summary(results: dict[str, Any]) -> str:
-    """The table and the totals, as text."""
+def summary(results: dict[str, Any]) -> list[str]:
+    """The totals, a line each."""
     lines = []
     for suite in ("timm", "torchvision"):
         rows = [r for r in results.values() if r["entry"]["suite"] == suite and "ours" in r]
-        if not rows:
-            continue
         good = [r for r in rows if r["ours"].get("proved")]
-        enough = [r for r in good if r["ours"]["removed"] >= 0.15]
+        if not good:
+            continue
         shares = [r["ours"]["removed"] for r in good]
-        lines.append(f"{suite}: {len(rows)} models; proven {len(good)}, of them with >= 15 % removed {len(enough)}; "
-                     f"median removed {100 * statistics.median(shares or [0]):.1f} %; "
-                     f"ONNX equal {sum(r['ours'].get('onnx') == 'equal' for r in rows)}")  # fmt: skip
+        seconds = sorted(r["ours"]["trace_seconds"] for r in good)
+        lines.append(
+            f"{suite}: {len(rows)} models tried; **{len(good)} proven**, of them with at least 15 % of the parameters "
+            f"removed {sum(s >= 0.15 for s in shares)}; median removed {100 * statistics.median(shares):.1f} %; "
+            f"a trace takes {statistics.median(seconds):.1f} s (median), {seconds[-1]:.0f} s (longest) of one core"
+        )
+        tried = [r["onnx"] for r in rows if "onnx" in r]
+        if tried:
+            lines.append(
+                f"{suite}, exported to ONNX after pruning: {sum(bool(o.get('equal')) for o in tried)} of {len(tried)} "
+                "equal to PyTorch in ONNX Runtime"
+            )
         peers = [r["peer"] for r in rows if "peer" in r]
         if peers:
-            ran = [p for p in peers if p.get("runs")]
-            lines.append(f"    Torch-Pruning 1.6.1: {len(ran)} of {len(peers)} run; median removed "
-                         f"{100 * statistics.median([p['removed'] for p in ran] or [0]):.1f} %")  # fmt: skip
-    return "\n".join(lines)
+            ran = [p["removed"] for p in peers if p.get("runs")]
+            late = sum("processor time" in p.get("detail", "") for p in peers)
+            lines.append(
+                f"{suite}, Torch-Pruning 1.6.1: {len(ran)} of {len(peers)} run, {late} stopped at the time limit; "
+                f"median removed {100 * statistics.median(ran or [0]):.1f} %"
+            )
+    return lines
 
 
 def table(results: dict[str, Any]) -> str:
-    """Every model as a row of Markdown, the totals above."""
-    lines = [f"    {line}" for line in summary(results).splitlines()]
+    """The totals, and every model as a row of Markdown."""
+    lines = ["# Pruning uniformly by 30 %", "", "Made by `benchmarks/zoo.py`, which says how.", ""]
+    lines += [f"- {line}" for line in summary(results)]
     lines += [
         "",
-        "| model | parameters | proven | removed | largest error | seconds | ONNX | Torch-Pruning | why |",
-        "|" + "---|" * 9,
+        "| model | parameters | proven | removed | error | seconds | ONNX | Torch-Pruning | why |",
+        "|---" * 9 + "|",
     ]
     for key, row in sorted(results.items()):
-        mine, other = row.get("ours", {}), row.get("peer")
-        peer = (
+        mine, other, file = row.get("ours", {}), row.get("peer"), row.get("onnx")
+        few = mine.get("removed", 1) < 0.15
+        why = mine.get("detail") or "; ".join(mine.get("frozen", [])[:2] if few else [])
+        cells = [
+            key,
+            f"{mine.get('parameters') or row['entry']['parameters']:,}",
+            "yes" if mine.get("proved") else "no",
+            f"{100 * mine['removed']:.1f} %" if "removed" in mine else "",
+            f"{mine['max_error']:.0e}" if mine.get("max_error") is not None else "",
+            f"{mine['trace_seconds']:.0f}" if "trace_seconds" in mine else "",
+            "not run" if file is None else "equal" if file.get("equal") else file["detail"][:80],
             "not run"
             if other is None
             else f"{100 * other['removed']:.0f} %"
             if other.get("runs")
-            else other["detail"][:60]
-        )
-        why = mine.get("detail") or "; ".join(mine.get("frozen", [])[:1] if mine.get("removed", 1) < 0.15 else [])
-        cells = [key, f"{mine.get('parameters', 0):,}", "yes" if mine.get("proved") else "no",
-                 f"{100 * mine.get('removed', 0):.1f} %", f"{mine.get('max_error', 0) or 0:.1g}",
-                 f"{mine.get('seconds', 0):.0f}", mine.get("onnx", "")[:60], peer, why[:160]]  # fmt: skip
+            else other["detail"][:60],
+            why[:200],
+        ]
         lines.append("| " + " | ".join(c.replace("|", "/").replace("\n", " ") for c in cells) + " |")
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     """Run what is missing in the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--site", required=True, help="folder with timm, torchvision and torch_pruning")
     parser.add_argument("--out", default="benchmarks/zoo.json", type=Path)
     parser.add_argument("--names", type=Path, help="JSON list of models, written on the first run")
-    parser.add_argument("--peer", action="store_true")
-    parser.add_argument("--peer-only", action="store_true")
-    parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--plans", type=Path, help="folder of the plans (default: beside the list of models)")
+    parser.add_argument("--passes", nargs="*", default=[*PASSES], choices=[*PASSES])
+    parser.add_argument("--only", nargs="*", default=[], help="these models alone, again")
     parser.add_argument("--suite", default="")
     parser.add_argument("--redo", action="store_true", help="run again what failed")
-    parser.add_argument("--limit", type=float, default=400.0)
+    parser.add_argument("--limit", type=float, default=400.0, help="processor seconds a model and pass")
     parser.add_argument("--peer-limit", type=float, default=150.0)
-    parser.add_argument("--no-onnx", action="store_true")
     options = parser.parse_args()
     listing = options.names or options.out.with_name("zoo-models.json")
     if not listing.exists():
         listing.write_text(json.dumps(names(options.site), indent=1))
-    entries = json.loads(listing.read_text())
+    plans = options.plans or listing.parent / "zoo-plans"
+    plans.mkdir(exist_ok=True)
     results = json.loads(options.out.read_text()) if options.out.exists() else {}
-
-    def one(entry: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-        key = f"{entry['suite']}/{entry['name']}"
-        row = dict(results.get(key, {"entry": entry}))
-        again = options.redo and not row.get("ours", {}).get("proved")
-        if not options.peer_only and ("ours" not in row or again or options.only):
-            row["ours"] = child("ours", {**entry, "no_onnx": options.no_onnx}, options.limit)
-        if (options.peer or options.peer_only) and "peer" not in row:
-            row["peer"] = child("peer", entry, options.peer_limit)
-        return key, row
-
-    chosen = [
-        e for e in entries if (not options.only or e["name"] in options.only) and e["suite"].startswith(options.suite)
-    ]
     prepare(options.site)
     warm()
-    for key, row in map(one, chosen):
-        results[key] = row
-        temporary = options.out.with_suffix(".tmp")
-        temporary.write_text(json.dumps(results, indent=1, sort_keys=True))
-        temporary.replace(options.out)
-        mine, other = row.get("ours", {}), row.get("peer", {})
-        share = f"{100 * mine.get('removed', 0):.0f}%"
-        print(key, mine.get("proved"), share, mine.get("detail", ""), mine.get("onnx", ""), "| peer", other.get("runs"))
+    for kind in options.passes:
+        for entry in json.loads(listing.read_text()):
+            key = f"{entry['suite']}/{entry['name']}"
+            row = results.setdefault(key, {"entry": entry})
+            if not entry["suite"].startswith(options.suite) or (options.only and entry["name"] not in options.only):
+                continue
+            failed = kind in row and not row[kind].get({"ours": "proved", "onnx": "equal"}.get(kind, "runs"))
+            if kind in row and not options.only and not (options.redo and failed):
+                continue
+            if kind == "onnx" and not row.get("ours", {}).get("proved"):
+                continue
+            row[kind] = child(kind, entry, plans, options.peer_limit if kind == "peer" else options.limit)
+            temporary = options.out.with_suffix(".tmp")
+            temporary.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+            temporary.replace(options.out)
+            said = {k: v for k, v in row[kind].items() if k in ("proved", "equal", "runs", "removed", "detail")}
+            print(key, kind, said, flush=True)
     options.out.with_suffix(".md").write_text(table(results))
-    print(summary(results))
+    print("\n".join(summary(results)))
 
 
 if __name__ == "__main__":

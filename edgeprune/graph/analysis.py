@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeprune.graph.attributes import AttributeRule
+from edgeprune.graph.attributes import AttributeRule, Dispute
 from edgeprune.graph.blocks import Span
 from edgeprune.graph.capture import Inputs
 from edgeprune.graph.groups import Units
@@ -25,6 +25,7 @@ class Analysis:
         walk: the graph and the axes of its values.
         units: the group and unit of each class of atoms.
         rules: the attributes that follow widths.
+        disputes: the axes that one attribute would have to follow at once.
         values: current values of tuple attributes, by (module, name).
         aliases: every name of a tied parameter, by its canonical name.
         spans: input and output value of each removable block.
@@ -36,6 +37,7 @@ class Analysis:
     walk: Walk
     units: Units
     rules: tuple[AttributeRule, ...]
+    disputes: tuple[Dispute, ...]
     values: dict[tuple[str, str], tuple[int, ...]]
     aliases: dict[str, tuple[str, ...]]
     spans: dict[str, Span]

@@ -8,12 +8,13 @@ A choice of attributes is only a proposal until the edited model captures with e
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
 from edgeprune.graph.groups import Units
+from edgeprune.graph.space import Axis
 from edgeprune.graph.structure import Segment, width
 from edgeprune.graph.walk import Literal, Walk
 
@@ -53,35 +54,82 @@ class AttributeRule:
         return width(self.segments, units)
 
 
-def find_attributes(model: nn.Module, walk: Walk, units: Units) -> tuple[AttributeRule, ...]:
-    """Every attribute that follows a group, without those on which two axes disagree."""
-    modules = dict(model.named_modules())
-    found: _Found = {}
+@dataclass(frozen=True, eq=False)
+class Dispute:
+    """Two axes of one width that `module` seems to hold in one attribute: it can follow both only if they are tied."""
+
+    module: str
+    axes: tuple[Axis, Axis]
+
+
+def find_attributes(
+    model: nn.Module, walk: Walk, units: Units
+) -> tuple[tuple[AttributeRule, ...], tuple[Dispute, ...]]:
+    """Every attribute that follows a group, and the disputes over those on which two axes disagree."""
+    every = dict(model.named_modules(remove_duplicate=False))  # a shared module is called by any of its names
+    first = {id(module): name for name, module in model.named_modules()}
+    found = _Found(every, {name: first[id(module)] for name, module in every.items()})
     literals = [*walk.literals, *(walk.training.literals if walk.training else ())]
-    literals = [*literals, *_parameter_sides(walk, modules)]
+    literals = [x for x in literals if x.module in every]
+    literals = [*literals, *_parameter_sides(walk, every)]
+    for literal in literals:
+        found.shapes.setdefault(_holding_module(literal, found), set()).add(literal.sizes)
     for soft in (False, True):
-        _collect([x for x in literals if x.soft == soft], modules, units, found)
-    return tuple(rule for rule in found.values() if rule is not None)
+        _collect([x for x in literals if x.soft == soft], units, found)
+    return tuple(rule for rule in found.rules.values() if rule is not None), tuple(found.disputes)
 
 
-_Found = dict[tuple[str, str, int | None], AttributeRule | None]
+@dataclass
+class _Found:
+    """What has been found so far; a rule that is None is disputed. `shapes` are the sizes that calls write at once."""
+
+    modules: Mapping[str, nn.Module]
+    names: Mapping[str, str]
+    shapes: dict[str, set[tuple[int, ...]]] = field(default_factory=dict)
+    rules: dict[tuple[str, str, int | None], AttributeRule | None] = field(default_factory=dict)
+    axes: dict[tuple[str, str, int | None], Axis] = field(default_factory=dict)
+    disputes: list[Dispute] = field(default_factory=list)
 
 
-def _collect(literals: Iterable[Literal], modules: Mapping[str, nn.Module], units: Units, found: _Found) -> None:
+def _collect(literals: Iterable[Literal], units: Units, found: _Found) -> None:
     """Add the rules of these literals to those found before, which keep their attributes."""
-    settled = set(found)
+    settled = set(found.rules)
     for literal in literals:
         segments = units.segments(literal.axis)
-        if all(s.group is None for s in segments) or literal.module not in modules:
+        if all(s.group is None for s in segments):
             continue
-        for name, part in _holders(modules[literal.module], literal):
-            key = (literal.module, name, part)
-            if key in settled:
+        module = _holding_module(literal, found)
+        for name, part in _holders(found.modules[module], literal):
+            key = (module, name, part)
+            if key in settled or (part is not None and _another_shape(found, literal, module, name)):
                 continue
-            rule = AttributeRule(literal.module, name, part, literal.value, _sorted(segments))
-            known = found.get(key, rule)
-            same = known is not None and known.segments == rule.segments
-            found[key] = rule if same else None
+            rule = AttributeRule(module, name, part, literal.value, _sorted(segments))
+            known = found.rules.setdefault(key, rule)
+            axis = found.axes.setdefault(key, literal.axis)
+            if known is None or known.segments != rule.segments:
+                found.rules[key] = None
+                if axis.size == literal.axis.size:
+                    found.disputes.append(Dispute(module, (axis, literal.axis)))
+
+
+def _holding_module(literal: Literal, found: _Found) -> str:
+    """The literal's module if it holds the size; else the next that does, up from what made what the call reads.
+
+    A method that is no forward runs under its caller's name: there, the size is held further in.
+    """
+    inside = literal.module + "." if literal.module else ""
+    near, chain = literal.near, [literal.module]
+    while near.startswith(inside) and near not in ("", literal.module):
+        chain.append(near)
+        near = near.rpartition(".")[0]
+    named = (found.names[m] for m in chain if m in found.modules)
+    return next((m for m in named if any(_holders(found.modules[m], literal))), found.names[literal.module])
+
+
+def _another_shape(found: _Found, literal: Literal, module: str, name: str) -> bool:
+    """Whether a tuple is the whole shape that some other call writes: its elements then belong to that call."""
+    value = tuple(getattr(found.modules[module], name))
+    return value != literal.sizes and value in found.shapes.get(module, ())
 
 
 def _sorted(segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
@@ -101,7 +149,7 @@ def _parameter_sides(walk: Walk, modules: Mapping[str, nn.Module]) -> Iterable[L
             side = _side(module, leaf, d)
             if side is not None:
                 yield Literal(owner, axis.size, axis, "", *side)
-            elif not _layer(module):
+            elif not _layer(module) and not (isinstance(module, nn.MultiheadAttention) and d == 0):  # its heads
                 yield Literal(owner, axis.size, axis, "")
 
 
@@ -138,11 +186,14 @@ def _holders(module: nn.Module, literal: Literal) -> Iterable[tuple[str, int | N
     for name, value in vars(module).items():
         if name.startswith("_") or (name in _NAMED and _layer(module)):
             continue
+        if name == "head_dim" and isinstance(module, nn.MultiheadAttention):  # whole heads go; their width stays
+            continue
         if _is_int(value) and value == literal.value:
             yield name, None
         elif isinstance(value, tuple | list):
+            whole = tuple(value) == literal.sizes
             for part, element in enumerate(value):
-                if _is_int(element) and element == literal.value:
+                if _is_int(element) and element == literal.value and part == (literal.part if whole else part):
                     yield name, part
 
 

@@ -14,6 +14,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils._pytree import tree_map
 
 from edgeprune.errors import CaptureError, ModelError
+
+_HERE = str(Path(__file__).parent)
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -154,15 +157,16 @@ def quiet() -> Iterator[None]:
 
 def place_of_error(model: nn.Module, error: BaseException) -> list[Place]:
     """The frames of `error` inside the model's modules, innermost first."""
-    names = {id(module): name for name, module in model.named_modules()}
+    names = {id(vars(module)): name for name, module in model.named_modules()}  # export calls proxies with these
     places: list[Place] = []
     frames: list[tuple[str, str]] = []
     for frame, line in traceback.walk_tb(error.__traceback__):
         code = frame.f_code
         owner = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
         where = f"{code.co_filename}:{line}"
-        if id(owner) in names and "torch/nn/modules/module.py" not in code.co_filename:
-            frames.append((names[id(owner)], where))
+        name = names.get(id(getattr(owner, "__dict__", None)))
+        if name is not None and "torch/nn/modules/module.py" not in code.co_filename:
+            frames.append((name, where))
         elif frames and "/torch/" not in code.co_filename:
             frames.append((frames[-1][0], where))
     for module, where in reversed(frames):
@@ -192,9 +196,14 @@ def source_of(node: Node) -> str:
     """`file:line` of the innermost frame of the user's code (not torch's own) that made this node."""
     frames = frames_of(node)
     for frame in reversed(frames):
-        if "/torch/" not in frame:
+        if not in_layer(frame):
             return frame
     return frames[-1] if frames else ""
+
+
+def in_layer(frame: str) -> bool:
+    """Whether a frame is inside a layer of torch.nn (or one that stands for it), so that every such layer shares it."""
+    return "/torch/" in frame or frame.startswith(_HERE)
 
 
 def frames_of(node: Node) -> list[str]:

@@ -192,6 +192,7 @@ def make_layers(walk: Walk, units: Units) -> tuple[Layer, ...]:
 def make_groups(walk: Walk, units: Units, members: Sequence[Sequence[Member]], layers: Sequence[Layer]) -> list[Group]:
     """The public groups; `parameters` counts the weights with a position in the group, `macs` its layers' share."""
     shapes = {name: value.shape for name, value in walk.tensors.items()}
+    kinds = _kinds(walk, units)
     groups = []
     for name, size, found in zip(units.names, units.sizes, members, strict=True):
         outputs = {m.parameter for m in found if m.role == "output"}
@@ -201,7 +202,8 @@ def make_groups(walk: Walk, units: Units, members: Sequence[Sequence[Member]], l
             m.indices.size * int(np.prod(shapes[m.parameter])) // shapes[m.parameter][m.axis] for m in found
         )
         macs = sum(la.macs for la in layers if la.name in producers or la.name in consumers)
-        groups.append(Group(name, size, _unit(walk, found), 1, tuple(found), producers, consumers, parameters, macs))
+        unit = _unit(kinds.get(name, ""), found)
+        groups.append(Group(name, size, unit, 1, tuple(found), producers, consumers, parameters, macs))
     return groups
 
 
@@ -209,13 +211,28 @@ def _has(segments: Sequence[Segment], name: str) -> bool:
     return any(s.group == name for s in segments)
 
 
-def _unit(walk: Walk, members: Sequence[Member]) -> str:
-    """What a unit is, from how many positions it takes in the layers that produce it."""
+def _kinds(walk: Walk, units: Units) -> dict[str, str]:
+    """What the units of a group are where they are more than channels, by the axes that the group lies on."""
+    grouped = {call.node for call in walk.calls if output_axis(call) is not None}
+    kinds = [("head", axis) for axis in walk.heads]
+    for literal in walk.literals:
+        if literal.name == "hidden_size":
+            kinds.append(("hidden unit", literal.axis))
+        elif literal.name == "groups" and literal.node in grouped:
+            kinds.append(("convolution group", literal.axis))
+    found: dict[str, str] = {}
+    for kind, axis in kinds:
+        for segment in units.segments(axis):
+            if segment.group is not None:
+                found.setdefault(segment.group, kind)
+    return found
+
+
+def _unit(kind: str, members: Sequence[Member]) -> str:
+    """What a unit is; without a better word, how many channels it takes in the layers that produce it."""
     widths = {m.indices.shape[1] for m in members if m.role == "output"}
+    if kind and (widths != {1} or kind == "hidden unit"):
+        return kind
     if widths == {1}:
         return "channel"
-    parameters = {m.parameter for m in members if m.role == "output"}
-    for literal in walk.literals:
-        if literal.name == "groups" and any(p.startswith(literal.module + ".") for p in parameters):
-            return "convolution group"
     return f"{min(widths)} channels" if len(widths) == 1 else "channels"

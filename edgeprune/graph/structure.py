@@ -63,7 +63,7 @@ class Group:
     Attributes:
         name: the first producing layer's qualified name.
         size: number of units.
-        unit: what a unit is: "channel", "head", "channels" (several at once), "column block".
+        unit: "channel", "head", "convolution group", "hidden unit", "4 channels" or "channels" (several at once).
         divisor: the number of units kept must be a multiple of this.
         members: everything that is narrowed together.
         producers, consumers: layer names.

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from edgeprune.errors import PlanError, did_you_mean
+from edgeprune.graph.attention import free_heads
 from edgeprune.graph.capture import shadow, tensors_of
 
 
@@ -78,6 +79,7 @@ def narrow(
     edited = shadow(model, replace)
     _take_out(edited, removed)
     _set(edited, attributes)
+    free_heads(edited)
     _drop_caches(edited)
     if not empty:
         check_sizes(edited)
@@ -206,6 +208,11 @@ def check_sizes(model: nn.Module) -> None:
 def _accounts(module: nn.Module) -> Iterable[tuple[str, Any, Any]]:
     weight = getattr(module, "weight", None)
     bias = getattr(module, "bias", None)
+    if isinstance(module, nn.MultiheadAttention):
+        packed = module.in_proj_weight is not None
+        queries = module.in_proj_weight if packed else module.q_proj_weight
+        yield "embed_dim", module.embed_dim, queries.shape[1]
+        yield "num_heads x head_dim", module.num_heads * module.head_dim, len(queries) // (3 if packed else 1)
     if not isinstance(weight, torch.Tensor):
         return
     if isinstance(module, nn.modules.conv._ConvNd):

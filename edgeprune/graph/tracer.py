@@ -16,6 +16,7 @@ from torch import nn
 
 from edgeprune.errors import CaptureError
 from edgeprune.graph.analysis import Analysis
+from edgeprune.graph.attention import free_heads
 from edgeprune.graph.attributes import AttributeRule, find_attributes
 from edgeprune.graph.blocks import find_spans, make_blocks
 from edgeprune.graph.capture import (
@@ -32,9 +33,9 @@ from edgeprune.graph.capture import (
 from edgeprune.graph.groups import Units, find_units, make_groups, make_layers
 from edgeprune.graph.opaque import cut_out, record
 from edgeprune.graph.rules import RULES
-from edgeprune.graph.space import Reason, Solution
+from edgeprune.graph.space import Axis, Reason, Solution
 from edgeprune.graph.structure import Frozen, Group, Layer, Member, Structure
-from edgeprune.graph.trial import blame, everything, probe, ties, try_plan, try_training
+from edgeprune.graph.trial import blame, everything, probe, settle_disputes, ties, try_plan, try_training
 from edgeprune.graph.walk import Walk, operator_name
 
 _ROUNDS = 40
@@ -58,6 +59,7 @@ def trace(model: nn.Module, example_inputs: Any, *, opaque: Sequence[str] = ()) 
     view = shadow(model).eval()
     given = record(view, inputs, opaque) if opaque else {}
     cut_out(view, given)
+    free_heads(view, every=True)
     names, aliases = _ties(model)
     try:
         graph = _named(capture(view, inputs), names)
@@ -122,13 +124,13 @@ def _settle(
     opaque: dict[str, list[Any]],
 ) -> tuple[Analysis, list[list[Member]]]:
     """Solve, try half of everything on shapes, freeze what is to blame, until the trial passes."""
-    tied: set[str] = set()
+    tried: set[tuple[object, str]] = set()
     for turn in range(_ROUNDS):
         solution = walk.space.solve()
         units, members = find_units(walk, solution)
-        rules = find_attributes(view, walk, units)
+        rules, disputes = find_attributes(view, walk, units)
         analysis = Analysis(
-            walk, units, rules, _tuples(view, rules), aliases, find_spans(walk, units), {},
+            walk, units, rules, disputes, _tuples(view, rules), aliases, find_spans(walk, units), {},
             inputs, opaque,
         )  # fmt: skip
         choice = probe(analysis)
@@ -137,12 +139,14 @@ def _settle(
         failure = try_plan(view, analysis, choice) or (try_training(view, analysis, choice) if training else None)
         if failure is None:
             return analysis, members
-        pairs = ties(analysis, failure) if failure.source not in tied else []
-        tied.add(failure.source)
+        pairs: list[tuple[Axis, Axis]] = []
+        for find in (ties, settle_disputes):
+            if not pairs and (find, failure.source) not in tried:
+                tried.add((find, failure.source))
+                pairs = find(analysis, failure)
         _LOG.debug("trial: %s; %d axes tied", failure, len(pairs))
-        for a, b in pairs:
-            walk.space.edges.append((a, b))
         if pairs:
+            walk.space.edges.extend(pairs)
             continue
         guilty = blame(analysis, failure) if turn < _ROUNDS - 2 else everything(analysis, failure)
         for axis, reason in guilty:

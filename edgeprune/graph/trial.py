@@ -19,7 +19,17 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from edgeprune.graph.analysis import Analysis
-from edgeprune.graph.capture import Capture, Inputs, capture, doubled, frames_of, owner_of, place_of_error, source_of
+from edgeprune.graph.capture import (
+    Capture,
+    Inputs,
+    capture,
+    doubled,
+    frames_of,
+    in_layer,
+    owner_of,
+    place_of_error,
+    source_of,
+)
 from edgeprune.graph.space import Axis, Reason
 from edgeprune.graph.surgery import narrow
 from edgeprune.graph.walk import Shaped, Walk, operator_name, shaped_in
@@ -175,7 +185,7 @@ def _at_line(analysis: Analysis, failure: Failure) -> list[str]:
     lines = [failure.source, *failure.lines, *(frames_of(node)[-1:] if node is not None else [])]
     for line in dict.fromkeys(x for x in lines if x):
         here = [n for n, other in nodes.items() if line in frames_of(other)]
-        if "/torch/" in line:
+        if in_layer(line):
             here = [n for n in here if _pattern(owner_of(nodes[n])) == _pattern(failure.module)]
         if here:
             return here
@@ -217,6 +227,12 @@ def ties(analysis: Analysis, failure: Failure) -> list[tuple[Axis, Axis]]:
                     found.append((made, axis))
                     break
     return found
+
+
+def settle_disputes(analysis: Analysis, failure: Failure) -> list[tuple[Axis, Axis]]:
+    """Axes to tie because the failing module, a look-alike or one round it holds their width in one attribute."""
+    failing = _pattern(failure.module) + "."
+    return [d.axes for d in analysis.disputes if failing.startswith(_pattern(d.module) + ".")]
 
 
 def _read_by(nodes: dict[str, Node], values: dict[str, Any], owner: str) -> list[Shaped]:

@@ -51,6 +51,7 @@ class Literal:
 
     `name` is the module attribute that holds it, where the layer's class says so; `part` its place in a tuple.
     `soft`: the call does not write this size, but may have computed what it writes from it.
+    `sizes`: all that the call writes, this one at `part`. `near` is the module that made what the call reads.
     """
 
     module: str
@@ -60,6 +61,8 @@ class Literal:
     name: str = ""
     part: int | None = None
     soft: bool = False
+    sizes: tuple[int, ...] = ()
+    near: str = ""
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ class Walk:
     nodes: dict[str, Node] = field(default_factory=dict)
     literals: list[Literal] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
-    roles: dict[tuple[str, int], str] = field(default_factory=dict)
+    heads: list[Axis] = field(default_factory=list)
     node: Node = None  # type: ignore[assignment]
     path: str = ""
     training: Walk | None = None
@@ -212,17 +215,36 @@ class Walk:
         key = (source_of(self.node), operator_name(self.node), tuple(p.size for p in parts))
         self.space.factor(joint, parts, self.reason(why), key)
 
-    def literal(self, value: Any, axis: Axis, name: str = "", part: int | None = None) -> None:
-        """Record that `value`, written in the call, is the width of `axis`."""
+    def literal(
+        self, value: Any, axis: Axis, name: str = "", part: int | None = None, sizes: tuple[int, ...] = ()
+    ) -> None:
+        """Record that `value`, written in the call (at `part` of `sizes`), is the width of `axis`."""
         if isinstance(value, int) and value >= 0 and axis.any():
-            self.literals.append(Literal(owner_of(self.node), value, axis, self.path + self.node.name, name, part))
+            self._record(value, axis, name, part, sizes, soft=False)
 
-    def sources(self, value: Shaped) -> None:
+    def sources(self, value: Shaped, sizes: tuple[int, ...] = ()) -> None:
         """Record the sizes from which the call may have computed those that it writes (`dim // heads`)."""
         for axis in value.axes:
             if axis.any():
-                node = self.path + self.node.name
-                self.literals.append(Literal(owner_of(self.node), axis.size, axis, node, soft=True))
+                self._record(axis.size, axis, "", None, sizes, soft=True)
+
+    def _record(
+        self, value: int, axis: Axis, name: str, part: int | None, sizes: tuple[int, ...], *, soft: bool
+    ) -> None:
+        node = self.node
+        self.literals.append(
+            Literal(owner_of(node), value, axis, self.path + node.name, name, part, soft, sizes, self._near())
+        )
+
+    def _near(self) -> str:
+        node, here = self.node, owner_of(self.node)
+        for _ in range(16):
+            node = next(iter(node.all_input_nodes), node)
+            if node.op == "placeholder":
+                return self.capture.parameters.get(node.name, "").rpartition(".")[0]
+            if owner_of(node) != here:
+                break
+        return owner_of(node)
 
     def parameter_of(self, argument: str, position: int) -> str:
         """The parameter behind an argument of the current operator, through views and casts; '' when there is none."""

@@ -285,9 +285,103 @@ def hidden_branch() -> Case:
     return Call(forward, **layers), _image()
 
 
+def queries_share_keys() -> Case:
+    """Two heads of queries for each head of keys, by the operator's own flag."""
+
+    def forward(m: Any, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (f(x).unflatten(2, (-1, 4)).transpose(1, 2) for f in (m.q, m.k, m.v))
+        return m.o(F.scaled_dot_product_attention(q, k, v, enable_gqa=True).transpose(1, 2).flatten(2))
+
+    layers = {"q": nn.Linear(6, 24), "k": nn.Linear(6, 12), "v": nn.Linear(6, 12), "o": nn.Linear(24, 2)}
+    return Call(forward, **layers), torch.randn(2, 5, 6)
+
+
+def torch_attention() -> Case:
+    """nn.MultiheadAttention as encoders call it, with a mask, and once for its weights."""
+
+    def forward(m: Any, x: torch.Tensor) -> Any:
+        x = m.t(m.e(x), src_mask=torch.triu(torch.full((5, 5), float("-inf")), 1))
+        y, weights = m.w(x, x, x)
+        return m.o(x + y), weights
+
+    layers = {
+        "e": nn.Linear(6, 12), "t": nn.TransformerEncoderLayer(12, 3, 16, batch_first=True, dropout=0.0),
+        "w": nn.MultiheadAttention(12, 4, batch_first=True), "o": nn.Linear(12, 2),
+    }  # fmt: skip
+    return Call(forward, **layers), torch.randn(2, 5, 6)
+
+
+def torch_cross_attention() -> Case:
+    """Keys of another width, sequence first, padding."""
+
+    def forward(m: Any, x: torch.Tensor, memory: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:
+        y, _ = m.c(m.e(x), m.k(memory), m.k(memory), key_padding_mask=padding, need_weights=False)
+        return m.o(y)
+
+    layers = {
+        "e": nn.Linear(6, 12), "k": nn.Linear(5, 8), "o": nn.Linear(12, 2),
+        "c": nn.MultiheadAttention(12, 3, kdim=8, vdim=8, bias=False),
+    }  # fmt: skip
+    padding = torch.zeros(2, 4, dtype=torch.bool)
+    padding[1, 2:] = True
+    return Call(forward, **layers), (torch.randn(5, 2, 6), torch.randn(4, 2, 5), padding)
+
+
+def torch_shuffle() -> Case:
+    layers = {"a": nn.Conv2d(3, 12, 1), "s": nn.ChannelShuffle(3), "g": nn.Conv2d(12, 12, 3, groups=12)}
+    return Call(lambda m, x: m.o(m.g(m.s(m.a(x)))), **layers, o=nn.Conv2d(12, 2, 1)), _image()
+
+
+class Part(nn.Module):
+    """Norms and mixes its first `part` channels, as wide as what it makes of them."""
+
+    def __init__(self, width: int, part: int) -> None:
+        super().__init__()
+        self.width, self.part, self.keys = width, part, 4
+        self.norm, self.mix = nn.GroupNorm(1, part), nn.Conv2d(part, 4 + part, 1)
+        self.out = nn.Conv2d(width, width, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first, rest = torch.split(x, [self.part, self.width - self.part], 1)
+        key, value = torch.split(self.mix(self.norm(first)), [self.keys, self.part], 1)
+        return self.out(torch.cat([value * key.mean(1, keepdim=True), rest], 1))
+
+
+def one_attribute_for_two_axes() -> Case:
+    """A module that is called by two names, and holds two widths in one attribute."""
+    part = Part(20, 6)
+    layers = {"a": nn.Conv2d(3, 20, 1), "b": nn.Sequential(part), "again": part, "o": nn.Conv2d(20, 2, 1)}
+    return Call(lambda m, x: m.o(m.again(m.b(m.a(x)))), **layers), _image()
+
+
+class Bias(nn.Module):
+    """A bias a head, made by a method that is no forward; its shape repeats one number three times."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.heads, self.shape = heads, (heads, heads, heads)
+        self.mlp = nn.Linear(2, heads)
+        self.register_buffer("places", torch.randn(heads * heads, 2))
+
+    def bias(self) -> torch.Tensor:
+        made = self.mlp(self.places).view(-1, self.heads)
+        return made.view(self.shape).permute(2, 0, 1)
+
+
+def size_held_by_another_module() -> Case:
+    def forward(m: Any, x: torch.Tensor) -> torch.Tensor:
+        q, k = (torch.unflatten(f(x), 2, (-1, 3)).transpose(1, 2) for f in (m.q, m.k))
+        y = (q @ k.transpose(-2, -1) * 0.5 + m.r.bias()).softmax(-1) @ k
+        return m.o(y.transpose(1, 2).flatten(2))
+
+    layers = {"q": nn.Linear(6, 12), "k": nn.Linear(6, 12), "r": Bias(4), "o": nn.Linear(12, 2)}
+    return Call(forward, **layers), torch.randn(2, 4, 6)
+
+
 ALL = [
     grouped_convolution, depthwise_and_multiplier, transposed_convolution, one_and_three_dimensions, squeeze_excite,
     concat_and_shared, chunk_and_shuffle, split_by_sizes, pixel_shuffles, norms, flatten_to_linear, attention_fused,
     attention_separate, width_from_the_input, einsum_heads, grouped_query, window_partition, im2col_mixer, lstm,
-    gru_both_ways, weight_norm, no_grad_part, tied_weights, hidden_branch,
+    gru_both_ways, weight_norm, no_grad_part, tied_weights, hidden_branch, queries_share_keys, torch_attention,
+    torch_cross_attention, torch_shuffle, one_attribute_for_two_axes, size_held_by_another_module,
 ]  # fmt: skip

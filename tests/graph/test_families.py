@@ -37,6 +37,12 @@ EXPECTED = {
     "no_grad_part": {"a": 8},
     "tied_weights": {},
     "hidden_branch": {"a": 8, "b": 8},
+    "queries_share_keys": {"q": 3},
+    "torch_attention": {"e": 12, "t.self_attn": 3, "t.linear1": 16, "w": 4},
+    "torch_cross_attention": {"e": 12, "k": 8, "c": 3, "c.out_proj": 12},
+    "torch_shuffle": {"a": 4},
+    "size_held_by_another_module": {"q": 4},
+    "one_attribute_for_two_axes": {"a": 6, "a#2": 14, "b.0.mix": 4},
 }
 
 
@@ -51,7 +57,7 @@ def test_family(make: Callable[[], nets.Case]) -> None:
         proof = structure.prove(model, plan)
         assert proof.passed, proof.detail
         pruned = plan.apply(model).train()
-        out = [t for t in tree_leaves(pruned(x)) if isinstance(t, torch.Tensor)]
+        out = [t for t in tree_leaves(pruned(*x) if isinstance(x, tuple) else pruned(x)) if isinstance(t, torch.Tensor)]
         sum(t.float().square().mean() for t in out).backward()
         assert any(p.grad is not None for p in pruned.parameters())
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
@@ -70,6 +76,7 @@ def test_units_and_members_have_the_promised_shape() -> None:
     assert heads.consumers == ("attn.out",)
     qkv = next(la for la in structure.layers if la.name == "attn.qkv")
     assert qkv.macs == 7 * 12 * 60
+    assert heads.unit == "head" and structure.group("embed").unit == "channel"
     assert [(s.group, s.size, s.per_unit) for s in qkv.outputs] == [("attn.qkv", 60, 15)]
     assert qkv.macs_at({"attn.qkv": 2, "embed": 6}) == 7 * 6 * 30
 

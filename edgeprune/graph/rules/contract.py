@@ -151,12 +151,15 @@ def matmul(walk: Walk, a: dict[str, Any]) -> Shaped:
 
 def _product(walk: Walk, x: Shaped, y: Shaped) -> Shaped:
     inner = y.axes[-2] if y.ndim > 1 else y.axes[-1]
-    if not any(walk.parameter_of(name, i) for i, name in enumerate(("self", "other"))):
+    weighted = any(walk.parameter_of(name, i) for i, name in enumerate(("self", "other")))
+    if not weighted:
         walk.space.avoid(inner)
     walk.unite(x.axes[-1], inner)
     lead_x = Shaped(x.axes[:-2]) if x.ndim > 2 else Shaped(())
     lead_y = Shaped(y.axes[:-2]) if y.ndim > 2 else Shaped(())
     lead = broadcast(walk, [lead_x, lead_y]) if lead_x.ndim or lead_y.ndim else Shaped(())
+    if not weighted:
+        walk.heads.extend(lead.axes)
     rows = (x.axes[-2],) if x.ndim > 1 else ()
     cols = (y.axes[-1],) if y.ndim > 1 else ()
     return Shaped((*lead.axes, *rows, *cols))
@@ -185,9 +188,12 @@ def einsum(walk: Walk, a: dict[str, Any]) -> Shaped:
                 letters[letter] = axis
             elif axis.size != 1:
                 letters[letter] = walk.unite(seen, axis)
+    contracted = len(terms) > 1 and any(letter not in right for letter in letters)
     for letter, axis in letters.items():
-        if letter not in right and len(terms) > 1:
+        if contracted and letter not in right:
             walk.space.avoid(axis)
+        elif contracted and all(letter in term for term in terms):
+            walk.heads.append(axis)
     return Shaped(tuple(letters[c] for c in right))
 
 
@@ -204,12 +210,10 @@ def attention(walk: Walk, a: dict[str, Any]) -> Shaped:
     lead: list[Axis] = []
     for d in range(q.ndim - 2):
         trio = [q.axes[d], k.axes[d], v.axes[d]]
-        if a.get("enable_gqa") and len({t.size for t in trio}) > 1:
-            for t in trio:
-                walk.freeze(t, "heads shared by several queries")
-            lead.append(constant(trio[0].size))
-        else:
-            lead.extend(broadcast(walk, [Shaped((t,)) for t in trio]).axes)
+        if a.get("enable_gqa") and 1 < k.axes[d].size < q.axes[d].size:  # one head of keys for several of queries
+            trio = [trio[0], *[t.repeat(q.axes[d].size // t.size) for t in trio[1:]]]
+        lead.extend(broadcast(walk, [Shaped((t,)) for t in trio]).axes)
+    walk.heads.extend(lead)
     out = Shaped((*lead, q.axes[-2], v.axes[-1]))
     if a.get("attn_mask") is not None:
         broadcast(walk, [Shaped((*lead, q.axes[-2], k.axes[-2])), a["attn_mask"]])

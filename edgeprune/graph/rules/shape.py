@@ -125,12 +125,13 @@ def view(walk: Walk, a: dict[str, Any]) -> Shaped:
     """view, reshape, flatten, unflatten: sizes written in the call are literals."""
     shape = tuple(int(n) for n in walk.node.meta["val"].shape)
     out = reshape_axes(walk, a["self"].axes, shape)
-    walk.sources(a["self"])
     written = a.get("size") or a.get("shape")
     if written is not None and len(written) == len(out):
-        for size, axis in zip(written, out, strict=True):
-            walk.literal(size, axis)
+        walk.sources(a["self"], tuple(written))
+        for i, (size, axis) in enumerate(zip(written, out, strict=True)):
+            walk.literal(size, axis, part=i, sizes=tuple(written))
     elif "sizes" in a:
+        walk.sources(a["self"])
         dim = a["dim"] % a["self"].ndim
         for i, size in enumerate(a["sizes"]):
             walk.literal(size, out[dim + i])
@@ -371,6 +372,9 @@ def channel_shuffle(walk: Walk, a: dict[str, Any]) -> Shaped:
     x: Shaped = a["self"]
     groups = a["groups"]
     outer, inner = reshape_axes(walk, [x.axes[1]], [groups, x.axes[1].size // groups])
+    walk.literal(groups, outer, "groups")
+    if inner.any():
+        walk.freeze(outer, "the groups of a shuffle: the same places go in each")
     (axis,) = reshape_axes(walk, [inner, outer], [x.axes[1].size])
     return x.replace(1, axis)
 

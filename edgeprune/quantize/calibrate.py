@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,13 +10,12 @@ import onnx
 
 from edgeprune.errors import RecipeError, did_you_mean
 from edgeprune.quantize.check import InputWatch, cache_key, check_placement, check_seen, check_weights
-from edgeprune.quantize.correct import measure_layers
+from edgeprune.quantize.correct import correct
 from edgeprune.quantize.equalise import equalised, factors
-from edgeprune.quantize.grids import Grid
 from edgeprune.quantize.observe import Images, batches, input_shape, watch
-from edgeprune.quantize.placement import Placement, place
-from edgeprune.quantize.ranges import LayerReport, Ranges, read_model
-from edgeprune.quantize.rounding import pack, reconstruct
+from edgeprune.quantize.placement import place
+from edgeprune.quantize.ranges import Ranges, read_model
+from edgeprune.quantize.report import measure_layers
 from edgeprune.quantize.select import propose, select, tensor_range
 from edgeprune.quantize.view import View
 from edgeprune.recipe import QuantizeSection
@@ -90,41 +89,21 @@ def _calibrate(
     chosen = select(model, placement, propose(view, placement, seen, dialect, options), images, options.images)
     tensors = {name: tensor_range(seen[name], *chosen[placement.scale_of[name]]) for name in placement.tensors}
     grids = {name: chosen[placement.scale_of[name]][0].grid for name in placement.tensors}
-    layers, bias = measure_layers(model, placement, grids, dialect, images, options.images)
-    rounding: dict[str, str] = {}
-    if options.reconstruct:
-        layers, bias, rounding = _reconstruct(model, placement, grids, dialect, images, options, layers, bias)
-    return Ranges(
+    layers = measure_layers(model, placement, grids, dialect, images, options.images)
+    ranges = Ranges(
         tensors=tensors,
         images=count,
         dialect=dialect.name,
-        layers=layers,
-        bias=bias if options.bias_correction else {},
         equalise=equalise,
-        rounding=rounding,
         warnings=tuple(warnings),
         precision={name: "float" for name, layer in options.layers.items() if layer.precision == "float"},
     )
-
-
-def _reconstruct(
-    model: onnx.ModelProto,
-    placement: Placement,
-    grids: Mapping[str, Grid],
-    dialect: Dialect,
-    images: Images,
-    options: QuantizeSection,
-    layers: dict[str, LayerReport],
-    bias: dict[str, tuple[float, ...]],
-) -> tuple[dict[str, LayerReport], dict[str, tuple[float, ...]], dict[str, str]]:
-    """New rounding for the layers whose signal to noise is bad, kept where it measures better than the old."""
-    bad = [name for name, report in layers.items() if report.sqnr_db is not None and report.sqnr_db < BAD_SQNR_DB]
-    integers = reconstruct(model, bad, placement, grids, dialect, images, options.images)
-    after, moved = measure_layers(model, placement, grids, dialect, images, options.images, integers)
-    better = {name for name in integers if (after[name].sqnr_db or 0.0) > (layers[name].sqnr_db or 0.0)}
-    layers = {name: after[name] if name in better else report for name, report in layers.items()}
-    bias = {name: moved[name] if name in better else values for name, values in bias.items()}
-    return layers, bias, {name: pack(integers[name]) for name in layers if name in better}
+    bad = (
+        [name for name, layer in layers.items() if (layer.sqnr_db or 0.0) < BAD_SQNR_DB] if options.reconstruct else []
+    )
+    found = correct(original, ranges, dialect, images, options.images, options.bias_correction, bad)
+    reports = {name: replace(layer, accumulated_sqnr_db=found.sqnr_db.get(name)) for name, layer in layers.items()}
+    return replace(ranges, layers=reports, bias=found.bias, rounding=found.rounding)
 
 
 def check_overrides(view: View, options: QuantizeSection) -> None:

@@ -16,6 +16,7 @@ from onnx import numpy_helper
 from edgeprune.errors import DataError, ModelError
 from edgeprune.quantize.observe import Watched
 from edgeprune.quantize.placement import Placement
+from edgeprune.quantize.ranges import VERSION
 from edgeprune.quantize.view import View
 from edgeprune.recipe import QuantizeSection
 from edgeprune.runtimes.dialects import Dialect
@@ -134,7 +135,7 @@ def cache_key(model: onnx.ModelProto, data: str, dialect: Dialect, options: Quan
     """sha256 over the artifact, the images that were seen (their own sha256), the dialect and the options."""
     digest = hashlib.sha256()
     digest.update(model.SerializeToString(deterministic=True))
-    for part in (data, repr(_plain(dialect)), repr(options)):
+    for part in (data, repr(_plain(dialect)), repr(options), str(VERSION)):
         digest.update(part.encode())
     return digest.hexdigest()
 

@@ -35,14 +35,23 @@ def apply(
         RecipeError: `precision` names a layer that the graph does not have.
         GraphError: a tensor that must be quantised has no range.
     """
+    result = _writer(model, ranges, dialect, precision).write()
+    return to_half(result) if dialect.float_type == "float16" else result
+
+
+def simulated(model: onnx.ModelProto, ranges: Ranges, dialect: Dialect) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """The float graph that `apply` starts from, and its Q/DQ graph in float32, scales as they are stored."""
+    writer = _writer(model, ranges, dialect, None)
+    return writer.view.model, writer.write()
+
+
+def _writer(model: onnx.ModelProto, ranges: Ranges, dialect: Dialect, precision: Mapping[str, str] | None) -> _Writer:
     view = View.of(raised(equalised(model, ranges.equalise), dialect.opset))
     names = {node.name for node in view.nodes}
     for name in precision or {}:
         if name not in names:
             raise RecipeError(f"[quantize.layers] no layer is called '{name}'.", did_you_mean(name, view.layers))
-    placement = place(view, dialect, {**ranges.precision, **(precision or {})})
-    writer = _Writer(view, ranges, dialect, placement)
-    return writer.write()
+    return _Writer(view, ranges, dialect, place(view, dialect, {**ranges.precision, **(precision or {})}))
 
 
 class _Writer:
@@ -194,4 +203,4 @@ class _Writer:
         result = helper.make_model(graph, opset_imports=list(source.opset_import), producer_name="edgeprune")
         result.ir_version = min(result.ir_version, 10)
         result.metadata_props.extend(source.metadata_props)
-        return to_half(result) if self.half else result
+        return result

@@ -13,7 +13,7 @@ import onnx
 from edgeprune.errors import InputError, ModelError
 from edgeprune.quantize.view import View
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -44,17 +44,19 @@ class TensorRange:
 
 @dataclass(frozen=True)
 class LayerReport:
-    """What quantisation does to one layer that reads float values, measured at its output, in decibels.
+    """What quantisation does to one layer, measured at its output, in decibels.
 
     Attributes:
         weight_sqnr_db: only its weights quantised.
         input_sqnr_db: only its input quantised.
-        sqnr_db: both.
+        sqnr_db: both, everything before it in float.
+        accumulated_sqnr_db: everything before it quantised as well, after correction.
     """
 
     weight_sqnr_db: float | None = None
     input_sqnr_db: float | None = None
     sqnr_db: float | None = None
+    accumulated_sqnr_db: float | None = None
 
 
 @dataclass(frozen=True)

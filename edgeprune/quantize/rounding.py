@@ -1,8 +1,9 @@
 """Reconstruction of rounding: integers that make a layer's output right, rather than each weight nearest.
 
-With x the float input of a layer and z the input as INT8 gives it, both less their means (the bias takes those), the
-weights W' that make z W' nearest to x W follow from least squares; they are then rounded one input at a time, and what
-rounding one input gets wrong is made good by the inputs not yet rounded. No gradients, no labels, no randomness.
+With x the float input of a layer and z the input as the quantised network gives it, both less their means (the bias
+takes those), the weights W' that make z W' nearest to x W follow from least squares; they are then rounded one input at
+a time, and what rounding one input gets wrong is made good by the inputs not yet rounded. No gradients, no labels, no
+randomness.
 
     H = mean z z^T + damping,   W' = H^-1 (mean z x^T + damping) W,   U = upper Cholesky factor of H^-1
     for i: q_i = round(W'_i);   W'_j -= U_ij (W'_i - q_i) / U_ii   for all j > i
@@ -15,23 +16,21 @@ from __future__ import annotations
 
 import base64
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from scipy.linalg import cho_solve, cholesky
 
-from edgeprune.quantize.grids import Grid, quantise_weight
-from edgeprune.quantize.observe import Images, batches, input_shape, session, with_outputs
-from edgeprune.quantize.placement import Placement
+from edgeprune.quantize.grids import quantise_weight
 from edgeprune.quantize.view import View, attribute, output_axis
 from edgeprune.runtimes.dialects import Dialect
 
 Array = NDArray[np.float64]
 
 DAMPING = 0.02  # of the mean diagonal of H: keeps directions that few samples show near the given weights
-POSITIONS = 48  # output positions an image that enter H
+POSITIONS = 96  # output positions an image that enter H
 LARGEST = 2304  # inputs of one output; larger layers have redundancy to spare and H would not fit in caches
 
 
@@ -46,37 +45,19 @@ def unpack(text: str, shape: tuple[int, ...]) -> NDArray[np.int8] | None:
     return values.reshape(shape) if values.size == int(np.prod(shape)) else None
 
 
-def reconstruct(
-    model: onnx.ModelProto,
-    layers: Sequence[str],
-    placement: Placement,
-    grids: Mapping[str, Grid],
-    dialect: Dialect,
-    images: Images,
-    limit: int,
-) -> dict[str, NDArray[np.int8]]:
-    """New integers for the weights of `layers` (those that are too large, or neither Conv nor Gemm, are left out)."""
-    view = View.of(model)
-    chosen = [name for name in layers if _fits(view, name)]
-    if not chosen:
-        return {}
-    moments = _moments(model, view, chosen, placement, grids, images, limit)
-    found = {}
-    for name in chosen:
-        node = view.layers[name]
-        weight = np.asarray(view.constant(node.input[1]), np.float32)
-        axis = output_axis(node) if dialect.per_channel else None
-        _, scales = quantise_weight(weight, axis, dialect.weight_levels, dialect.float_type == "float16")
-        rows, back = _as_rows(node, weight.astype(np.float64))
-        steps = np.broadcast_to(scales, weight.shape[output_axis(node)]).reshape(rows.shape[0], -1)
-        found[name] = back(_round(rows, steps.astype(np.float64), *moments[name], dialect.weight_levels)).astype(
-            np.int8
-        )
-    return found
+def round_weight(
+    node: onnx.NodeProto, weight: NDArray[np.float32], moments: Moments, dialect: Dialect
+) -> NDArray[np.int8]:
+    """Integers for the weight of a layer, in the weight's own shape."""
+    axis = output_axis(node) if dialect.per_channel else None
+    _, scales = quantise_weight(weight, axis, dialect.weight_levels, dialect.float_type == "float16")
+    rows, back = _as_rows(node, weight.astype(np.float64))
+    steps = np.broadcast_to(scales, weight.shape[output_axis(node)]).reshape(rows.shape[0], -1)
+    return back(_round(rows, steps.astype(np.float64), *moments.centred(), dialect.weight_levels)).astype(np.int8)
 
 
-def _fits(view: View, name: str) -> bool:
-    node = view.layers[name]
+def fits(view: View, node: onnx.NodeProto) -> bool:
+    """Whether the rounding of a layer can be reconstructed: a Conv or Gemm, and not too large."""
     weight = view.initializers.get(node.input[1])
     if weight is None or node.op_type not in ("Conv", "Gemm"):
         return False
@@ -94,48 +75,26 @@ def _as_rows(node: onnx.NodeProto, weight: Array) -> tuple[Array, Callable[[Arra
     return weight.reshape(groups, weight.shape[0] // groups, -1), lambda values: values.reshape(weight.shape)
 
 
-def _moments(
-    model: onnx.ModelProto,
-    view: View,
-    layers: Sequence[str],
-    placement: Placement,
-    grids: Mapping[str, Grid],
-    images: Images,
-    limit: int,
-) -> dict[str, tuple[Array, Array]]:
-    """For each layer, mean z z^T and mean z x^T, centred: [groups, inputs, inputs] both."""
-    name, size, shape = input_shape(view)
-    tensors = list(dict.fromkeys(view.layers[layer].input[0] for layer in layers))
-    made = [tensor for tensor in tensors if tensor != name]
-    runner = session(with_outputs(model, made))
-    sums: dict[str, list[Array]] = {}
-    count: dict[str, int] = {}
-    for batch, real in batches(images, size, limit, shape):
-        values = dict(zip(made, runner.run(None, {name: batch}), strict=True))
-        values[name] = batch
-        for layer in layers:
-            node = view.layers[layer]
-            tensor = placement.read_by(view, node)
-            assert tensor is not None
-            exact = _patches(view, node, values[node.input[0]][:real], count.get(layer, 0))
-            on = grids[tensor]
-            seen = (np.clip(np.rint(exact / on.scale) + on.zero, on.low, on.high) - on.zero) * on.scale
-            parts = [
-                seen.transpose(0, 2, 1) @ seen,
-                seen.transpose(0, 2, 1) @ exact,
-                seen.sum(axis=1),
-                exact.sum(axis=1),
-            ]
-            sums[layer] = [a + b for a, b in zip(sums[layer], parts, strict=True)] if layer in sums else parts
-            count[layer] = count.get(layer, 0) + exact.shape[1]
-    found = {}
-    for layer, (zz, zx, z, x) in sums.items():
-        n = count[layer]
-        found[layer] = (
-            zz / n - z[:, :, None] * z[:, None, :] / n**2,
-            zx / n - z[:, :, None] * x[:, None, :] / n**2,
-        )
-    return found
+class Moments:
+    """Means of z z^T and z x^T of one layer, centred, over the images that were added."""
+
+    def __init__(self, view: View, node: onnx.NodeProto) -> None:
+        self.view, self.node = view, node
+        self.sums: list[Array] = []
+        self.count = self.turn = 0
+
+    def add(self, seen: NDArray[np.float32], exact: NDArray[np.float32]) -> None:
+        """Add a batch: the layer's input as INT8 gives it, and as float gives it."""
+        z, x = (_patches(self.view, self.node, values, self.turn) for values in (seen, exact))
+        parts = [z.transpose(0, 2, 1) @ z, z.transpose(0, 2, 1) @ x, z.sum(axis=1), x.sum(axis=1)]
+        self.sums = [a + b for a, b in zip(self.sums, parts, strict=True)] if self.sums else parts
+        self.count += z.shape[1]
+        self.turn += 1
+
+    def centred(self) -> tuple[Array, Array]:
+        """mean z z^T and mean z x^T less the means: [groups, inputs, inputs] both."""
+        zz, zx, z, x = (total / self.count for total in self.sums)
+        return zz - z[:, :, None] * z[:, None, :], zx - z[:, :, None] * x[:, None, :]
 
 
 def _patches(view: View, node: onnx.NodeProto, values: NDArray[np.float32], turn: int) -> Array:

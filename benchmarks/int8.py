@@ -1,13 +1,17 @@
-"""INT8 side by side: edgeprune against NNCF, onnxruntime.quantization and NVIDIA ModelOpt, on the runtime itself.
+"""INT8 side by side: edgeprune against NNCF, onnxruntime.quantization and NVIDIA ModelOpt.
 
-Accuracy and latency come from the device agent, all artifacts of a network interleaved in one run. A case is a float
-ONNX file and an .npz with `images` (N, C, H, W; preprocessed), `labels` (N) and `calibration` (M, C, H, W).
+The cases are those of benchmarks/int8_cases.py, in DIR. Each step keeps what it made and goes on where it stopped:
 
-    python benchmarks/int8.py peers   --case resnet56 resnet56.onnx resnet56.npz --folder DIR  # NNCF, ModelOpt
-    python benchmarks/int8.py measure --case resnet56 resnet56.onnx resnet56.npz --folder DIR  # writes int8.json
+    python benchmarks/int8.py quantise DIR    # edgeprune's and onnxruntime.quantization's graphs
+    python benchmarks/int8.py nncf DIR        # may run in another environment: NNCF 3.4
+    python benchmarks/int8.py modelopt DIR    # may run in another environment: ModelOpt pins other versions
+    python benchmarks/int8.py accuracy DIR    # outputs of every graph on its runtime; not timed
+    python benchmarks/int8.py latency DIR     # all graphs of a network interleaved, through the device agent
+    python benchmarks/int8.py compiler DIR    # TensorRT-RTX: which convolutions became INT8 kernels
+    python benchmarks/int8.py table DIR       # figures into benchmarks/int8.json, tables into docs/int8.md
 
-`peers` may run in another environment than `measure` (NNCF and ModelOpt pin other versions); what it leaves in the
-folder takes part. A label of -1 for all images means that only agreement with the float network can be told.
+ARM64 figures are x86 with session.qdqisint8allowed, which computes the same bits. TensorRT figures are ONNX Runtime
+without optimisation on the very graph that is shipped. No test image took part in a choice of settings.
 """
 
 from __future__ import annotations
@@ -15,168 +19,323 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.metadata
-import importlib.util
 import json
-import tempfile
+import os
+import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 HERE = Path(__file__).resolve().parent
-TARGETS = {"intel-cpu": "openvino", "x86-onnxruntime": "ort-x86"}
-ORT_METHODS = ("MinMax", "Entropy", "Percentile")
+TARGETS = {"openvino": "intel-cpu", "ort-x86": "x86-onnxruntime"}  # runtimes that this machine has
+OURS = ("edgeprune", "edgeprune-reconstruct")
+ORT = ("ort-minmax", "ort-entropy", "ort-percentile")
+MODELOPT = ("modelopt-entropy", "modelopt-max")
+MAKERS = {
+    "openvino": (*OURS, "nncf", *ORT),
+    "ort-x86": (*OURS, *ORT),
+    "ort-arm64": (*OURS, *ORT),
+    "tensorrt-a": (*OURS, *MODELOPT),
+    "tensorrt-b": (*OURS, *MODELOPT),
+}
 
 
-def peers(name: str, model: Path, data: Any, folder: Path) -> None:
-    """Write what the peers that are installed here make of a case."""
-    if importlib.util.find_spec("nncf"):
-        nncf, openvino = importlib.import_module("nncf"), importlib.import_module("openvino")
-        images = data["calibration"]
-        dataset = nncf.Dataset([image[None] for image in images])
-        began = time.perf_counter()
-        quantised = nncf.quantize(openvino.Core().read_model(model), dataset, subset_size=len(images))
-        openvino.save_model(quantised, folder / f"{name}.nncf.xml", compress_to_fp16=False)
-        print(f"{name}: NNCF {nncf.__version__}, {time.perf_counter() - began:.0f} s")
-    if importlib.util.find_spec("modelopt"):
-        quantise = importlib.import_module("modelopt.onnx.quantization").quantize
-        out = folder / f"{name}.modelopt.onnx"
-        quantise(str(model), calibration_data={"input": data["calibration"]}, output_path=str(out))
-        print(f"{name}: ModelOpt {importlib.metadata.version('nvidia-modelopt')}")
+class Case:
+    """One network with its images, and where its files are."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder, self.name = folder, name
+        self.model = folder / f"{name}.onnx"
+        self.data = np.load(folder / f"{name}.npz")  # images, labels, calibration, held_out; read when asked for
+
+    def makers(self, runtime: str) -> tuple[str, ...]:
+        """Who quantises for a runtime, ourselves first."""
+        return MAKERS[runtime]
+
+    def graph(self, runtime: str, maker: str) -> Path:
+        """Where a maker's graph for a runtime is; onnxruntime.quantization's x86 graphs serve OpenVINO too."""
+        if maker == "fp32":
+            return self.model
+        place = "ort-x86" if maker in ORT and runtime == "openvino" else runtime
+        suffix = ".xml" if maker == "nncf" else ".onnx"
+        return self.folder / "graphs" / self.name / place / f"{maker}{suffix}"
+
+    def outputs(self, runtime: str, maker: str) -> Path:
+        """Where a graph's outputs are kept; FP32 runs once where ONNX Runtime stands in for other runtimes."""
+        place = "ort-x86" if maker == "fp32" and runtime != "openvino" else runtime
+        return self.folder / "outputs" / f"{self.name}.{place}.{maker}.npy"
 
 
-def onnxruntime_peers(name: str, model: Path, data: Any, folder: Path) -> Iterator[tuple[str, Path]]:
-    """onnxruntime.quantization, U8S8 a channel (its fast format on x86), by each of its methods."""
-    quantization = importlib.import_module("onnxruntime.quantization")
-    preprocess = importlib.import_module("onnxruntime.quantization.shape_inference").quant_pre_process
-    prepared = folder / f"{name}.prepared.onnx"
-    preprocess(str(model), str(prepared), skip_symbolic_shape=True)
-
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc, name-defined]
-        def __init__(self) -> None:
-            self.left = iter(data["calibration"])
-
-        def get_next(self) -> dict[str, Any] | None:
-            image = next(self.left, None)
-            return None if image is None else {"input": image[None]}
-
-    for method in ORT_METHODS:
-        out = folder / f"{name}.ort-{method.lower()}.onnx"
-        if not out.exists():
-            quantization.quantize_static(
-                str(prepared),
-                str(out),
-                Reader(),
-                quant_format=quantization.QuantFormat.QDQ,
-                activation_type=quantization.QuantType.QUInt8,
-                weight_type=quantization.QuantType.QInt8,
-                per_channel=True,
-                calibrate_method=getattr(quantization.CalibrationMethod, method),
-                extra_options={"CalibMaxIntermediateOutputs": 8},
-            )
-        yield f"onnxruntime.quantization {method.lower()}", out
+def cases(given: argparse.Namespace) -> Iterator[Case]:
+    """The cases that are in the folder, or those that were asked for."""
+    names = sorted(path.stem for path in given.folder.glob("*.npz") if path.with_suffix(".onnx").exists())
+    yield from (Case(given.folder, name) for name in given.case or names)
 
 
-def ours(name: str, model: Path, data: Any, folder: Path, dialect: str) -> Iterator[tuple[str, Path]]:
-    """edgeprune with its defaults, and with reconstruction of rounding."""
+def fresh(path: Path, *sources: Path) -> bool:
+    """Whether `path` is there and no older than what it was made from."""
+    return path.exists() and all(path.stat().st_mtime >= source.stat().st_mtime for source in sources)
+
+
+def wanted(given: argparse.Namespace, makers: Sequence[str]) -> list[str]:
+    """Those of `makers` that were asked for."""
+    return [maker for maker in makers if not given.maker or maker in given.maker]
+
+
+def quantise(given: argparse.Namespace) -> None:
+    """Our graphs for every runtime, then the peer's."""
+    for case in cases(given):
+        for runtime in given.runtime or MAKERS:
+            for maker in wanted(given, OURS):
+                out = case.graph(runtime, maker)
+                if not fresh(out, case.model):
+                    timed(case, runtime, maker, lambda case=case, r=runtime, m=maker, o=out: ours(case, r, m, o))
+        for runtime, signed in (("ort-x86", False), ("ort-arm64", True)):
+            for maker in wanted(given, ORT):
+                out = case.graph(runtime, maker)
+                if runtime in (given.runtime or MAKERS) and not fresh(out, case.model):
+                    timed(case, runtime, maker, lambda c=case, m=maker, o=out, s=signed: onnxruntime_peer(c, m, o, s))
+
+
+def timed(case: Case, runtime: str, maker: str, work: Callable[[], None]) -> None:
+    """Do the work and say how long it took."""
+    case.graph(runtime, maker).parent.mkdir(parents=True, exist_ok=True)
+    began = time.perf_counter()
+    work()
+    print(f"{case.name} {runtime} {maker}: {time.perf_counter() - began:.0f} s", flush=True)
+
+
+def ours(case: Case, runtime: str, maker: str, out: Path) -> None:
+    """edgeprune with its defaults, or with reconstruction of rounding; the ranges are kept beside the graph.
+
+    The grids of ARM64 are those of x86 less 128, so that the calibration of one serves both.
+    """
+    from dataclasses import replace
+
     import onnx
 
     from edgeprune import quantize
     from edgeprune.recipe import QuantizeSection
     from edgeprune.runtimes.dialects import DIALECTS
 
-    for label, options in (
-        ("edgeprune", QuantizeSection(images=len(data["calibration"]))),
-        ("edgeprune reconstruct", QuantizeSection(images=len(data["calibration"]), reconstruct=True)),
-    ):
-        out = folder / f"{name}.{label.replace(' ', '-')}.{dialect}.onnx"
-        began = time.perf_counter()
-        ranges = quantize.calibrate(model, data["calibration"], DIALECTS[dialect], options, cache=folder / "cache")
-        onnx.save(quantize.apply(onnx.load(model), ranges, DIALECTS[dialect]), out)
-        print(f"{name}: {label} for {dialect}, {time.perf_counter() - began:.0f} s", flush=True)
-        yield label, out
+    kept = out.with_suffix(".ranges.json")
+    twin = case.graph("ort-x86", maker).with_suffix(".ranges.json")
+    if runtime == "ort-arm64" and fresh(twin, case.model):
+        ranges = replace(quantize.Ranges.load(twin), dialect=runtime)
+    else:
+        images = case.data["calibration"]
+        options = QuantizeSection(images=len(images), reconstruct=maker == "edgeprune-reconstruct")
+        ranges = quantize.calibrate(case.model, images, DIALECTS[runtime], options)
+    ranges.save(kept)
+    onnx.save(quantize.apply(onnx.load(case.model), ranges, DIALECTS[runtime]), out)
 
 
-def measure(name: str, model: Path, data: Any, folder: Path, target_name: str, limit: int) -> list[dict[str, Any]]:
-    """Rows of one case on one target."""
-    import msgspec
+def onnxruntime_peer(case: Case, maker: str, out: Path, signed: bool) -> None:
+    """onnxruntime.quantization as its guide says: preprocessed, Q/DQ, a scale a channel, U8S8 on x86, S8S8 on ARM."""
+    quantization = importlib.import_module("onnxruntime.quantization")
+    preprocess = importlib.import_module("onnxruntime.quantization.shape_inference").quant_pre_process
+    prepared = case.folder / "graphs" / case.name / "prepared.onnx"
+    if not fresh(prepared, case.model):
+        preprocess(str(case.model), str(prepared), skip_symbolic_shape=True)
 
-    from edgeprune import devices, runtimes, target
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            self.left = iter(case.data["calibration"])
+
+        def get_next(self) -> dict[str, Any] | None:
+            image = next(self.left, None)
+            return None if image is None else {"input": image[None]}
+
+    method = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}[maker.removeprefix("ort-")]
+    quantization.quantize_static(
+        str(prepared),
+        str(out),
+        Reader(),
+        quant_format=quantization.QuantFormat.QDQ,
+        activation_type=quantization.QuantType.QInt8 if signed else quantization.QuantType.QUInt8,
+        weight_type=quantization.QuantType.QInt8,
+        per_channel=True,
+        calibrate_method=getattr(quantization.CalibrationMethod, method),
+        extra_options={"CalibMaxIntermediateOutputs": 8},
+    )
+
+
+def nncf(given: argparse.Namespace) -> None:
+    """NNCF's post-training quantisation with its defaults."""
+    library, openvino = importlib.import_module("nncf"), importlib.import_module("openvino")
+    for case in cases(given):
+        out = case.graph("openvino", "nncf")
+        if not fresh(out, case.model):
+            images = case.data["calibration"]
+
+            def work(case: Case = case, out: Path = out, images: NDArray[Any] = images) -> None:
+                dataset = library.Dataset([image[None] for image in images])
+                found = library.quantize(openvino.Core().read_model(case.model), dataset, subset_size=len(images))
+                openvino.save_model(found, out, compress_to_fp16=False)
+
+            timed(case, "openvino", "nncf", work)
+
+
+def modelopt(given: argparse.Namespace) -> None:
+    """NVIDIA ModelOpt with its two INT8 methods; FP32 around INT8 beside flavour A, FP16 beside B."""
+    library = importlib.import_module("modelopt.onnx.quantization")
+    for case in cases(given):
+        for runtime, kind in (("tensorrt-a", "fp32"), ("tensorrt-b", "fp16")):
+            for maker in wanted(given, MODELOPT):
+                out = case.graph(runtime, maker)
+                if not fresh(out, case.model):
+
+                    def work(case: Case = case, maker: str = maker, kind: str = kind, out: Path = out) -> None:
+                        library.quantize(
+                            str(case.model),
+                            calibration_data={"input": case.data["calibration"]},
+                            calibration_method=maker.removeprefix("modelopt-"),
+                            calibration_eps=["cpu"],
+                            high_precision_dtype=kind,
+                            output_path=str(out),
+                            log_level="ERROR",
+                        )
+
+                    timed(case, runtime, maker, work)
+
+
+def accuracy(given: argparse.Namespace) -> None:
+    """Run every graph that is there over all images, and keep its outputs."""
+    (given.folder / "outputs").mkdir(exist_ok=True)
+    for case in cases(given):
+        if "untrained" in case.data:
+            continue
+        for runtime in given.runtime or MAKERS:
+            for maker in ("fp32", *wanted(given, MAKERS[runtime])):
+                source, out = case.graph(runtime, maker), case.outputs(runtime, maker)
+                if source.exists() and not fresh(out, source):
+                    began = time.perf_counter()
+                    run = on_device if runtime in TARGETS else in_process
+                    np.save(out, run(case, runtime, maker, case.data["images"]))
+                    print(f"{case.name} {runtime} {maker}: {time.perf_counter() - began:.0f} s", flush=True)
+
+
+def artifact(case: Case, runtime: str, maker: str) -> Any:
+    """What the device runs."""
+    from edgeprune import runtimes, target
     from edgeprune.devices.types import Artifact
 
-    profile = target.load(target_name)
-    profile = msgspec.structs.replace(
-        profile, protocol=msgspec.structs.replace(profile.protocol, rounds=12, runs=20, max_spread=10.0)
-    )
-    files = [("FP32", model, "fp32")]
-    files += [(label, path, "int8") for label, path in ours(name, model, data, folder, profile.dialect)]
-    files += [(label, path, "int8") for label, path in onnxruntime_peers(name, model, data, folder)]
-    modelopt = folder / f"{name}.modelopt.onnx"
-    if modelopt.exists():
-        files.append(("NVIDIA ModelOpt", modelopt, "int8"))
-    artifacts = {
-        label: runtimes.build(
-            path, folder / f"{name}-{target_name}", profile, label.replace(" ", "-").lower(), precision
-        )
-        for label, path, precision in files
-    }
-    nncf = folder / f"{name}.nncf.xml"
-    if profile.runtime == "openvino" and nncf.exists():
-        options = artifacts["FP32"].options
-        pair = {f"nncf{suffix}": nncf.with_suffix(suffix) for suffix in (".xml", ".bin")}
-        artifacts["NNCF"] = Artifact("nncf", "openvino", "int8", pair, options)
-    images, labels = data["images"][:limit], data["labels"][:limit]
-    rows = []
-    with devices.connect(profile) as device:
-        loaded = {label: device.load(artifact) for label, artifact in artifacts.items()}
-        timings = dict(zip(loaded, device.measure(list(loaded.values()), profile.protocol), strict=True))
-        reference = None
-        for label, one in loaded.items():
-            outputs = device.infer(one, images)[0]
-            reference = outputs if reference is None else reference
-            found = outputs.argmax(1)
-            noise = float(((outputs - reference) ** 2).sum())
-            rows.append(
-                {
-                    "network": name,
-                    "target": target_name,
-                    "artifact": label,
-                    "images": len(images),
-                    "top1": None if (labels < 0).all() else round(100 * float((found == labels).mean()), 2),
-                    "agreement": round(100 * float((found == reference.argmax(1)).mean()), 2),
-                    "sqnr_db": round(10 * float(np.log10((reference**2).sum() / noise)), 2) if noise else None,
-                    "ms_median": round(timings[label].median, 4),
-                    "ms_min": round(timings[label].minimum, 4),
-                }
-            )
-            print(rows[-1], flush=True)
-    return rows
+    source = case.graph(runtime, maker)
+    profile = target.load(TARGETS[runtime])
+    if maker == "nncf":
+        pair = {f"nncf{suffix}": source.with_suffix(suffix) for suffix in (".xml", ".bin")}
+        return Artifact("nncf", "openvino", "int8", pair)
+    folder = case.folder / "artifacts" / case.name / runtime
+    return runtimes.build(source, folder, profile, maker, "fp32" if maker == "fp32" else "int8")
+
+
+def on_device(case: Case, runtime: str, maker: str, images: NDArray[Any]) -> NDArray[np.float32]:
+    """Outputs of the artifact on the runtime itself, through the device agent."""
+    from edgeprune import devices, target
+
+    with devices.connect(target.load(TARGETS[runtime])) as device:
+        return np.asarray(device.infer(device.load(artifact(case, runtime, maker)), images)[0], np.float32)
+
+
+def in_process(case: Case, runtime: str, maker: str, images: NDArray[Any]) -> NDArray[np.float32]:
+    """Outputs where x86 stands in: ARM64 with the flag that makes the bits equal, TensorRT without optimisation."""
+    ort = importlib.import_module("onnxruntime")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    if runtime == "ort-arm64":
+        options.add_session_config_entry("session.qdqisint8allowed", "1")
+    elif maker != "fp32":
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(str(case.graph(runtime, maker)), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return np.concatenate([np.asarray(session.run(None, {name: image[None]})[0], np.float32) for image in images])
+
+
+def latency(given: argparse.Namespace) -> None:
+    """All graphs of a network on a runtime, interleaved; one thread, batch 1."""
+    import msgspec
+
+    from edgeprune import devices, target
+
+    for case in cases(given):
+        for runtime, name in TARGETS.items():
+            makers = [maker for maker in ("fp32", *MAKERS[runtime]) if case.graph(runtime, maker).exists()]
+            makers = [maker for maker in makers if maker != "edgeprune-reconstruct"]  # the same kernels
+            out = case.folder / "latency" / f"{case.name}.{runtime}.json"
+            if runtime not in (given.runtime or MAKERS) or fresh(out, *(case.graph(runtime, m) for m in makers)):
+                continue
+            profile = target.load(name)
+            protocol = msgspec.structs.replace(profile.protocol, rounds=21, runs=given.runs, max_spread=10.0)
+            with devices.connect(profile) as device:
+                loaded = [device.load(artifact(case, runtime, maker)) for maker in makers]
+                timings = dict(zip(makers, device.measure(loaded, protocol), strict=True))
+            out.parent.mkdir(exist_ok=True)
+            out.write_text(json.dumps({maker: timing.rounds for maker, timing in timings.items()}))
+            print(f"{case.name} {runtime}:", {maker: round(t.median, 3) for maker, t in timings.items()}, flush=True)
+
+
+def compiler(given: argparse.Namespace) -> None:
+    """What TensorRT-RTX, for SM86 and on a machine without a GPU, makes of our graphs."""
+    import onnx
+
+    from edgeprune.quantize import rtx
+
+    for case in cases(given):
+        for runtime in ("tensorrt-a", "tensorrt-b"):
+            source = case.graph(runtime, "edgeprune")
+            out = case.folder / "compiler" / f"{case.name}.{runtime}.json"
+            if not source.exists() or fresh(out, source):
+                continue
+            compiled = rtx.compile_for(onnx.load(source))
+            out.parent.mkdir(exist_ok=True)
+            found = {"accepted": compiled.accepted, "errors": list(compiled.errors), "version": compiled.version}
+            missing = sorted(set(compiled.intended) - set(compiled.in_int8))
+            counts = {"intended": len(compiled.intended), "int8": len(compiled.in_int8), "missing": missing}
+            out.write_text(json.dumps({**found, **counts}))
+            print(f"{case.name} {runtime}: {found | counts}", flush=True)
+
+
+def environment() -> dict[str, str]:
+    """What the figures were measured with."""
+    wanted = ("onnxruntime", "openvino", "onnx", "numpy")
+    flags = Path("/proc/cpuinfo").read_text() if platform.system() == "Linux" else ""
+    model = next((line.split(":")[1].strip() for line in flags.splitlines() if line.startswith("model name")), "")
+    instructions = [flag for flag in ("avx2", "avx512_vnni", "amx_int8") if f" {flag} " in flags]
+    found = {package: importlib.metadata.version(package) for package in wanted}
+    peers = {"nncf": "3.4.0", "modelopt": "0.47.0"}
+    return {"cpu": f"{model}, {os.cpu_count()} cores, {' '.join(instructions)}", **found, **peers}
+
+
+def table(given: argparse.Namespace) -> None:
+    """Collect the figures, and write the tables."""
+    report = importlib.import_module("int8_report")
+    found = report.collect(list(cases(given)), environment())
+    out: Path = given.out
+    out.write_text(json.dumps(found, indent=1) + "\n")
+    report.write(found, HERE.parent / "docs" / "int8.md")
+
+
+STEPS = {
+    step.__name__: step for step in (quantise, nncf, modelopt, accuracy, latency, compiler, table)
+}  # in the order of the text above
 
 
 def main() -> None:
+    """Parse the arguments and do one step."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["peers", "measure"])
-    parser.add_argument("--case", nargs=3, action="append", required=True, metavar=("NAME", "ONNX", "NPZ"))
-    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "edgeprune-int8")
-    parser.add_argument("--target", action="append", choices=list(TARGETS))
-    parser.add_argument("--limit", type=int, default=10_000, help="images")
+    parser.add_argument("step", choices=STEPS)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--case", nargs="+")
+    parser.add_argument("--maker", nargs="+", help="one of those in the tables")
+    parser.add_argument("--runtime", nargs="+", choices=list(MAKERS))
+    parser.add_argument("--runs", type=int, default=20, help="a round, of 21")
     parser.add_argument("--out", type=Path, default=HERE / "int8.json")
     given = parser.parse_args()
-    given.folder.mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, Any]] = json.loads(given.out.read_text())["rows"] if given.out.exists() else []
-    for name, model, images in given.case:
-        data = dict(np.load(images))
-        if given.command == "peers":
-            peers(name, Path(model), data, given.folder)
-            continue
-        for target_name in given.target or TARGETS:
-            found = measure(name, Path(model), data, given.folder, target_name, given.limit)
-            rows = [row for row in rows if (row["network"], row["target"]) != (name, target_name)] + found
-            versions = {p: importlib.metadata.version(p) for p in ("onnxruntime", "openvino", "onnx", "numpy")}
-            text = json.dumps({"versions": versions, "rows": rows}, indent=1)
-            given.out.write_text(text + "\n")
+    STEPS[given.step](given)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from edgeprune.recover.leastsquares import Moments, effective, fit, install
+from edgeprune.recover.leastsquares import Moments, choose_ridge, effective, fit, install
 from edgeprune.recover.tape import Route, Tape, Values, batch_size, batches, weights_of
 from edgeprune.recover.units import Target, Unit, positions, results, rows, target, units
 
@@ -117,6 +117,7 @@ def repair_weights(
     images: Sequence[Tensor],
     *,
     ridge: float | None = None,
+    ridges: dict[str, float] | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Tensor]:
@@ -128,7 +129,9 @@ def repair_weights(
         route: round the removed blocks.
         kept: parameter -> outputs kept, where not all.
         images: whole batches.
+        ridges: layer -> ridge that an earlier repair chose; taken where it is there, noted where it is not.
     """
+    ridges = {} if ridges is None else ridges
     todo = [unit for unit in layers if unit.step in route.last]
     goals = {unit.step: target(dense, route, unit) for unit in todo}
     full = dense.route()
@@ -151,7 +154,7 @@ def repair_weights(
                 dense.run(values, full, before, ahead, goal.dense + 1, keep=pending)
             ahead = goal.dense + 1
         if _touched(unit, before, weights, goal, bool(changed)):
-            new = _refit(unit, goal, weights, kept.get(unit.weight), source, mine, theirs, ridge, generator)
+            new = _refit(unit, goal, weights, kept.get(unit.weight), source, mine, theirs, ridge, ridges, generator)
             weights.update(new)
             changed.update(new)
         pending = {goals[later.step].dense for later in todo[k + 1 :]}
@@ -177,6 +180,7 @@ def _refit(
     mine: Sequence[Values],
     theirs: Sequence[Values],
     ridge: float | None,
+    ridges: dict[str, float],
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
     parts: list[Moments] = []
@@ -193,7 +197,11 @@ def _refit(
         part = Moments.of(rows(unit, own[source], picks), wanted)
         parts = [*parts, part] if len(parts) < 2 else [parts[1], parts[0] + part]
     intercept = unit.norm is not None or bool(unit.bias)
-    return install(unit, fit(parts, effective(unit, weights), intercept, ridge), weights)
+    start = effective(unit, weights)
+    if ridge is None:
+        ridge = ridges[unit.name] if unit.name in ridges else choose_ridge(parts, start, intercept)
+        ridges[unit.name] = ridge
+    return install(unit, fit(parts, start, intercept, ridge), weights)
 
 
 def _outputs(value: Tensor, kept: Tensor | None, unit: Unit) -> Tensor:

@@ -141,22 +141,24 @@ def _weight(unit: Unit, weights: Mapping[str, Tensor]) -> Tensor:
 
 def _obs(size: int, uses: Sequence[tuple[Tensor, Tensor, Tensor]]) -> tuple[int, ...]:
     """Greedy group-OBS over all consumers; `uses` holds weight [G, d, o], H [G, d, d] and rows [size, k]."""
-    state = []
+    state: list[tuple[Tensor, Tensor, Tensor]] = []
     for weight, xx, index in uses:
         scale = xx.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-30)
         damped = xx + (DAMP * scale)[:, None, None] * torch.eye(xx.shape[-1], dtype=xx.dtype)
-        state.append([weight.clone(), torch.linalg.inv(damped), index])
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+        state.append((weight, inverse, index))
     alive = torch.arange(size)
     gone: list[int] = []
     many = max(1, size // ROUNDS)
     while len(alive) > 1:
-        score = sum(_loss(weight, inverse, index[alive]) for weight, inverse, index in state)
+        score = sum(_loss(weight, inverse, index) for weight, inverse, index in state)
         assert isinstance(score, Tensor)
         worst = score.argsort()[: min(many, len(alive) - 1)]
-        for item in state:
-            _remove(item, item[2][alive[worst]].reshape(-1))
+        rest = ~torch.isin(torch.arange(len(alive)), worst)
         gone += alive[worst].tolist()
-        alive = alive[~torch.isin(torch.arange(len(alive)), worst)]
+        alive = alive[rest]
+        if len(alive) > 1:
+            state = [_without(*item, worst, rest) for item in state]
     return (*alive.tolist(), *reversed(gone))
 
 
@@ -169,18 +171,19 @@ def _loss(weight: Tensor, inverse: Tensor, index: Tensor) -> Tensor:
     return total
 
 
-def _remove(item: list[Tensor], spots: Tensor) -> None:
-    """W -= P_:c (P_cc)^-1 W_c and P -= P_:c (P_cc)^-1 P_c:."""
-    weight, inverse, _ = item
-    column = inverse[:, :, spots]
+def _without(
+    weight: Tensor, inverse: Tensor, index: Tensor, worst: Tensor, rest: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The state without some units: W -= P_:c (P_cc)^-1 W_c and P -= P_:c (P_cc)^-1 P_c:, on the rows that are left."""
+    spots = index[worst].reshape(-1)
+    mask = torch.ones(weight.shape[1], dtype=torch.bool)
+    mask[spots] = False
+    left = mask.nonzero()[:, 0]
+    column = inverse[:, left][:, :, spots]
     gain = torch.linalg.solve(inverse[:, spots][:, :, spots], column.transpose(1, 2)).transpose(1, 2)
-    item[0] = weight - gain @ weight[:, spots]
-    item[0][:, spots] = 0
-    item[1] = inverse - gain @ column.transpose(1, 2)
-    identity = torch.eye(len(spots), dtype=inverse.dtype)
-    item[1][:, spots] = 0
-    item[1][:, :, spots] = 0
-    item[1][:, spots[:, None], spots[None, :]] = identity  # gone; keeps later solves well posed
+    now = mask.cumsum(0) - 1  # where each row that is left lies from here on
+    inner = torch.baddbmm(inverse[:, left][:, :, left], gain, column.transpose(1, 2), alpha=-1.0)
+    return weight[:, left] - gain @ weight[:, spots], inner, now[index[rest]]
 
 
 def _scores(

@@ -204,6 +204,8 @@ class _Session:
             self.orders = orders(model, structure, images, saliency, labels=labels, seed=seed)
         self.dense = [self._logits(batch) for batch in self.judge]
         self.heat = temperature(self.dense)
+        self.nested: dict[str, tuple[Tensor, Tensor, Tensor]] = {}  # of one group's consumers
+        self.nested_of = ""
 
     def _logits(self, batch: Tensor) -> Tensor:
         values: Values = {0: batch}
@@ -222,7 +224,6 @@ class _Session:
         return sorted(found, key=lambda item: item.start)
 
     def _narrowed(self, group: Group, width: int) -> Candidate:
-        keep = torch.tensor(sorted(self.orders[group.name][:width]))
         gone = torch.tensor(sorted(self.orders[group.name][width:]))
         uses = consumers(group, self.by_weight, self.weights)
         names = {member.parameter for member in group.members if member.role == "input"}
@@ -231,7 +232,7 @@ class _Session:
         def make(_: Sequence[Values]) -> dict[str, Tensor]:
             new: dict[str, Tensor] = {}
             for unit, index in uses:
-                new.update(self._silenced(unit, index, keep, gone))
+                new.update(self._silenced(group.name, width, unit, index))
             for member in group.members:
                 if member.role == "input" and member.parameter not in new:
                     spots = torch.as_tensor(member.indices)[gone].reshape(-1)
@@ -240,20 +241,30 @@ class _Session:
 
         return Candidate(f"{group.name}={width}", start, self.tape.route(), make)
 
-    def _silenced(self, unit: Unit, index: Tensor, keep: Tensor, gone: Tensor) -> dict[str, Tensor]:
-        """The consumer's best weights on what is left; dead inputs get zeros."""
+    def _silenced(self, group: str, width: int, unit: Unit, index: Tensor) -> dict[str, Tensor]:
+        """The consumer's best weights on what is left; dead inputs get zeros.
+
+        Rows are arranged by value, so that one Cholesky factor serves every width: its leading block is theirs.
+        """
         data, old = self.data[unit.name], self.weights[unit.weight]
         intercept = unit.norm is not None or bool(unit.bias)
-        xx = data.xx if intercept else data.xx + data.mean[:, :, None] * data.mean[:, None, :]
         flat = matrix(unit, old)
-        dead = index[gone].reshape(-1)
-        mask = torch.ones(flat.shape[1], dtype=torch.bool)
-        mask[dead] = False
-        live = torch.arange(flat.shape[1])[mask]
-        inner = xx[:, live][:, :, live]
-        scale = RIDGE * inner.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-30)
-        damped = inner + scale[:, None, None] * torch.eye(len(live), dtype=xx.dtype)
-        gain = torch.linalg.solve(damped, xx[:, live][:, :, dead] @ flat[:, dead])
+        if self.nested_of != group:
+            self.nested_of, self.nested = group, {}
+        if unit.name not in self.nested:
+            xx = data.xx if intercept else data.xx + data.mean[:, :, None] * data.mean[:, None, :]
+            ordered = index[torch.tensor(self.orders[group])].reshape(-1)
+            others = torch.ones(flat.shape[1], dtype=torch.bool)
+            others[ordered] = False
+            rank = torch.cat([others.nonzero()[:, 0], ordered])
+            sorted_xx = xx[:, rank][:, :, rank]
+            scale = RIDGE * xx.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-30)
+            damped = sorted_xx + scale[:, None, None] * torch.eye(len(rank), dtype=xx.dtype)
+            self.nested[unit.name] = (rank, sorted_xx, torch.linalg.cholesky(damped))
+        rank, sorted_xx, factor = self.nested[unit.name]
+        count = len(rank) - (len(index) - width) * index.shape[1]
+        live, dead = rank[:count], rank[count:]
+        gain = torch.cholesky_solve(sorted_xx[:, :count, count:] @ flat[:, dead], factor[:, :count, :count])
         new = torch.zeros_like(flat)
         new[:, live] = flat[:, live] + gain
         shift = ((data.mean[:, None, :] @ (new - flat))[:, 0]).reshape(-1)

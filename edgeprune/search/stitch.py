@@ -49,15 +49,16 @@ class Stitcher:
         with torch.no_grad():
             self.dense = [self._run(self.tape, self.weights, (), batch) for batch in self.judge]
         self.heat = temperature(self.dense)
+        self.ridges: dict[str, float] = {}  # chosen once a layer: the images stay the same
 
     def __call__(self, plan: Plan) -> Verdict:
-        """Repair and judge one plan; a second or two for a ResNet-56 and 256 images."""
+        """Repair and judge one plan; a second or two for a ResNet-56 and 256 images, the first takes longer."""
         with torch.no_grad():
             tape = same_steps(self.tape, self.model, self.structure, plan, self.fit[0])
             narrow = narrowed(self.weights, plan)
             narrow |= repair_weights(
                 self.tape, tape, self.units, self.weights, narrow, self.tape.route(plan.removed),
-                kept_outputs(plan), self.fit, seed=self.seed,
+                kept_outputs(plan), self.fit, ridges=self.ridges, seed=self.seed,
             )  # fmt: skip
             loss, same, count = 0.0, 0, 0
             for batch, dense in zip(self.judge, self.dense, strict=True):

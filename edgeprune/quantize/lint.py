@@ -14,17 +14,12 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from edgeprune.quantize.placement import SHARING
 from edgeprune.quantize.view import View, attribute, is_depthwise, output_axis
 from edgeprune.runtimes.dialects import Dialect
 
 Q, DQ = "QuantizeLinear", "DequantizeLinear"
-_XX = {
-    onnx.TensorProto.INT32,
-    onnx.TensorProto.INT8,
-    onnx.TensorProto.UINT8,
-    onnx.TensorProto.INT16,
-    onnx.TensorProto.UINT16,
-}
+FLOATING = ("AveragePool", "GlobalAveragePool", "Sigmoid", "HardSigmoid", "HardSwish", "Mul", "Softmax", "Resize")
 
 
 @dataclass(frozen=True)
@@ -134,6 +129,9 @@ def _types(view: View, dialect: Dialect) -> Iterator[Finding]:
             if dialect.runtime == "onnxruntime" and pair.kind == "uint8":
                 why = "ARM kernels are made for int8 activations."
             yield Finding(name, "activation-type", "error", why, f"Use {' or '.join(sorted(allowed))}.")
+        if pair.kind == "int8" and dialect.unsigned and dialect.runtime == "onnxruntime" and pair.node.op_type == DQ:
+            why = "x86 runs most layers that read signed activations in float, 2-4 times slower."
+            yield Finding(name, "activation-signed", "warning", why, "Use uint8.")
         if pair.scale.size > 1:
             yield Finding(
                 name, "activation-per-channel", "warning", "A layer that reads it runs in float.", "Use one scale."
@@ -187,7 +185,7 @@ def _opset(view: View, dialect: Dialect) -> Iterator[Finding]:
 def _dequantised(view: View, tensor: str) -> onnx.NodeProto | None:
     """The DQ that `tensor` comes from, through nodes that only move values."""
     node = view.producer.get(tensor)
-    while node is not None and node.op_type in ("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"):
+    while node is not None and node.op_type in SHARING:
         node = view.producer.get(node.input[0])
     return node if node is not None and node.op_type == DQ else None
 
@@ -252,15 +250,43 @@ def _joins(view: View, dialect: Dialect) -> Iterator[Finding]:
             )
 
 
-def _residuals(view: View, dialect: Dialect) -> Iterator[Finding]:
-    """Where only the skip input of a residual Add should be quantised."""
-    if dialect.residual != "skip":
-        return
+def _moves(view: View, dialect: Dialect) -> Iterator[Finding]:
+    """Nodes that only move or select values keep the scale of what they read."""
     for node in view.nodes:
-        if node.op_type != "Add":
+        if node.op_type not in SHARING:
+            continue
+        before = _dequantised(view, node.input[0])
+        after = [reader for reader, _ in view.consumers.get(node.output[0], []) if reader.op_type == Q]
+        if before is None or not after:
+            continue
+        scales = [view.constant(one.input[1]) for one in (before, after[0])]
+        if all(scale is not None for scale in scales) and not np.array_equal(*scales):  # type: ignore[arg-type]
+            why = f"A {node.op_type} does not change values, but its output has another scale: a requantising kernel."
+            yield Finding(node.name, "scale-changed", "warning", why, "Give input and output one scale.")
+
+
+def _floats(view: View, dialect: Dialect) -> Iterator[Finding]:
+    """Operators that the runtime runs in float, reading dequantised values for nothing."""
+    if dialect.outputs:
+        return  # there every output is quantised, whoever reads it
+    for node in view.nodes:
+        if node.op_type not in FLOATING or node.op_type in dialect.roles:
+            continue
+        if any(_dequantised(view, name) is not None for name in node.input):
+            why = f"{dialect.title} runs {node.op_type} in float: the Q/DQ before it only splits a fused kernel."
+            yield Finding(node.name, "float-reads-int8", "warning", why, "Let it read the float tensor.")
+
+
+def _residuals(view: View, dialect: Dialect) -> Iterator[Finding]:
+    """Which inputs of a residual Add should be quantised."""
+    for node in view.nodes:
+        if node.op_type != "Add" or len(view.data_inputs(node)) < 2 or dialect.residual == "none":
             continue
         makers = [_dequantised(view, name) for name in node.input]
-        if all(maker is not None for maker in makers) and len(makers) > 1:
+        if dialect.residual == "all" and len({maker is None for maker in makers}) > 1:
+            why = "Only one input is quantised: the Add is a kernel of its own."
+            yield Finding(node.name, "residual-one", "warning", why, "Quantise both inputs.")
+        if dialect.residual == "skip" and all(maker is not None for maker in makers):
             yield Finding(
                 node.name,
                 "residual-both",
@@ -304,4 +330,4 @@ def _outputs(view: View, dialect: Dialect) -> Iterator[Finding]:
                     )
 
 
-RULES: tuple[Rule, ...] = (_opset, _types, _layers, _joins, _residuals, _outputs)
+RULES: tuple[Rule, ...] = (_opset, _types, _layers, _joins, _moves, _floats, _residuals, _outputs)

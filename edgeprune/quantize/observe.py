@@ -160,12 +160,18 @@ def _single(items: Iterable[Any], shape: tuple[int, ...]) -> Iterator[Floats]:
 
 
 def session(model: onnx.ModelProto, threads: int = 1) -> onnxruntime.InferenceSession:
-    """An ONNX Runtime session for analysis; raises ModelError with the runtime's words."""
+    """An ONNX Runtime session for analysis; raises ModelError with the runtime's words.
+
+    A Q/DQ graph runs as it is written: optimised, it would become this CPU's graph, and those made for other runtimes
+    can come out wrong (signed activations of MobileNetV2 with float16 around them: 4 % of classes right, not 94 %).
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as cause:  # onnxruntime's own exceptions share no public root

@@ -115,6 +115,25 @@ def between_layer_and_relu(model: onnx.ModelProto) -> None:
     relu.input[0] = "extra"
 
 
+def pair_before(model: onnx.ModelProto, name: str, tensor: str) -> None:
+    """A node reads `tensor` through Q and DQ."""
+    model.graph.initializer.append(numpy_helper.from_array(np.array(0.03, np.float16), "own.scale"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(0, np.int8), "own.zero"))
+    position = [n.name for n in model.graph.node].index(name)
+    pair = ["own.scale", "own.zero"]
+    model.graph.node.insert(position, onnx.helper.make_node("QuantizeLinear", [tensor, *pair], ["own.q"], "own/Q"))
+    dq = onnx.helper.make_node("DequantizeLinear", ["own.q", *pair], ["own"], "own/DQ")
+    model.graph.node.insert(position + 1, dq)
+    reader = node(model, name)
+    reader.input[list(reader.input).index(tensor)] = "own"
+
+
+def pooled_in_int8(model: onnx.ModelProto) -> None:
+    pool = next(n for n in model.graph.node if n.op_type == "GlobalAveragePool")
+    pool.name = "pool"
+    pair_before(model, "pool", pool.input[0])
+
+
 def old_opset(model: onnx.ModelProto) -> None:
     model.opset_import[0].version = 13
 
@@ -140,6 +159,7 @@ PLANTED: dict[str, tuple[Plant, str]] = {
     "weight-axis": (wrong_weight_axis, "warning"),
     "residual-both": (both_residual_inputs, "warning"),
     "activation-unfused": (between_layer_and_relu, "warning"),
+    "float-reads-int8": (pooled_in_int8, "warning"),
     "opset-old": (old_opset, "error"),
     "opset-new": (new_opset, "error"),
     "scale-not-positive": (zero_scale, "error"),
@@ -189,6 +209,43 @@ def test_silently_float_operators() -> None:
     weight = net.constant("up.weight", net.rng.normal(size=(8, 4, 2, 2)).astype(np.float32))
     up = net.model(net.node("ConvTranspose", x, weight, name="up", strides=[2, 2], kernel_shape=[2, 2]))
     assert rules(lint(apply(up, dummy_ranges(up), DIALECTS["openvino"]), A)) >= {"no-int8-kernel"}
+
+
+def test_an_activation_that_is_quantised_before_it_is_fused() -> None:
+    net = nets.Net()
+    x = net.conv("input", "stem", 3, 8)
+    x = net.node("Mul", x, net.node("Sigmoid", x, name="sigmoid"), name="silu")
+    model = net.model(net.conv(x, "last", 8, 8))
+    quantised = apply(model, dummy_ranges(model), B)
+    assert lint(quantised, B) == []
+    pair_before(quantised, "sigmoid", node(quantised, "sigmoid").input[0])
+    assert rules(lint(quantised, B)) == {"float-reads-int8"}
+
+
+def test_another_scale_after_a_node_that_only_selects() -> None:
+    model = quantised("ort-x86", nets.plain)
+    dialect = DIALECTS["ort-x86"]
+    assert lint(model, dialect) == []
+    pool = next(n for n in model.graph.node if n.op_type == "MaxPool")
+    after = next(n for n in model.graph.node if n.op_type == "QuantizeLinear" and n.input[0] == pool.output[0])
+    put(model, after.input[1], np.array(0.5, np.float32))
+    assert rules(lint(model, dialect)) == {"scale-changed"}
+
+
+def test_a_residual_with_one_input_in_float_where_both_belong_in_int8() -> None:
+    model = quantised("openvino")
+    add = node(model, "block1.add")
+    add.input[0] = add.input[0].removesuffix(".dq")
+    assert rules(lint(model, DIALECTS["openvino"])) == {"residual-one"}
+
+
+def test_a_linear_layer_in_int8_where_float_is_faster() -> None:
+    model = quantised("openvino")
+    assert "no-int8-kernel" in {f.rule for f in lint(model, A) if f.node == "head"}
+
+
+def test_signed_activations_are_slow_on_x86() -> None:
+    assert "activation-signed" in rules(lint(quantised("ort-arm64"), DIALECTS["ort-x86"]))
 
 
 def test_what_runs_on_one_runtime_is_refused_on_another() -> None:

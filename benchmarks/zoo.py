@@ -7,7 +7,7 @@ Each model runs in a process of its own with a limit on its processor time; seco
 `edgeprune.model.export_onnx` and compares ONNX Runtime with PyTorch; `peer` runs Torch-Pruning 1.6.1 on the same model
 (global group magnitude, pruning ratio 0.3, its defaults). Results are kept in the JSON, so that a killed run goes on.
 
-Images are 128 pixels wide where the model takes that: the graph is the same. Of torchvision's detectors the network
+Images are 128 pixels wide (126 for patches of 14) where the model takes that: the graph is the same. Of torchvision's detectors the network
 itself is traced (`Raw`): backbone, pyramid and dense heads, without the image transform, the boxes' decoding and NMS,
 whose Python depends on data.
 The packages are those of benchmarks/zoo-requirements.txt, installed with `pip install --no-deps --target DIR`.
@@ -78,7 +78,7 @@ def build(entry: dict[str, Any]) -> tuple[Any, Any]:
     """The model with generic weights, and an image at 128 pixels where it runs so, else at its own size."""
     import torch
 
-    for side in (128, 192, 0):
+    for side in (128, 126, 192, 0):
         with contextlib.suppress(Exception), torch.no_grad():
             torch.manual_seed(0)
             if entry["suite"] == "torchvision":

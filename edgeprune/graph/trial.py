@@ -34,6 +34,7 @@ from edgeprune.graph.space import Axis, Reason
 from edgeprune.graph.surgery import narrow
 from edgeprune.graph.walk import Shaped, Walk, operator_name, shaped_in
 
+_LAYOUT = frozenset(["clone", "contiguous"])  # whether they are called may depend on sizes; what they give does not
 Blame = list[tuple[Axis, Reason]]
 
 
@@ -102,7 +103,7 @@ def _flat(graph: GraphModule, path: str = "") -> Iterator[tuple[str, Node]]:
                 target = getattr(target, part)
             if isinstance(target, GraphModule):
                 yield from _flat(target, f"{path}{node.name}/")
-        elif node.op == "call_function":
+        elif node.op == "call_function" and operator_name(node) not in _LAYOUT:
             yield path + node.name, node
 
 

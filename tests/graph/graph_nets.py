@@ -378,10 +378,16 @@ def size_held_by_another_module() -> Case:
     return Call(forward, **layers), torch.randn(2, 4, 6)
 
 
+def mixed_over_tokens() -> Case:
+    """A convolution of kernel one over (batch, tokens, channels): its places in space are the channels."""
+    layers = {"e": nn.Linear(6, 12), "m": nn.Conv1d(5, 7, 1), "o": nn.Linear(12, 2)}
+    return Call(lambda m, x: m.o(torch.relu(m.m(m.e(x)))), **layers), torch.randn(2, 5, 6)
+
+
 ALL = [
     grouped_convolution, depthwise_and_multiplier, transposed_convolution, one_and_three_dimensions, squeeze_excite,
     concat_and_shared, chunk_and_shuffle, split_by_sizes, pixel_shuffles, norms, flatten_to_linear, attention_fused,
     attention_separate, width_from_the_input, einsum_heads, grouped_query, window_partition, im2col_mixer, lstm,
     gru_both_ways, weight_norm, no_grad_part, tied_weights, hidden_branch, queries_share_keys, torch_attention,
-    torch_cross_attention, torch_shuffle, one_attribute_for_two_axes, size_held_by_another_module,
+    torch_cross_attention, torch_shuffle, one_attribute_for_two_axes, mixed_over_tokens, size_held_by_another_module,
 ]  # fmt: skip

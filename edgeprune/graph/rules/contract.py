@@ -43,8 +43,17 @@ def convolution(walk: Walk, a: dict[str, Any]) -> Shaped:
     channel = 1 if batched else 0
     axis = x.axes[channel]
     out_side, in_side = (w.axes[1], w.axes[0]) if transposed else (w.axes[0], w.axes[1])
-    for extra in (*w.axes[2:], *x.axes[channel + 1 :]):
-        walk.freeze(extra, "a position in space")
+    for extra in w.axes[2:]:
+        walk.freeze(extra, "a position in the kernel")
+    padding = a["padding"] if isinstance(a["padding"], str) else _sizes(a["padding"], dims)
+    stride = _sizes(a["stride"], dims)
+    space: list[Axis] = []
+    for d, (place, n) in enumerate(zip(x.axes[channel + 1 :], walk.node.meta["val"].shape[channel + 1 :], strict=True)):
+        if w.shape[2 + d] == stride[d] == 1 and not isinstance(padding, str) and padding[d] == 0:
+            space.append(place)  # each place by itself
+        else:
+            walk.freeze(place, "a position in space")
+            space.append(constant(int(n)))
     if groups == 1:
         axis = walk.unite(axis, in_side)
         out = out_side
@@ -61,13 +70,12 @@ def convolution(walk: Walk, a: dict[str, Any]) -> Shaped:
     space_in = x.shape[channel + 1 :]
     kernel = math.prod(w.shape[2:])
     per_pair = kernel * math.prod(space_in if transposed else space_out) * (x.shape[0] if batched else 1)
-    padding = a["padding"] if isinstance(a["padding"], str) else _sizes(a["padding"], dims)
     record(
         walk, ("conv_transpose" if transposed else "conv") + f"{dims}d", w, axis, out, per_pair, in_size=space_in,
-        out_size=space_out, stride=_sizes(a["stride"], dims), padding=padding, dilation=_sizes(a["dilation"], dims),
+        out_size=space_out, stride=stride, padding=padding, dilation=_sizes(a["dilation"], dims),
         groups=groups, batch=x.shape[0] if batched else 1,
     )  # fmt: skip
-    return Shaped((*x.axes[:channel], out, *[constant(n) for n in space_out]))
+    return Shaped((*x.axes[:channel], out, *space))
 
 
 def _sizes(value: Any, dims: int) -> tuple[int, ...]:

@@ -261,8 +261,8 @@ def split(walk: Walk, a: dict[str, Any]) -> list[Shaped]:
     if isinstance(written, int):
         walk.literal(written, pieces[0].axes[dim])
     elif written is not None and "indices" not in a:
-        for size, piece in zip(written, pieces, strict=True):
-            walk.literal(size, piece.axes[dim])
+        for i, (size, piece) in enumerate(zip(written, pieces, strict=True)):
+            walk.literal(size, piece.axes[dim], part=i, sizes=tuple(written))
     return pieces
 
 

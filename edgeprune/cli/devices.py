@@ -92,7 +92,7 @@ def probe_board(name: str, target_name: str) -> None:
     from rich.text import Text
 
     made = console.table(name="", value="")
-    for key, value in {**probe.fingerprint, **probe.state}.items():
+    for key, value in {**probe.state, **probe.fingerprint}.items():
         if value not in ("", [], {}, None):
             made.add_row(key, Text(_words(value)))
     console.show(made)

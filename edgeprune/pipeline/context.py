@@ -51,9 +51,11 @@ class Context:
 
     def __init__(self, recipe: Recipe, target: Target, run: RunDirectory, device: str, listener: Listener) -> None:
         from edgeprune.devices import reached
+        from edgeprune.validate import deadline
 
         self.recipe, self.run, self.device_name, self.listener = recipe, run, device, listener
         self.target = reached(target, device)
+        deadline(1.0, recipe.budget, self.target.protocol.unit)  # milliseconds mean nothing to an instruction clock
         self.stack = contextlib.ExitStack()
 
     def __enter__(self) -> Context:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from edgeprune import pipeline, recipe, target
-from edgeprune.errors import BudgetError, MeasurementError
+from edgeprune.errors import BudgetError, MeasurementError, RecipeError
 from edgeprune.pipeline import override
 from edgeprune.pipeline.context import Event
 
@@ -81,6 +81,13 @@ def test_joint_search_to_measured_result_and_resume(tiny: recipe.Recipe, tmp_pat
     assert [stage["name"] for stage in other.result["stages"] if not stage["reused"]] == ["validate"]
     other = pipeline.run(override(tiny, "quantize", method="minmax"), device, tmp_path / "run", until="calibrate")
     assert [stage["name"] for stage in other.result["stages"] if not stage["reused"]] == ["quantize"]
+
+
+def test_milliseconds_are_refused_where_instructions_are_counted(tiny: recipe.Recipe, tmp_path: Path) -> None:
+    in_ms = override(tiny, "budget", speedup=None, latency_ms=5.0)
+    with pytest.raises(RecipeError, match="counts instructions, which are no time") as refused:
+        pipeline.plan(in_ms, target.load("raspberry-pi-5"), tmp_path / "run")
+    assert "speedup = 2.0" in refused.value.remedy and "--device" in refused.value.remedy
 
 
 @pytest.mark.slow

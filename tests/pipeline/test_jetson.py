@@ -41,6 +41,7 @@ FLAVOURS = {
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", FLAVOURS)
 def test_a_run_without_a_device_ends_unverified(name: str, tmp_path: Path) -> None:
     (tmp_path / "recipe.toml").write_text(RECIPE)

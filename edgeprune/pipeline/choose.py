@@ -132,11 +132,11 @@ def joint(context: Context, maker: Maker, folder: Path) -> Chosen:
         f"{found.gap:.2%}; KL to the dense network {found.loss:.3f}, agreement {found.agreement:.1%}",
     )
     factors = min(found.rounds, key=lambda item: item.loss).factors
-    corrected = _corrected(curves, structure, factors)
+    mended = corrected(curves, structure, factors)
 
     def solve(cost: Predictor, ms: float) -> Plan:
         return find(
-            structure, cost, ms, corrected, blocks=options.blocks, time_limit=options.time_limit
+            structure, cost, ms, mended, blocks=options.blocks, time_limit=options.time_limit
         ).plan  # fmt: skip
 
     closed = latency.close(solve, table, context.device, maker, budget / predictor.dense)
@@ -151,7 +151,7 @@ def joint(context: Context, maker: Maker, folder: Path) -> Chosen:
     return Chosen(closed.answer, "joint", closed.ratio, closed.budget, details)
 
 
-def _corrected(curves: Curves, structure: Structure, factors: Mapping[str, float]) -> Curves:
+def corrected(curves: Curves, structure: Structure, factors: Mapping[str, float]) -> Curves:
     """The curves with each stage scaled as the evaluated networks told."""
     stage = stages(structure)
 

@@ -7,9 +7,9 @@ Each model runs in a process of its own with a limit on its processor time; seco
 `edgeprune.model.export_onnx` and compares ONNX Runtime with PyTorch; `peer` runs Torch-Pruning 1.6.1 on the same model
 (global group magnitude, pruning ratio 0.3, its defaults). Results are kept in the JSON, so that a killed run goes on.
 
-Images are 128 pixels wide (126 for patches of 14) where the model takes that: the graph is the same. Of torchvision's detectors the network
-itself is traced (`Raw`): backbone, pyramid and dense heads, without the image transform, the boxes' decoding and NMS,
-whose Python depends on data.
+Images are 128 pixels wide (126 for patches of 14) where the model takes that: the graph is the same. Of torchvision's
+detectors the network itself is traced (`raw`): backbone, pyramid and dense heads, without the image transform, the
+boxes' decoding and NMS, whose Python depends on data.
 The packages are those of benchmarks/zoo-requirements.txt, installed with `pip install --no-deps --target DIR`.
 """
 
@@ -374,7 +374,7 @@ def main() -> None:
     for kind in options.passes:
         for entry in json.loads(listing.read_text()):
             key = f"{entry['suite']}/{entry['name']}"
-            row = results.setdefault(key, {"entry": entry})
+            row = dict(results.get(key, {}))
             if not entry["suite"].startswith(options.suite) or (options.only and entry["name"] not in options.only):
                 continue
             failed = kind in row and not row[kind].get({"ours": "proved", "onnx": "equal"}.get(kind, "runs"))
@@ -383,6 +383,8 @@ def main() -> None:
             if kind == "onnx" and not row.get("ours", {}).get("proved"):
                 continue
             row[kind] = child(kind, entry, plans, options.peer_limit if kind == "peer" else options.limit)
+            results = json.loads(options.out.read_text()) if options.out.exists() else {}
+            results.setdefault(key, {"entry": entry})[kind] = row[kind]
             temporary = options.out.with_suffix(".tmp")
             temporary.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
             temporary.replace(options.out)

@@ -17,7 +17,7 @@
     │   ├── DeviceBusy             6
     │   └── JobFailed              6
     ├── BudgetError                7   the deadline cannot be met
-    ├── GateError                  8   measured, and not good enough to release
+    ├── GateError                  8   measured, and not good enough to release; or there was no device to measure on
     ├── MeasurementError           9   the measurement is too noisy to be recorded
     ├── BundleError               10   a bundle is damaged, altered or incomplete
     └── RunError                  11   the run directory: locked, full, unwritable, damaged
@@ -128,7 +128,7 @@ class BudgetError(EdgepruneError):
 
 
 class GateError(EdgepruneError):
-    """Measured, and not good enough to release."""
+    """Measured, and not good enough to release; or there was no device to measure on."""
 
     exit_code = 8
 

@@ -78,7 +78,7 @@ def test_an_emulated_core_does_what_it_can_and_is_held_against_the_pre_check(
     precheck[3] = [0.0, 9.0, 0.0]
     ways = {"local": FakeDevice(precheck), "qemu-user://cortex-a76": FakeDevice(differs)}
     monkeypatch.setattr(devices, "connect", lambda _, device: ways[device])
-    monkeypatch.setattr(images, "EMULATED_S", {"int8": patience})
+    monkeypatch.setattr(images, "RELEASED_S", patience)
     said: list[str] = []
     found = images.run(context("", said), ARTIFACTS, {})
     assert [way.asked for way in ways.values()] == [120, count]

@@ -42,7 +42,7 @@ EXPECTED = {
     "torch_cross_attention": {"e": 12, "k": 8, "c": 3, "c.out_proj": 12},
     "torch_shuffle": {"a": 4},
     "mixed_over_tokens": {"e": 12},
-    "size_held_by_another_module": {"q": 4},
+    "size_held_by_another_module": {"q": 2},
     "one_attribute_for_two_axes": {"a": 6, "a#2": 14, "b.0.mix": 4},
 }
 

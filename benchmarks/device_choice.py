@@ -133,14 +133,41 @@ class Bench:
                 low = middle
         return found
 
-    def evaluate(self, network: Mapping[str, Any]) -> dict[str, float]:
+    def evaluate(self, network: Mapping[str, Any], kept: Mapping[str, Sequence[int]] | None = None) -> dict[str, float]:
         """KL to the dense network and agreement with it, after least-squares repair."""
         from edgeprune.search import to_plan
         from edgeprune.search.program import Choice
 
-        plan = to_plan(self.structure, self.curves, Choice(network["widths"], tuple(network["removed"])))
+        if kept is None:
+            plan = to_plan(self.structure, self.curves, Choice(network["widths"], tuple(network["removed"])))
+        else:
+            plan = self.structure.plan(kept)
         verdict = self.judge(plan)
         return {"kl": verdict.loss, "agreement": verdict.agreement}
+
+    def peers(self, name: str) -> dict[str, dict[str, Any]]:
+        """Torch-Pruning's networks: global, the smallest ratio that the table predicts to fit, or else the fastest."""
+        import torch_pruning
+        from head_to_head import _peer_cuts
+
+        from edgeprune.latency import Predictor, Table, Variant
+
+        predictor = Predictor(Table.load(self.work / f"{name}.jsonl"), self.structure, self.maker(name).network)
+        found = {}
+        for multiple in (8, 16):
+            best: tuple[float, dict[str, list[int]]] = (float("inf"), {})
+            for ratio in (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8):
+                kept = _peer_cuts(torch_pruning, self, ratio, "l2", multiple)
+                widths = {group: len(units) for group, units in kept.items()}
+                predicted = predictor.predict(Variant(widths)) / predictor.dense
+                if predicted < best[0]:
+                    best = (predicted, kept)
+                if predicted <= BUDGET:
+                    break
+            widths = {group: len(units) for group, units in best[1].items()}
+            network = {"widths": widths, "removed": [], "predicted": best[0]}
+            found[f"Torch-Pruning L2, rounded to {multiple}"] = {**network, **self.evaluate(network, best[1])}
+        return found
 
 
 def choose(bench: Bench, rows: dict[str, Any], names: Sequence[str]) -> None:
@@ -163,7 +190,7 @@ def choose(bench: Bench, rows: dict[str, Any], names: Sequence[str]) -> None:
         save(bench, rows)
 
 
-def measure(bench: Bench, rows: dict[str, Any], names: Sequence[str]) -> None:
+def measure(bench: Bench, rows: dict[str, Any], names: Sequence[str], peers: bool) -> None:
     """All chosen networks on each target, beside its own of equal loss, interleaved with the dense artifact."""
     from edgeprune import devices, target
     from edgeprune.latency import Variant
@@ -174,6 +201,8 @@ def measure(bench: Bench, rows: dict[str, Any], names: Sequence[str]) -> None:
             if name != home:
                 own = bench.best_of_loss(home, rows["chosen"][name]["loss"])
                 networks[f"own, of the loss of {name}"] = {**own, **bench.evaluate(own)}
+        if peers:
+            networks |= bench.peers(home)
         maker, reached = bench.maker(home), devices.reached(target.load(home))
         variants = [Variant({}), *(Variant(n["widths"], tuple(n["removed"])) for n in networks.values())]
         built = [maker.build(variant, f"network-{index}") for index, variant in enumerate(variants)]
@@ -217,6 +246,7 @@ def save(bench: Bench, rows: Mapping[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="tables (TARGET.jsonl), curves and rows stay here")
+    parser.add_argument("--site", default="", help="folder with torch_pruning, to measure its networks beside ours")
     parser.add_argument("--images", type=int, default=256, help="for curves and judging")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "device_choice.json")
     parser.add_argument("step", choices=("choose", "measure", "report"))
@@ -241,8 +271,11 @@ def main() -> None:
         found = {"conditions": conditions, **report(rows)}
         options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         print(json.dumps({"ratio": found["ratio"], "advantage": found["advantage"]}, indent=1))
+    elif options.step == "choose":
+        choose(bench, rows, options.targets)
     else:
-        {"choose": choose, "measure": measure}[options.step](bench, rows, options.targets)
+        sys.path += [options.site, str(HERE)] if options.site else []
+        measure(bench, rows, options.targets, peers=bool(options.site))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
-"""Reconstruction of rounding: integers that make a layer's output right, rather than each weight nearest.
+"""Reconstruction of rounding: integers that keep a layer's output, rather than each weight nearest.
 
-With x the float input of a layer and z the input as the quantised network gives it, both less their means (the bias
-takes those), the weights W' that make z W' nearest to x W follow from least squares; they are then rounded one input at
-a time, and what rounding one input gets wrong is made good by the inputs not yet rounded. No gradients, no labels, no
-randomness.
+With z the layer's input as the quantised network gives it, less its mean (the bias takes that), weights are rounded one
+input at a time, and what rounding one input gets wrong is made good by the inputs not yet rounded. No gradients, no
+labels, no randomness.
 
-    H = mean z z^T + damping,   W' = H^-1 (mean z x^T + damping) W,   U = upper Cholesky factor of H^-1
-    for i: q_i = round(W'_i);   W'_j -= U_ij (W'_i - q_i) / U_ii   for all j > i
+    H = mean z z^T + damping,   U = upper Cholesky factor of H^-1
+    for i: q_i = round(W_i);   W_j -= U_ij (W_i - q_i) / U_ii   for all j > i
 
 Sources: Frantar & Alistarh, "Optimal Brain Compression", NeurIPS 2022 (arXiv 2208.11580); the Cholesky form, Frantar et
-al., GPTQ (arXiv 2210.17323); the asymmetric target, Nagel et al., AdaRound (arXiv 2004.10568), section 3.4.
+al., GPTQ (arXiv 2210.17323); inputs as the quantised network gives them, Nagel et al., AdaRound (arXiv 2004.10568).
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from numpy.typing import NDArray
 from scipy.linalg import cho_solve, cholesky
 
 from edgeprune.quantize.grids import quantise_weight
-from edgeprune.quantize.view import View, attribute, output_axis
+from edgeprune.quantize.view import attribute, output_axis
 from edgeprune.runtimes.dialects import Dialect
 
 Array = NDArray[np.float64]
@@ -53,15 +52,13 @@ def round_weight(
     _, scales = quantise_weight(weight, axis, dialect.weight_levels, dialect.float_type == "float16")
     rows, back = _as_rows(node, weight.astype(np.float64))
     steps = np.broadcast_to(scales, weight.shape[output_axis(node)]).reshape(rows.shape[0], -1)
-    return back(_round(rows, steps.astype(np.float64), *moments.centred(), dialect.weight_levels)).astype(np.int8)
+    return back(_round(rows, steps.astype(np.float64), moments.centred(), dialect.weight_levels)).astype(np.int8)
 
 
-def fits(view: View, node: onnx.NodeProto) -> bool:
+def fits(node: onnx.NodeProto, shape: tuple[int, ...]) -> bool:
     """Whether the rounding of a layer can be reconstructed: a Conv or Gemm, and not too large."""
-    weight = view.initializers.get(node.input[1])
-    if weight is None or node.op_type not in ("Conv", "Gemm"):
+    if node.op_type not in ("Conv", "Gemm"):
         return False
-    shape = tuple(weight.dims)
     inputs = shape[1 - output_axis(node)] if node.op_type == "Gemm" else int(np.prod(shape[1:]))
     return inputs <= LARGEST
 
@@ -76,33 +73,33 @@ def _as_rows(node: onnx.NodeProto, weight: Array) -> tuple[Array, Callable[[Arra
 
 
 class Moments:
-    """Means of z z^T and z x^T of one layer, centred, over the images that were added."""
+    """Mean of z z^T of one layer's input, centred, over the images that were added."""
 
-    def __init__(self, view: View, node: onnx.NodeProto) -> None:
-        self.view, self.node = view, node
+    def __init__(self, node: onnx.NodeProto, shape: tuple[int, ...]) -> None:
+        self.node, self.shape = node, shape
         self.sums: list[Array] = []
         self.count = self.turn = 0
 
-    def add(self, seen: NDArray[np.float32], exact: NDArray[np.float32]) -> None:
-        """Add a batch: the layer's input as INT8 gives it, and as float gives it."""
-        z, x = (_patches(self.view, self.node, values, self.turn) for values in (seen, exact))
-        parts = [z.transpose(0, 2, 1) @ z, z.transpose(0, 2, 1) @ x, z.sum(axis=1), x.sum(axis=1)]
+    def add(self, seen: NDArray[np.float32]) -> None:
+        """Add a batch of the layer's input."""
+        z = _patches(self.node, self.shape, seen, self.turn)
+        parts = [z.transpose(0, 2, 1) @ z, z.sum(axis=1)]
         self.sums = [a + b for a, b in zip(self.sums, parts, strict=True)] if self.sums else parts
         self.count += z.shape[1]
         self.turn += 1
 
-    def centred(self) -> tuple[Array, Array]:
-        """mean z z^T and mean z x^T less the means: [groups, inputs, inputs] both."""
-        zz, zx, z, x = (total / self.count for total in self.sums)
-        return zz - z[:, :, None] * z[:, None, :], zx - z[:, :, None] * x[:, None, :]
+    def centred(self) -> Array:
+        """mean z z^T less the means: [groups, inputs, inputs]."""
+        zz, z = (total / self.count for total in self.sums)
+        return np.asarray(zz - z[:, :, None] * z[:, None, :])
 
 
-def _patches(view: View, node: onnx.NodeProto, values: NDArray[np.float32], turn: int) -> Array:
+def _patches(node: onnx.NodeProto, shape: tuple[int, ...], values: NDArray[np.float32], turn: int) -> Array:
     """What the layer's outputs read at up to POSITIONS positions an image: [groups, samples, inputs]."""
     if node.op_type == "Gemm":
         return values.reshape(1, values.shape[0], -1).astype(np.float64)
     groups = int(attribute(node, "group", 1))
-    kernel = attribute(node, "kernel_shape") or list(view.initializers[node.input[1]].dims[2:])
+    kernel = attribute(node, "kernel_shape") or list(shape[2:])
     strides = attribute(node, "strides") or [1, 1]
     dilations = attribute(node, "dilations") or [1, 1]
     pads = attribute(node, "pads") or [0, 0, 0, 0]
@@ -118,19 +115,17 @@ def _patches(view: View, node: onnx.NodeProto, values: NDArray[np.float32], turn
     return np.ascontiguousarray(taken.transpose(0, 2, 1, 3, 4)).reshape(groups, taken.shape[2], -1).astype(np.float64)
 
 
-def _round(rows: Array, steps: Array, zz: Array, zx: Array, levels: int) -> Array:
+def _round(rows: Array, steps: Array, zz: Array, levels: int) -> Array:
     """Integers [groups, outputs, inputs] for weights `rows` with one step an output."""
     groups, _, inputs = rows.shape
     result = np.empty_like(rows)
     for group in range(groups):
         damping = DAMPING * max(float(np.trace(zz[group])) / inputs, 1e-12)
         hessian = zz[group] + damping * np.eye(inputs)
-        lower = cholesky(hessian, lower=True)
-        target = rows[group] @ cho_solve((lower, True), zx[group] + damping * np.eye(inputs)).T
         order = np.argsort(-np.diag(hessian), kind="stable")
         inverse = cho_solve((cholesky(hessian[np.ix_(order, order)], lower=True), True), np.eye(inputs))
         upper = cholesky(inverse, lower=False)
-        result[group][:, order] = _sequential(target[:, order] / steps[group][:, None], upper, levels)
+        result[group][:, order] = _sequential(rows[group][:, order] / steps[group][:, None], upper, levels)
     return result
 
 

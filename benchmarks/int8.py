@@ -6,6 +6,7 @@ The cases are those of benchmarks/int8_cases.py, in DIR. Each step keeps what it
     python benchmarks/int8.py nncf DIR        # may run in another environment: NNCF 3.4
     python benchmarks/int8.py modelopt DIR    # may run in another environment: ModelOpt pins other versions
     python benchmarks/int8.py accuracy DIR    # outputs of every graph on its runtime; not timed
+    python benchmarks/int8.py emulator DIR    # the ARM64 graphs on the true runtime, a few images
     python benchmarks/int8.py latency DIR     # all graphs of a network interleaved, through the device agent
     python benchmarks/int8.py compiler DIR    # TensorRT-RTX: which convolutions became INT8 kernels
     python benchmarks/int8.py table DIR       # figures into benchmarks/int8.json, tables into docs/int8.md
@@ -160,7 +161,7 @@ def onnxruntime_peer(case: Case, maker: str, out: Path, signed: bool) -> None:
         weight_type=quantization.QuantType.QInt8,
         per_channel=True,
         calibrate_method=getattr(quantization.CalibrationMethod, method),
-        extra_options={"CalibMaxIntermediateOutputs": 8},
+        extra_options={"CalibMaxIntermediateOutputs": 7},  # a divisor of the images would leave it none at the end
     )
 
 
@@ -278,6 +279,31 @@ def latency(given: argparse.Namespace) -> None:
             print(f"{case.name} {runtime}:", {maker: round(t.median, 3) for maker, t in timings.items()}, flush=True)
 
 
+def emulator(given: argparse.Namespace) -> None:
+    """The ARM64 graph on the true aarch64 runtime, emulated, against what stands for it here: a few images."""
+    import msgspec
+
+    from edgeprune import devices, target
+    from edgeprune.devices.types import Artifact
+
+    profile = target.load("raspberry-pi-5")
+    connection = msgspec.structs.replace(profile.connection, transport="qemu-user")
+    profile = msgspec.structs.replace(profile, connection=connection)
+    for case in cases(given):
+        source, here = case.graph("ort-arm64", "edgeprune"), case.outputs("ort-arm64", "edgeprune")
+        out = case.folder / "emulator" / f"{case.name}.ort-arm64.json"
+        if not here.exists() or fresh(out, source):
+            continue
+        images = case.data["images"][: given.emulated]
+        with devices.connect(profile) as device:
+            loaded = device.load(Artifact("edgeprune", "onnxruntime", "int8", {source.name: source}))
+            found = np.asarray(device.infer(loaded, images)[0], np.float32)
+        out.parent.mkdir(exist_ok=True)
+        equal = bool(np.array_equal(found, np.load(here)[: len(images)]))
+        out.write_text(json.dumps({"images": len(images), "core": connection.cpu, "bits_equal": equal}))
+        print(f"{case.name} on {connection.cpu}, emulated: {len(images)} images, bits equal: {equal}", flush=True)
+
+
 def compiler(given: argparse.Namespace) -> None:
     """What TensorRT-RTX, for SM86 and on a machine without a GPU, makes of our graphs."""
     import onnx
@@ -320,7 +346,7 @@ def table(given: argparse.Namespace) -> None:
 
 
 STEPS = {
-    step.__name__: step for step in (quantise, nncf, modelopt, accuracy, latency, compiler, table)
+    step.__name__: step for step in (quantise, nncf, modelopt, accuracy, emulator, latency, compiler, table)
 }  # in the order of the text above
 
 
@@ -332,6 +358,7 @@ def main() -> None:
     parser.add_argument("--case", nargs="+")
     parser.add_argument("--maker", nargs="+", help="one of those in the tables")
     parser.add_argument("--runtime", nargs="+", choices=list(MAKERS))
+    parser.add_argument("--emulated", type=int, default=4, help="images on the emulated core")
     parser.add_argument("--runs", type=int, default=20, help="a round, of 21")
     parser.add_argument("--out", type=Path, default=HERE / "int8.json")
     given = parser.parse_args()

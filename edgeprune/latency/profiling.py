@@ -2,13 +2,14 @@
 
 First random variants are measured into the table, then others that it has not seen: those are predicted before they
 are measured. The error is that of the prediction made before, so it is honest; afterwards they join the table too.
+Measurements that surprise are taken twice more, seen and unseen ones alike, and the median of three counts.
 A model that knows only multiply-accumulates is fitted to the same runs, as the yardstick.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,9 +19,11 @@ from edgeprune.graph.structure import Structure
 from edgeprune.latency.build import Maker
 from edgeprune.latency.fit import Array
 from edgeprune.latency.predict import Predictor
-from edgeprune.latency.sample import QUICK, Effort, Progress, extend
+from edgeprune.latency.sample import QUICK, Effort, Progress, extend, settle
 from edgeprune.latency.table import Run, Table
 from edgeprune.latency.variants import Variant, draw
+
+SURPRISE = 0.05  # relative; a measurement further from its prediction is taken again
 
 
 @dataclass(frozen=True)
@@ -86,8 +89,11 @@ def profile(
 
     table = extend(table, device, maker, draw(structure, steps, count, seed, blocks), effort, shift(0), keep)
     predictor = Predictor(table, structure, maker.network)
+    table = settle(table, device, maker, surprising(predictor, table, maker), effort)
+    predictor = Predictor(table, structure, maker.network)
     seen = {run.key for run in table.networks[maker.network].runs}
     full = extend(table, device, maker, draw(structure, steps, unseen, seed + 1, blocks), effort, shift(count), keep)
+    full = settle(full, device, maker, surprising(predictor, full, maker, seen), effort)
     new = [run for run in full.networks[maker.network].runs if run.key not in seen]
     measured = np.array([run.ratio for run in new])
     predicted = np.array([predictor.predict(variant(run)) / predictor.dense for run in new])
@@ -118,6 +124,14 @@ def quick(
 ) -> Profile:
     """The cheap table: enough for closure to finish the work, in under a minute for ResNet-56 on two quiet cores."""
     return profile(table, device, maker, 16, 4, QUICK, blocks, progress=progress, keep=keep)
+
+
+def surprising(predictor: Predictor, table: Table, maker: Maker, known: Collection[str] = ()) -> list[Variant]:
+    """Networks whose measurement differs most from the prediction, at most a quarter of those that are not `known`."""
+    runs = [run for run in table.networks[maker.network].runs if run.key not in known and (run.widths or run.removed)]
+    errors = {run.key: abs(predictor.predict(variant(run)) / predictor.dense / run.ratio - 1) for run in runs}
+    runs.sort(key=lambda run: -errors[run.key])
+    return [variant(run) for run in runs[: -(-len(runs) // 4)] if errors[run.key] > SURPRISE]
 
 
 def variant(run: Run) -> Variant:

@@ -176,14 +176,13 @@ def choose(bench: Bench, rows: dict[str, Any], names: Sequence[str]) -> None:
 
     for name in names:
         path = bench.work / f"{name}.jsonl"
-        with devices.connect(target.load(name)) as device:
-            unit = devices.reached(target.load(name)).protocol.unit
-            fingerprint = device.probe().fingerprint
-            table = latency.Table.load(path) if path.exists() else latency.Table(fingerprint, unit)
-            if bench.maker(name).network not in table.networks:
-                made = latency.quick(table, device, bench.maker(name), keep=lambda new, path=path: new.save(path))
-                made.table.save(path)
-                rows["tables"][name] = {"errors": dataclasses.asdict(made.errors), "networks": made.networks}
+        if not path.exists():
+            with devices.connect(target.load(name)) as device:
+                unit = devices.reached(target.load(name)).protocol.unit
+                empty = latency.Table(device.probe().fingerprint, unit)
+                made = latency.quick(empty, device, bench.maker(name))
+            made.table.save(path)
+            rows["tables"][name] = {"errors": dataclasses.asdict(made.errors), "networks": made.networks}
         network = bench.best(name, BUDGET)
         rows["chosen"][name] = {**network, **bench.evaluate(network)}
         print(name, {k: v for k, v in rows["chosen"][name].items() if k != "widths"}, flush=True)

@@ -5,6 +5,8 @@ The cases are those of benchmarks/int8_cases.py, in DIR. Each step keeps what it
     python benchmarks/int8.py quantise DIR    # edgeprune's and onnxruntime.quantization's graphs
     python benchmarks/int8.py nncf DIR        # may run in another environment: NNCF 3.4
     python benchmarks/int8.py modelopt DIR    # may run in another environment: ModelOpt pins other versions
+    python benchmarks/int8.py profile DIR     # kernel times of float and INT8; timed
+    python benchmarks/int8.py fallback DIR    # what should stay in float by these
     python benchmarks/int8.py accuracy DIR    # outputs of every graph on its runtime; not timed
     python benchmarks/int8.py emulator DIR    # the ARM64 graphs on the true runtime, a few images
     python benchmarks/int8.py latency DIR     # all graphs of a network interleaved, through the device agent
@@ -34,11 +36,13 @@ from numpy.typing import NDArray
 HERE = Path(__file__).resolve().parent
 TARGETS = {"openvino": "intel-cpu", "ort-x86": "x86-onnxruntime"}  # runtimes that this machine has
 OURS = ("edgeprune", "edgeprune-reconstruct")
+FALLBACK = "edgeprune-fallback"
+NOISE = 0.003  # over the signal at the logits, that fallback leaves: what the pipeline asks for
 ORT = ("ort-minmax", "ort-entropy", "ort-percentile")
 MODELOPT = ("modelopt-entropy", "modelopt-max")
 MAKERS = {
-    "openvino": (*OURS, "nncf", *ORT),
-    "ort-x86": (*OURS, *ORT),
+    "openvino": (*OURS, FALLBACK, "nncf", *ORT),
+    "ort-x86": (*OURS, FALLBACK, *ORT),
     "ort-arm64": (*OURS, *ORT),
     "tensorrt-a": (*OURS, *MODELOPT),
     "tensorrt-b": (*OURS, *MODELOPT),
@@ -165,9 +169,75 @@ def onnxruntime_peer(case: Case, maker: str, out: Path, signed: bool) -> None:
     )
 
 
+def profile(given: argparse.Namespace) -> None:
+    """Time the kernels of the float and of the INT8 artifact with the runtime's profiler, for `fallback`; timed."""
+    from edgeprune import devices, target
+    from edgeprune.quantize.view import View
+
+    for case in cases(given):
+        layers = list(View.of(read(case.model)).layers)
+        for runtime in given.runtime or TARGETS:
+            out = case.folder / "profile" / f"{case.name}.{runtime}.json"
+            if runtime not in TARGETS or fresh(out, case.graph(runtime, "edgeprune")):
+                continue
+            found: dict[str, Any] = {}
+            with devices.connect(target.load(TARGETS[runtime])) as device:
+                for maker in ("fp32", "edgeprune"):
+                    kernels = device.profile(device.load(artifact(case, runtime, maker)), 60)
+                    found[maker] = times(layers, kernels)
+                    moves = [kernel.median for kernel in kernels if "quantize" in kernel.kind.lower()]
+            found["per_element"] = min(moves, default=0.0) / case.data["calibration"][0].size
+            out.parent.mkdir(exist_ok=True)
+            out.write_text(json.dumps(found))
+            print(f"{case.name} {runtime}: profiled", flush=True)
+
+
+def fallback(given: argparse.Namespace) -> None:
+    """Leave in float what is too noisy or no faster, by the profile's times; and greedily, to compare."""
+    import onnx
+
+    from edgeprune import quantize
+    from edgeprune.quantize import fallback as program
+    from edgeprune.runtimes.dialects import DIALECTS
+
+    for case in cases(given):
+        for runtime in given.runtime or TARGETS:
+            source, out = case.graph(runtime, "edgeprune"), case.graph(runtime, FALLBACK)
+            timed_at = case.folder / "profile" / f"{case.name}.{runtime}.json"
+            if not timed_at.exists() or fresh(out, source, timed_at):
+                continue
+            measured, model = json.loads(timed_at.read_text()), read(case.model)
+            ranges = quantize.Ranges.load(source.with_suffix(".ranges.json"))
+            losses = program.sensitivities(model, ranges, DIALECTS[runtime], case.data["calibration"], 12)
+            costs = {n: program.Cost(measured["fp32"][n], measured["edgeprune"][n], loss) for n, loss in losses.items()}
+            edges = program.layer_edges(model, measured["per_element"])
+            found = {kind: program.choose(kind, costs, edges, NOISE) for kind in ("none", "auto", "greedy")}
+            onnx.save(quantize.apply(model, ranges, DIALECTS[runtime], found["auto"].precision), out)
+            report = {
+                kind: {"float": sorted(n for n, p in c.precision.items() if p == "float"), "ms": c.ms, "noise": c.loss}
+                for kind, c in found.items()
+            }
+            (case.folder / "fallback").mkdir(exist_ok=True)
+            (case.folder / "fallback" / f"{case.name}.{runtime}.json").write_text(json.dumps(report))
+            print(f"{case.name} {runtime}: {[(k, len(r['float']), r['ms'], r['noise']) for k, r in report.items()]}")
+
+
+def read(path: Path) -> Any:
+    """An ONNX model."""
+    return importlib.import_module("onnx").load(path)
+
+
+def times(layers: Sequence[str], kernels: Any) -> dict[str, float]:
+    """Milliseconds a layer."""
+    from edgeprune.quantize import fallback as program
+
+    return program.times(layers, kernels)
+
+
 def nncf(given: argparse.Namespace) -> None:
     """NNCF's post-training quantisation with its defaults."""
     library, openvino = importlib.import_module("nncf"), importlib.import_module("openvino")
+    note(given.folder, "nncf")
     for case in cases(given):
         out = case.graph("openvino", "nncf")
         if not fresh(out, case.model):
@@ -184,6 +254,7 @@ def nncf(given: argparse.Namespace) -> None:
 def modelopt(given: argparse.Namespace) -> None:
     """NVIDIA ModelOpt with its two INT8 methods; FP32 around INT8 beside flavour A, FP16 beside B."""
     library = importlib.import_module("modelopt.onnx.quantization")
+    note(given.folder, "nvidia-modelopt")
     for case in cases(given):
         for runtime, kind in (("tensorrt-a", "fp32"), ("tensorrt-b", "fp16")):
             for maker in wanted(given, MODELOPT):
@@ -216,7 +287,7 @@ def accuracy(given: argparse.Namespace) -> None:
                 if source.exists() and not fresh(out, source):
                     began = time.perf_counter()
                     run = on_device if runtime in TARGETS else in_process
-                    np.save(out, run(case, runtime, maker, case.data["images"]))
+                    np.save(out, run(case, runtime, maker, case.data["images"][: given.images]))
                     print(f"{case.name} {runtime} {maker}: {time.perf_counter() - began:.0f} s", flush=True)
 
 
@@ -325,28 +396,35 @@ def compiler(given: argparse.Namespace) -> None:
             print(f"{case.name} {runtime}: {found | counts}", flush=True)
 
 
-def environment() -> dict[str, str]:
+def environment(folder: Path) -> dict[str, str]:
     """What the figures were measured with."""
     wanted = ("onnxruntime", "openvino", "onnx", "numpy")
     flags = Path("/proc/cpuinfo").read_text() if platform.system() == "Linux" else ""
     model = next((line.split(":")[1].strip() for line in flags.splitlines() if line.startswith("model name")), "")
     instructions = [flag for flag in ("avx2", "avx512_vnni", "amx_int8") if f" {flag} " in flags]
     found = {package: importlib.metadata.version(package) for package in wanted}
-    peers = {"nncf": "3.4.0", "modelopt": "0.47.0"}
+    peers = {path.stem: path.read_text() for path in sorted(folder.glob("graphs/*.version"))}
     return {"cpu": f"{model}, {os.cpu_count()} cores, {' '.join(instructions)}", **found, **peers}
+
+
+def note(folder: Path, package: str) -> None:
+    """Keep a peer's version: its step may run in another environment."""
+    (folder / "graphs").mkdir(exist_ok=True)
+    (folder / "graphs" / f"{package}.version").write_text(importlib.metadata.version(package))
 
 
 def table(given: argparse.Namespace) -> None:
     """Collect the figures, and write the tables."""
     report = importlib.import_module("int8_report")
-    found = report.collect(list(cases(given)), environment())
+    found = report.collect(list(cases(given)), environment(given.folder))
     out: Path = given.out
     out.write_text(json.dumps(found, indent=1) + "\n")
     report.write(found, HERE.parent / "docs" / "int8.md")
 
 
 STEPS = {
-    step.__name__: step for step in (quantise, nncf, modelopt, accuracy, emulator, latency, compiler, table)
+    step.__name__: step
+    for step in (quantise, nncf, modelopt, profile, fallback, accuracy, emulator, latency, compiler, table)
 }  # in the order of the text above
 
 
@@ -358,6 +436,7 @@ def main() -> None:
     parser.add_argument("--case", nargs="+")
     parser.add_argument("--maker", nargs="+", help="one of those in the tables")
     parser.add_argument("--runtime", nargs="+", choices=list(MAKERS))
+    parser.add_argument("--images", type=int, help="the first so many only; the table says how many there were")
     parser.add_argument("--emulated", type=int, default=4, help="images on the emulated core")
     parser.add_argument("--runs", type=int, default=20, help="a round, of 21")
     parser.add_argument("--out", type=Path, default=HERE / "int8.json")

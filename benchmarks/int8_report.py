@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ TITLES = {
     "tensorrt-a": "TensorRT A, simulated",
     "tensorrt-b": "TensorRT B, simulated",
 }
+OWN = ("fp32", "edgeprune", "edgeprune-reconstruct", "edgeprune-fallback")
 SLOWER = 1.02  # a ratio beyond this is a difference in latency
 Row = dict[str, Any]
 
@@ -53,7 +55,9 @@ def rows(case: Any, runtime: str) -> list[Row]:
     outputs = {maker: np.load(path) for maker, path in paths.items() if path.exists()}
     if "fp32" not in outputs:
         return []
-    labels, held_out = case.data["labels"], int(case.data["held_out"])
+    count = min(len(values) for values in outputs.values())  # the same images for all
+    outputs = {maker: values[:count] for maker, values in outputs.items()}
+    labels, held_out = case.data["labels"][:count], int(case.data["held_out"])
     reference = outputs["fp32"]
     classes = {maker: values.argmax(1) for maker, values in outputs.items()}
     found = []
@@ -98,6 +102,7 @@ def latency(case: Any, runtime: str) -> list[Row]:
             "network": case.name,
             "runtime": runtime,
             "artifact": maker,
+            "date": time.strftime("%Y-%m-%d", time.gmtime(path.stat().st_mtime)),
             "ms": round(float(np.median(rounds)), 4),
             "ms_min": round(float(rounds.min()), 4),
             "over_edgeprune": round(float(np.median(rounds / ours)), 3),
@@ -109,8 +114,7 @@ def latency(case: Any, runtime: str) -> list[Row]:
 
 def verdict(accuracy: Sequence[Row], timed: Sequence[Row]) -> Row:
     """How edgeprune's default stands against every peer's graph."""
-    own = ("fp32", "edgeprune", "edgeprune-reconstruct")
-    against = [row for row in accuracy if row["artifact"] not in own]
+    against = [row for row in accuracy if row["artifact"] not in OWN]
     found: Row = {"rows": len(against)}
     for key in ("top1", "agreement"):
         gaps = [row[f"edgeprune_{key}"] for row in against]
@@ -121,7 +125,7 @@ def verdict(accuracy: Sequence[Row], timed: Sequence[Row]) -> Row:
             "ahead_beyond_noise": [place(r) for r, g in zip(against, gaps, strict=True) if g["points"] > g["noise"]],
             "behind_beyond_noise": [place(r) for r, g in zip(against, gaps, strict=True) if -g["points"] > g["noise"]],
         }
-    peers = [row for row in timed if row["artifact"] not in own]
+    peers = [row for row in timed if row["artifact"] not in OWN]
     found["latency"] = {
         "rows": len(peers),
         "faster": sum(row["over_edgeprune"] > SLOWER for row in peers),
@@ -151,7 +155,7 @@ def tables(found: Row) -> str:
     parts = []
     for runtime, title in TITLES.items():
         body = [row for row in found["accuracy"] if row["runtime"] == runtime]
-        if body:
+        if any(row["artifact"] != "fp32" for row in body):
             parts.append(grid(f"{title}: top-1 / agreement with FP32, %", body, scores, "FP32 top-1"))
         speed = [row for row in found["latency"] if row["runtime"] == runtime]
         if speed:

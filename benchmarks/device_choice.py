@@ -236,7 +236,16 @@ def report(rows: Mapping[str, Any]) -> dict[str, Any]:
     return {"ratio": ratio, "advantage": advantage, **rows}
 
 
-def save(bench: Bench, rows: Mapping[str, Any]) -> None:
+def stored(work: Path) -> dict[str, Any]:
+    """What earlier calls, and others that run now, have left."""
+    known = work / "rows.json"
+    return json.loads(known.read_text(encoding="utf-8")) if known.exists() else {}
+
+
+def save(bench: Bench, rows: dict[str, Any]) -> None:
+    """Keep the rows; those of a call that measures another device at the same time stay."""
+    for section, found in stored(bench.work).items():
+        rows[section] = {**found, **rows[section]}
     part = bench.work / "rows.part"
     part.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     part.replace(bench.work / "rows.json")
@@ -252,9 +261,7 @@ def main() -> None:
     parser.add_argument("targets", nargs="*", default=TARGETS, metavar="TARGET")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    known = options.work / "rows.json"
-    rows = json.loads(known.read_text(encoding="utf-8")) if known.exists() else {}
-    rows = {"tables": {}, "chosen": {}, "measured": {}} | rows
+    rows = {"tables": {}, "chosen": {}, "measured": {}} | stored(options.work)
     if unknown := set(options.targets) - set(TARGETS):
         sys.exit(f"not in the table: {', '.join(sorted(unknown))}. Known: {', '.join(TARGETS)}.")
     bench = Bench(options.work, options.images)

@@ -139,9 +139,10 @@ def _package(context: Context, result: dict[str, Any]) -> Outcome:
         bundle = release.bundle(path, result, path / "release", licences=licences(context.recipe))
     if failed:
         state = "open, as no device has measured" if unverified else "failed"
+        told = next((gate for gate in failed if gate["value"] is not None), failed[0])
         error = GateError(
-            f"{len(failed)} of {len(result['gates'])} gates {state}: {failed[0]['name']}: {failed[0]['message']}",
-            f"{failed[0]['remedy']} The report: {path / 'report.html'}",
+            f"{len(failed)} of {len(result['gates'])} gates {state}: {told['name']}: {told['message']}",
+            f"{told['remedy']} The report: {path / 'report.html'}",
         )
         error.outcome = Outcome(path, result, bundle, path / "report.html")  # type: ignore[attr-defined]
         raise error

@@ -161,6 +161,7 @@ class Enclosed:
     def __init__(self, wanted: float) -> None:
         """`wanted`: the measured latency to arrive at."""
         self.wanted, self.below, self.above = wanted, 0.0, float("inf")
+        self._least = 0.005
 
     def after(self, asked: float, measured: float) -> float:
         """The next latency to ask for: in proportion, but always between what was too little and what was too much."""
@@ -169,10 +170,11 @@ class Enclosed:
         else:
             self.above = min(self.above, asked)
         following = asked * self.wanted / measured
-        if self.below < self.above < float("inf") and self.below > 0:
+        if 0 < self.below < self.above < float("inf"):
             margin = 0.1 * (self.above - self.below)
             return min(max(following, self.below + margin), self.above - margin)
-        return following if abs(following / asked - 1) > 0.004 else asked * (1.01 if measured <= self.wanted else 0.99)
+        least, self._least = self._least, 2 * self._least  # answers come in steps: go further each time
+        return max(following, asked * (1 + least)) if measured <= self.wanted else min(following, asked * (1 - least))
 
 
 def _try(

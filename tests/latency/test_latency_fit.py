@@ -65,6 +65,15 @@ def test_calibration_recovers_alpha_and_beta() -> None:
     assert found.runs == 12 and found.error < 1e-3
 
 
+def test_beta_may_be_negative_but_not_by_much() -> None:
+    sums = [{"conv": x, "other": 0.1 * x} for x in (1.0, 2.0, 3.0, 4.0, 5.0)]
+    latency = [1.1 * (s["conv"] + s["other"]) - 0.3 for s in sums]
+    found = calibrate(sums, latency)
+    assert found.beta == pytest.approx(-0.3, abs=0.02) and found.error < 0.005
+    steep = calibrate(sums, [max(0.05, latency - 3.0) for latency in latency])
+    assert steep.beta >= -0.15 * 5.0
+
+
 def test_classes_that_move_together_share_one_factor() -> None:
     sums = [{"conv": x, "other": 0.1 * x} for x in (1.0, 2.0, 3.0, 4.0)]
     found = calibrate(sums, [0.9 * (s["conv"] + s["other"]) for s in sums])

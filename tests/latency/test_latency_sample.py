@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,11 @@ from simulated import SimulatedDevice
 
 from edgeprune.errors import BudgetError, MeasurementError
 from edgeprune.latency.build import Maker
-from edgeprune.latency.closure import close
+from edgeprune.latency.closure import Enclosed, close
 from edgeprune.latency.feasibility import feasibility
 from edgeprune.latency.predict import Predictor
-from edgeprune.latency.profiling import profile
-from edgeprune.latency.sample import Effort, extend
+from edgeprune.latency.profiling import profile, surprising
+from edgeprune.latency.sample import Effort, extend, settle
 from edgeprune.latency.steps import find_step, probe_steps
 from edgeprune.latency.table import Table
 from edgeprune.latency.variants import DENSE, Variant, draw, floor, options
@@ -193,6 +194,31 @@ def test_closure_ends_within_the_budget_as_measured(noisy_table: tuple[Maker, Ta
     runs = closed.table.networks[made.network].runs
     assert len(runs) > len(table.networks[made.network].runs)
     assert not closed.predictor.unmeasured(closed.variant)  # the lazy table filled the cells that the answer uses
+
+
+def test_a_disturbed_measurement_surprises_and_is_settled(noisy_table: tuple[Maker, Table]) -> None:
+    made, table = noisy_table
+    device = SimulatedDevice(noise=0.01, seed=9)
+    good = next(run for run in table.networks[made.network].runs if run.widths and 0.5 < run.ratio < 0.9)
+    disturbed = table.with_runs(made.network, [dataclasses.replace(good, ratio=1.25 * good.ratio)])
+    predictor = Predictor(disturbed, made.structure, made.network)
+    found = surprising(predictor, disturbed, made)
+    assert found[0].widths == good.widths  # it is the most surprising of all
+    settled = settle(disturbed, device, made, found[:1], EFFORT)
+    now = next(run for run in settled.networks[made.network].runs if run.key == good.key)
+    assert now.ratio == pytest.approx(truth(device, made, found[0]), rel=0.03)
+    assert len(settled.networks[made.network].runs) == len(table.networks[made.network].runs)
+
+
+def test_what_is_asked_for_is_enclosed_from_both_sides() -> None:
+    """Answers in steps of 0.05, a tenth slower than asked for: the best of them is asked for in a few rounds."""
+    search, asked, seen = Enclosed(0.49), 0.49, list[float]()
+    for _ in range(8):
+        measured = 1.1 * (asked // 0.05) * 0.05
+        seen.append(measured)
+        asked = search.after(asked, measured)
+        assert search.below < asked < search.above
+    assert max(value for value in seen if value <= 0.49) == pytest.approx(1.1 * 0.40)
 
 
 def test_closure_below_the_floor_says_so(noisy_table: tuple[Maker, Table]) -> None:

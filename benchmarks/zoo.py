@@ -31,7 +31,10 @@ from pathlib import Path
 from typing import Any
 
 FRACTION = 0.3
-SIDES = {"torchvision/inception_v3": (299,)}  # its auxiliary head, which training runs, takes no smaller image
+SIDES = {
+    "torchvision/inception_v3": (299,),  # its auxiliary head, which training runs, takes no smaller image
+    "torchvision/ssd300_vgg16": (300,),
+}
 
 
 def prepare(site: str) -> None:

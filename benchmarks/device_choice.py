@@ -21,7 +21,7 @@ import platform
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,7 @@ class Bench:
 
         return latency.options(self.structure, target.load(name).channels)
 
+    @cache  # noqa: B019 - one bench a process
     def maker(self, name: str) -> Any:
         from edgeprune import latency, target
 
@@ -93,6 +94,7 @@ class Bench:
             self.model, self.structure, self.images[:1], target.load(name), self.work / "variants" / name
         )
 
+    @cache  # noqa: B019
     def program(self, name: str) -> tuple[Any, float]:
         """A target's program, and its dense latency as the table predicts it."""
         from edgeprune.latency import Predictor, Table
@@ -189,14 +191,14 @@ def choose(bench: Bench, rows: dict[str, Any], names: Sequence[str]) -> None:
         save(bench, rows)
 
 
-def measure(bench: Bench, rows: dict[str, Any], names: Sequence[str], peers: bool) -> None:
+def measure(bench: Bench, rows: dict[str, Any], names: Sequence[str], peers: bool, equal_loss: bool) -> None:
     """All chosen networks on each target, beside its own of equal loss, interleaved with the dense artifact."""
     from edgeprune import devices, target
     from edgeprune.latency import Variant
 
     for home in names:
         networks = {f"chosen for {name}": rows["chosen"][name] for name in TARGETS}
-        for name in TARGETS:
+        for name in TARGETS if equal_loss else ():
             if name != home:
                 own = bench.best_of_loss(home, rows["chosen"][name]["loss"])
                 networks[f"own, of the loss of {name}"] = {**own, **bench.evaluate(own)}
@@ -231,8 +233,9 @@ def report(rows: Mapping[str, Any]) -> dict[str, Any]:
         networks = found["networks"]
         for name in TARGETS:
             ratio.setdefault(name, {})[home] = networks[f"chosen for {name}"]["ratio"]
-            own = networks[f"chosen for {home}" if name == home else f"own, of the loss of {name}"]["ratio"]
-            advantage.setdefault(name, {})[home] = networks[f"chosen for {name}"]["ratio"] / own
+            own = networks.get(f"chosen for {home}" if name == home else f"own, of the loss of {name}")
+            if own is not None:
+                advantage.setdefault(name, {})[home] = networks[f"chosen for {name}"]["ratio"] / own["ratio"]
     return {"ratio": ratio, "advantage": advantage, **rows}
 
 
@@ -255,6 +258,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="tables (TARGET.jsonl), curves and rows stay here")
     parser.add_argument("--site", default="", help="folder with torch_pruning, to measure its networks beside ours")
+    parser.add_argument("--quick", action="store_true", help="measure the four networks alone, none of equal loss")
     parser.add_argument("--images", type=int, default=256, help="for curves and judging")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "device_choice.json")
     parser.add_argument("step", choices=("choose", "measure", "report"))
@@ -281,7 +285,7 @@ def main() -> None:
         choose(bench, rows, options.targets)
     else:
         sys.path += [options.site, str(HERE)] if options.site else []
-        measure(bench, rows, options.targets, peers=bool(options.site))
+        measure(bench, rows, options.targets, bool(options.site), not options.quick)
 
 
 if __name__ == "__main__":

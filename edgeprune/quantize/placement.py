@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from edgeprune.quantize.view import View, is_depthwise
+from edgeprune.quantize.view import View, attribute, is_depthwise
 from edgeprune.runtimes.dialects import Dialect
 
 Edge = tuple[str, int]  # node name, input index
@@ -105,6 +105,8 @@ def _can_compute(view: View, dialect: Dialect, node: onnx.NodeProto) -> bool:
     weight = view.initializers.get(node.input[1])
     shape = tuple(weight.dims) if weight is not None else ()
     if len(shape) < 2 or (len(node.input) > 2 and node.input[2] and not view.is_constant(node.input[2])):
+        return False
+    if shape[1] < dialect.narrow and all(size == 1 for size in shape[2:]) and attribute(node, "group", 1) == 1:
         return False
     return dialect.depthwise or not is_depthwise(node, shape)
 

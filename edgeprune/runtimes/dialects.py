@@ -42,6 +42,7 @@ class Dialect:
         outputs: outputs of INT8 nodes are quantised as well, as node units need (ONNX Runtime).
         residual: inputs of a "sum" that are quantised: "all", "skip" (all but the branch that ends in a layer), "none".
         depthwise: depthwise convolutions run in INT8.
+        narrow: 1x1 convolutions with fewer input channels than this stay in float.
         float_type: element type of everything that is not quantised.
         opset, opset_max: the ai.onnx opset that is written (a lower one is raised), and the highest accepted.
     """
@@ -60,6 +61,7 @@ class Dialect:
     outputs: bool = False
     residual: Literal["all", "skip", "none"] = "all"
     depthwise: bool = True
+    narrow: int = 0
     float_type: Literal["float32", "float16"] = "float32"
     opset: int = 13
     opset_max: int = 21
@@ -138,6 +140,7 @@ _TENSORRT_A = Dialect(
     store_float=True,
     residual="skip",
     depthwise=False,
+    narrow=8,  # TensorRT-RTX makes no INT8 kernel of EfficientNet-B0's 4 -> 96 squeeze-excite; 8 -> 32 is one
     opset=13,
     opset_max=17,
     notes="Gemm stays float: at batch 1 FP16 is faster. Depthwise stays float below TensorRT 10.",

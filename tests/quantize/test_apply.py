@@ -45,6 +45,18 @@ def test_int8_is_close_to_float(net: str, dialect: str) -> None:
     assert sqnr(run(model, images), run(quantised, images, optimise=False)) > 20
 
 
+@pytest.mark.parametrize(
+    ("dialect", "narrow"), [("tensorrt-a", "float"), ("tensorrt-b", "float"), ("openvino", "int8")]
+)
+def test_a_narrow_pointwise_layer_stays_in_float_where_it_has_no_kernel(dialect: str, narrow: str) -> None:
+    net = nets.Net()
+    x = net.relu(net.conv("input", "stem", 3, 4))  # three channels, but 3x3: an INT8 kernel
+    model = net.model(net.conv(net.relu(net.conv(x, "narrow", 4, 16, k=1)), "wide", 16, 16, k=1))
+    quantised = apply(model, dummy_ranges(model), DIALECTS[dialect])
+    found = {n.name: n.input[1].endswith(".dq") for n in quantised.graph.node if n.op_type == "Conv"}
+    assert found == {"stem": True, "narrow": narrow == "int8", "wide": True}
+
+
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("net", NETS)
 def test_dummy_and_real_ranges_give_the_same_graph(net: str, dialect: str) -> None:

@@ -273,15 +273,23 @@ def _lower_opset(model: onnx.ModelProto) -> None:
     if (
         kinds & _CHANGED
         or any(len(node.input) > 1 and node.input[1] not in constants for node in reductions)
+        or any(
+            len(node.input) == 1 and a.name == "noop_with_empty_axes" and a.i
+            for node in reductions
+            for a in node.attribute
+        )
         or len(model.functions)
     ):
         return
     if any(item.domain not in ("", "ai.onnx") for item in model.opset_import):
         return
     for node in reductions:
+        kept = [a for a in node.attribute if a.name != "noop_with_empty_axes"]  # opset 18's
         if len(node.input) > 1:
-            node.attribute.append(helper.make_attribute("axes", constants[node.input[1]].tolist()))
+            kept.append(helper.make_attribute("axes", constants[node.input[1]].tolist()))
             del node.input[1:]
+        del node.attribute[:]
+        node.attribute.extend(kept)
     used = {name for node in model.graph.node for name in node.input}
     for tensor in [tensor for tensor in model.graph.initializer if tensor.name not in used]:
         model.graph.initializer.remove(tensor)

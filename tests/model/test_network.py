@@ -124,6 +124,17 @@ def test_the_exported_graph_is_canonical_and_computes_the_same(tmp_path: Path) -
     assert list(tmp_path.iterdir()) == [tmp_path / "net.onnx"]
 
 
+def test_a_mean_over_channels_exports(tmp_path: Path) -> None:
+    class Rms(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * torch.rsqrt(x.pow(2).mean(dim=1, keepdim=True) + 1e-5)
+
+    x = torch.randn(1, 3, 4, 4)
+    model.export_onnx(Rms(), x, tmp_path / "rms.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "rms.onnx", providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(session.run(None, {"input": x.numpy()})[0], Rms()(x).numpy(), atol=1e-5)
+
+
 def test_a_digest_changes_with_a_weight() -> None:
     network = model.load_model(recipe())
     before = model.digest(network)

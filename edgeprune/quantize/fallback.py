@@ -26,7 +26,7 @@ from edgeprune.devices.types import KernelTime
 from edgeprune.errors import BudgetError
 from edgeprune.quantize.insert import apply
 from edgeprune.quantize.observe import Images, batches, input_shape, session
-from edgeprune.quantize.placement import place
+from edgeprune.quantize.placement import SHARING, place
 from edgeprune.quantize.ranges import Ranges
 from edgeprune.quantize.view import View
 from edgeprune.runtimes.dialects import Dialect
@@ -190,7 +190,7 @@ def sensitivities(
     """
     view = View.of(model)
     layers = [name for name, role in place(view, dialect, ranges.precision).nodes.items() if role == "compute"]
-    everything = {node.name: "float" for node in view.nodes}
+    everything = {node.name: "float" for node in view.nodes if node.op_type not in SHARING}  # these own no range
     name, size, shape = input_shape(view)
     fed = [batch for batch, _ in batches(images, size, limit, shape)]
     reference = [session(model).run(None, {name: batch})[0] for batch in fed]

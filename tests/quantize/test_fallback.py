@@ -77,9 +77,10 @@ def test_edges_and_times_lead_back_to_layers() -> None:
     assert times(["stem", "block1.conv1", "head"], kernels) == {"stem": 0.5, "block1.conv1": 0.8, "head": 0.0}
 
 
-def test_the_layer_that_hurts_is_found_and_float_mends_it() -> None:
+@pytest.mark.parametrize("name", ["ort-x86", "openvino", "tensorrt-b"])
+def test_the_layer_that_hurts_is_found_and_float_mends_it(name: str) -> None:
     model, images = nets.residual(), nets.images(8)
-    dialect = DIALECTS["ort-x86"]
+    dialect = DIALECTS[name]
     weight = next(t for t in model.graph.initializer if t.name == "block2.conv1.weight")
     values = onnx.numpy_helper.to_array(weight).copy()
     values[:, 0] *= 400  # one input channel dominates every output channel's scale ...

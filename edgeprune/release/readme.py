@@ -73,8 +73,8 @@ def _where(manifest: Mapping[str, Any], profile: Target, runtime: str) -> str:
         )
     if device.get("emulation"):
         return (
-            f"**Emulated, not a board:** {', '.join(device.get('cpus', []))}, {runtime}, {how}. Latency is a count of executed "
-            "instructions, never a time; outputs are those of the device's own runtime."
+            f"**Emulated, not a board:** {', '.join(device.get('cpus', []))}, {runtime}, {how}. Latency is a count of "
+            "executed instructions, never a time; outputs are those of the device's own runtime."
         )
     return f"Measured on: {_device(device)}, {runtime}, {how}."
 

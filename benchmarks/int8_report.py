@@ -19,7 +19,7 @@ TITLES = {
     "tensorrt-a": "TensorRT A, simulated",
     "tensorrt-b": "TensorRT B, simulated",
 }
-OWN = ("fp32", "edgeprune", "edgeprune-reconstruct", "edgeprune-fallback")
+OWN = ("fp32", "edgeprune", "edgeprune-reconstruct", "edgeprune-fallback", "edgeprune-again")
 SLOWER = 1.02  # a ratio beyond this is a difference in latency
 Row = dict[str, Any]
 
@@ -131,6 +131,7 @@ def verdict(accuracy: Sequence[Row], timed: Sequence[Row]) -> Row:
         "faster": sum(row["over_edgeprune"] > SLOWER for row in peers),
         "within": sum(1 / SLOWER <= row["over_edgeprune"] <= SLOWER for row in peers),
         "slower": [place(row) for row in peers if row["over_edgeprune"] < 1 / SLOWER],
+        "twice_the_same": [row["over_edgeprune"] for row in timed if row["artifact"] == "edgeprune-again"],
     }
     return found
 
@@ -162,13 +163,15 @@ def tables(found: Row) -> str:
             parts.append(grid(f"{title}: ms, one thread (ratio to edgeprune)", speed, milliseconds, "FP32"))
     if found["compiler"]:
         parts.append(compiled(found["compiler"]))
+    parts += [fell_back(row) for row in found["fallback"]]
     parts.append(summary(found["verdict"]))
     return "\n\n".join(parts)
 
 
 def grid(title: str, body: Sequence[Row], cell: Any, dense: str) -> str:
     """Networks down, makers across."""
-    makers = [maker for maker in dict.fromkeys(row["artifact"] for row in body) if maker != "fp32"]
+    seen = dict.fromkeys(row["artifact"] for row in body if row["artifact"] != "fp32")
+    makers = [*(maker for maker in OWN if maker in seen), *(maker for maker in seen if maker not in OWN)]
     lines = [f"**{title}**", "", f"| network | {dense} | {' | '.join(makers)} |", "|---" * (len(makers) + 2) + "|"]
     for network in dict.fromkeys(row["network"] for row in body):
         cells = {row["artifact"]: row for row in body if row["network"] == network}
@@ -210,6 +213,20 @@ def compiled(body: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def fell_back(row: Row) -> str:
+    """What the program and the greedy baseline leave in float."""
+    lines = [
+        f"**Fallback, {row['network']}, {TITLES[row['runtime']]}: sum of profiled kernels, noise over signal**",
+        "",
+        "| | layers in float | ms | noise |",
+        "|---|---|---|---|",
+    ]
+    for kind, name in (("none", "all INT8"), ("auto", "program"), ("greedy", "greedy")):
+        part = row[kind]
+        lines.append(f"| {name} | {len(part['float'])} | {part['ms']:.3f} | {part['noise']:.5f} |")
+    return "\n".join(lines)
+
+
 def summary(found: Row) -> str:
     """The verdict in words."""
     lines = [f"Against {found['rows']} graphs of other tools:", ""]
@@ -223,7 +240,8 @@ def summary(found: Row) -> str:
     part = found["latency"]
     lines.append(
         f"- latency, {part['rows']} graphs: 2 % or more faster than {part['faster']}, within 2 % of {part['within']}, "
-        f"slower than {named(part['slower'])}."
+        f"slower than {named(part['slower'])}. The same graph loaded twice: "
+        f"{', '.join(f'{ratio:.2f}' for ratio in part['twice_the_same']) or 'not measured'} of its own time."
     )
     return "\n".join(lines)
 

@@ -7,6 +7,7 @@ import io
 import json
 import re
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -165,11 +166,8 @@ def refused(run_dir):
     result = json.loads((Path(__file__).parent.parent / "report" / "example.json").read_text())
     result["verdict"] = "refused"
     result["gates"][2].update(passed=False, message="1.2 points too low.", remedy="Train longer.")
-    run_dir.mkdir(parents=True)
-    (run_dir / "result.json").write_text(json.dumps(result))
-    (run_dir / "report.html").write_text("report")
     error = GateError("1 of 5 gates failed: accuracy.", "Train longer.")
-    error.run_dir = run_dir
+    error.outcome = types.SimpleNamespace(run_dir=run_dir, result=result, report=run_dir / "report.html", bundle=None)
     return error
 
 
@@ -181,6 +179,15 @@ def test_refused_shows_the_table_the_gate_and_the_report(edgeprune_command, proj
         assert wanted in done.stdout
     assert "bundle" not in done.stdout
     assert done.stderr.endswith("Error: 1 of 5 gates failed: accuracy.\n  Train longer.\n")
+
+
+def test_unverified_shows_the_bundle_and_what_is_open(edgeprune_command, project, pipeline):
+    pipeline.error = refused(project / "runs" / "x")
+    outcome = pipeline.error.outcome
+    outcome.result["verdict"], outcome.bundle = "unverified", Path("x-unverified.tar")
+    done = edgeprune_command("jetson-orin-nano", "run", "recipe.toml")
+    assert done.exit_code == 8
+    assert "UNVERIFIED  no device has measured; 1 gate open" in done.stdout and "x-unverified.tar" in done.stdout
 
 
 def test_refused_is_still_one_json_object(edgeprune_command, project, pipeline):

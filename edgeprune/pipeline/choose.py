@@ -147,7 +147,11 @@ def joint(context: Context, maker: Maker, folder: Path) -> Chosen:
         {"asked": step.asked, "predicted": step.predicted, "measured": step.measured, "spread": step.spread}
         for step in closed.steps
     ]
-    details = {**found.to_dict(), "closure": {"of_budget": closed.of_budget, "steps": steps}}
+    answer = {
+        "widths": {name: len(kept) for name, kept in closed.answer.kept.items()},
+        "removed": list(closed.answer.removed),
+    }
+    details = {**found.to_dict(), **answer, "closure": {"of_budget": closed.of_budget, "steps": steps}}
     return Chosen(closed.answer, "joint", closed.ratio, closed.budget, details)
 
 

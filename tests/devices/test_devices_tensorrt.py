@@ -238,8 +238,13 @@ def test_a_tensorrt_that_the_profile_does_not_allow(standin: pytest.MonkeyPatch)
 
 
 def test_a_jetson_that_nobody_named() -> None:
+    """Without a device it is modelled, in a unit of its own; a profile that says ssh and no host is refused."""
+    jetson = target.load("jetson-orin-nano")
+    with devices.connect(jetson) as device:
+        assert device.unit == "modelled ms"
+    nowhere = msgspec.structs.replace(jetson.connection, transport="ssh", address="")
     with pytest.raises(TargetError, match="no device yet"):
-        devices.connect(target.load("jetson-orin-nano"))
+        devices.connect(msgspec.structs.replace(jetson, connection=nowhere))
 
 
 @pytest.mark.device

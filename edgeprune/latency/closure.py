@@ -106,7 +106,7 @@ def close(
     """
     default = MARGINS["ms" if table.unit == "ms" else "repeats"]
     aim, low, good = (d if given is None else given for given, d in zip((aim, low, good), default, strict=True))
-    effort = effort or Effort(batch=1, rounds=120, runs=4)
+    effort = effort or Effort(batch=1, rounds=48, runs=16)
     table, _ = start(table, device, maker, effort)
     effort = effort.for_latency(table.networks[maker.network].dense, table.unit)
     predictor = Predictor(table, maker.structure, maker.network)

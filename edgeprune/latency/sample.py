@@ -15,6 +15,7 @@ One whole network gives as many cells as it has kernels, each with its true neig
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -47,8 +48,8 @@ class Effort:
         batch: variants that are loaded and interleaved together.
         passes: profiles of each network.
         profile_runs: executions in one profile.
-        rounds, runs: of the end-to-end measurement: many short rounds, so that a quiet moment of each network is
-            caught.
+        rounds, runs: of the end-to-end measurement: many rounds, so that a quiet moment of each network is caught; each
+            long enough to warm the caches that the other networks have just used.
         good_spread: a batch whose rounds' halves differ by more is timed again, `retries` times.
         max_spread: where they still differ by more than this, a network's latency is not recorded.
     """
@@ -56,8 +57,8 @@ class Effort:
     batch: int = 4
     passes: int = 1
     profile_runs: int = 24
-    rounds: int = 48
-    runs: int = 4
+    rounds: int = 24
+    runs: int = 10
     good_spread: float = 0.03
     max_spread: float = 0.12
     retries: int = 2
@@ -72,7 +73,7 @@ class Effort:
         )
 
 
-QUICK = Effort(profile_runs=12, rounds=32, retries=1)
+QUICK = Effort(profile_runs=12, rounds=16, retries=1)
 
 
 @dataclass(frozen=True)
@@ -246,12 +247,8 @@ def extend(
     wanted = [variant for variant in _distinct(variants) if _key(variant) not in known]
     refused = 0
     for index, batch in enumerate(_batches(wanted, effort.batch)):
-        built = [maker.build(variant, f"variant-{i}") for i, variant in enumerate(batch)]
-        try:
+        with _built(maker, batch) as built:
             found = _measure_quietly(device, [dense, *built], maker.target.protocol, effort)
-        finally:
-            for one in built:
-                maker.forget(one)
         noisy = [one for one in found[1:] if one.spread > effort.max_spread]
         refused += len(noisy)
         table = record(table, maker, found, effort.max_spread)
@@ -285,18 +282,27 @@ def settle(
     dense = maker.build(DENSE, "dense")
     for _ in range(2):
         for batch in _batches(variants, effort.batch):
-            built = [maker.build(variant, f"variant-{i}") for i, variant in enumerate(batch)]
-            try:
+            with _built(maker, batch) as built:
                 found = measure_together(device, [dense, *built], maker.target.protocol, effort)
-            finally:
-                for one in built:
-                    maker.forget(one)
             for again in found[1:]:
                 ratios.setdefault(_key(again.built.variant), []).append(again.ratio)
             table = record(table, maker, found, effort.max_spread)
     runs = [run for run in table.networks[maker.network].runs if run.key in ratios]
     middle = [dataclasses.replace(run, ratio=float(np.median(ratios[run.key]))) for run in runs]
     return table.with_runs(maker.network, middle)
+
+
+@contextlib.contextmanager
+def _built(maker: Maker, variants: Sequence[Variant]) -> Iterator[list[Built]]:
+    """Their artifacts, deleted afterwards."""
+    built: list[Built] = []
+    try:
+        for i, variant in enumerate(variants):
+            built.append(maker.build(variant, f"variant-{i}"))
+        yield built
+    finally:
+        for one in built:
+            maker.forget(one)
 
 
 def _reason(noisy: Sequence[Measured], effort: Effort) -> str:

@@ -24,8 +24,9 @@ def interleaved(
 ) -> list[list[list[float]]]:
     """Time `candidates` in rounds A B C A B C ...; returns samples[candidate][round] in nanoseconds.
 
-    Many short rounds serve better than few long ones: a machine's speed changes between them, and a short round sees
-    all candidates at one speed. When a candidate's round medians scatter more than `max_spread`, up to twice as many
+    Many rounds serve better than few: a machine's speed changes between them, and a short round sees all candidates at
+    one speed. Too short a round (four runs of a network whose weights fill the cache) sees what its predecessor left in
+    the caches. When a candidate's round medians scatter more than `max_spread`, up to twice as many
     rounds again are taken. After `max_seconds` no further round begins, once there are `FEWEST_ROUNDS`.
     """
     samples = [[] for _ in candidates]  # type: list[list[list[float]]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import dataclass
 
 import msgspec
@@ -10,6 +11,7 @@ from edgeprune.devices import book
 from edgeprune.devices.board import QemuBoard
 from edgeprune.devices.device import COUNTED_RUNS, AgentDevice
 from edgeprune.devices.modelled import ModelDevice
+from edgeprune.devices.precheck import PreCheck
 from edgeprune.devices.qemu_user import QemuUser
 from edgeprune.devices.ssh import Ssh
 from edgeprune.devices.transport import Local, Transport
@@ -57,7 +59,14 @@ def connect(target: Target, device: str = "") -> AgentDevice | ModelDevice:
     """
     if way(target, device).scheme == "model":
         return ModelDevice(target, connect(simulated(target), "local"))
-    return AgentDevice(reached(target, device), transport(target, device))
+    kind = PreCheck if stands_for_arm(target, device) else AgentDevice
+    return kind(reached(target, device), transport(target, device))
+
+
+def stands_for_arm(target: Target, device: str = "") -> bool:
+    """Whether an ARM target is run on this machine, which is none: outputs are then computed as ARM's are."""
+    here = way(target, device).scheme == "local" and platform.machine() in ("x86_64", "AMD64")
+    return here and target.family == "arm" and target.runtime == "onnxruntime"
 
 
 def way(target: Target, device: str = "") -> Way:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tinynets
 
-from edgeprune import devices
+from edgeprune import devices, target
 from edgeprune.devices import Artifact, emulator
 from edgeprune.errors import DeviceError, MeasurementError
 from edgeprune.target import Target
@@ -23,8 +23,8 @@ def test_int8_outputs_are_those_of_the_exact_pre_check_bit_for_bit(
     ort: Target, int8_artifact: Artifact, cpu: str, emulation: None
 ) -> None:
     exact = dataclasses.replace(int8_artifact, options=EXACT)
-    images = tinynets.images(20)
-    with devices.connect(ort) as device:
+    images = tinynets.images(60)
+    with devices.connect(target.load("raspberry-pi-5"), "local") as device:
         (here,) = device.infer(device.load(exact), images)
     with devices.connect(ort, f"qemu-user://{cpu}") as device:
         loaded = device.load(exact)

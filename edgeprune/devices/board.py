@@ -71,7 +71,6 @@ class QemuBoard(Ssh):
     """A board that boots when it is needed, and again when it died, reached over ssh."""
 
     name = "qemu-board"
-    silence_s = 900.0  # a second of the board takes many of ours
     patience: tuple[float, ...] = (1.0, 5.0)
 
     def __init__(self, cpu: str, counted: bool = True) -> None:
@@ -89,9 +88,10 @@ class QemuBoard(Ssh):
         options = [
             "-F", "none", "-i", str(_folder() / "id"), "-o", "IdentitiesOnly=yes", "-o", "StrictHostKeyChecking=no",
             "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR",
-            "-o", "ServerAliveInterval=30", "-o", "ServerAliveCountMax=30",
+            "-o", "ServerAliveCountMax=12",
         ]  # fmt: skip
         super().__init__(f"root@127.0.0.1:{self._forward}", options=options)
+        self.silence_s = 900.0  # a second of the board takes many of ours
         self.where = f"emulated {cpu} board" + (" with an instruction clock" if counted else "")
         self.emulation: Emulation = "qemu-board-icount" if counted else "qemu-board"
 

@@ -60,7 +60,8 @@ class Link:
                 answer = self._answers.get(timeout=self._silence_s)
             except queue.Empty:
                 raise LinkLost(
-                    f"{self._where}: silent for {self._silence_s:.0f} s.", "Is it switched on and connected?"
+                    f"{self._where}: silent for {self._silence_s:.0f} s.",
+                    "Is it switched on and connected? If it is only slow: EDGEPRUNE_SILENCE=300 (seconds).",
                 ) from None
             if not answer:
                 raise self._lost()

@@ -2,7 +2,8 @@
 
 Nothing but a POSIX shell, `cat`, `mkdir` and Python is expected there: minimal boards have neither scp nor sftp. The
 agent runs detached, so that a dropped link costs nothing: the next one takes up the conversation, in this run or a
-later one. EDGEPRUNE_SSH_COMMAND replaces `ssh` (such as "ssh -F my_config").
+later one. EDGEPRUNE_SSH_COMMAND replaces `ssh` (such as "ssh -F my_config"); EDGEPRUNE_SILENCE is for a board that may
+be slow to answer, such as an emulated one on a busy machine.
 """
 
 from __future__ import annotations
@@ -23,11 +24,10 @@ from typing import IO
 from edgeprune.devices.link import LinkLost
 from edgeprune.devices.package import agent, cache
 from edgeprune.devices.transport import Emulation, spawn
-from edgeprune.errors import DeviceError, DeviceUnreachable, MissingDependency, TargetError
+from edgeprune.errors import DeviceError, DeviceUnreachable, MissingDependency, TargetError, UsageError
 
-OPTIONS = (
-    "-o", "BatchMode=yes", "-o", "ConnectTimeout=15", "-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=4",
-)  # fmt: skip
+OPTIONS = ("-o", "BatchMode=yes", "-o", "ServerAliveCountMax=4")
+SILENCE_S = 60.0  # an agent says something every five seconds; a third of it unanswered, and ssh itself gives up
 FOLDER = ".cache/edgeprune"  # on the device, below the home folder
 PATIENCE_S = (1.0, 3.0, 10.0, 30.0)  # between attempts to reach a device again: a board needs half a minute to boot
 REMEDIES = {
@@ -54,13 +54,13 @@ class Ssh:
     survives = True
     exclusive = True
     patience: tuple[float, ...] = PATIENCE_S
-    silence_s = 60.0
 
     def __init__(self, address: str, python: str = "", options: Sequence[str] = ()) -> None:
         host, port = parse(address)
         self.where, self._host, self._python = address, host, python or "python3"
         self._port = ["-p", port] if port else []
         self.emulation = ""
+        self.silence_s = silence()
         self._more = list(options)
         self._control = Path(tempfile.mkdtemp(prefix="edgeprune-ssh-"))
         self._session: IO[str] | None = None
@@ -97,11 +97,14 @@ class Ssh:
         program = shlex.split(os.environ.get("EDGEPRUNE_SSH_COMMAND") or "ssh")
         if shutil.which(program[0]) is None:
             raise MissingDependency(f"{program[0]} is not on this machine.", "apt-get install openssh-client")
+        interval, first_word = max(1, round(self.silence_s / 12)), max(15, round(self.silence_s / 4))
+        alive = ["-o", f"ServerAliveInterval={interval}", "-o", f"ConnectTimeout={first_word}"]
         share = ["-o", "ControlMaster=auto", "-o", f"ControlPath={self._control}/%C", "-o", "ControlPersist=30"]
         return [
             *program,
             *self._more,
             *OPTIONS,
+            *alive,
             *share,
             *self._port,
             *first,
@@ -168,6 +171,18 @@ _CHECK = (
     "import hashlib,os,sys;p,d=sys.argv[1:];"
     "print('here' if os.path.isfile(p) and hashlib.sha256(open(p,'rb').read()).hexdigest()==d else 'missing')"
 )
+
+
+def silence() -> float:
+    """Seconds without a word after which a board is taken for gone: EDGEPRUNE_SILENCE, or a minute."""
+    given = os.environ.get("EDGEPRUNE_SILENCE") or SILENCE_S
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = 0.0
+    if not seconds > 0:
+        raise UsageError(f"EDGEPRUNE_SILENCE = '{given}' is no number of seconds.", "Such as EDGEPRUNE_SILENCE=300.")
+    return seconds
 
 
 def parse(address: str) -> tuple[str, str]:

@@ -26,7 +26,7 @@ from edgeprune.devices import Artifact
 from edgeprune.devices.device import AgentDevice
 from edgeprune.devices.link import LinkLost
 from edgeprune.devices.ssh import Ssh, parse
-from edgeprune.errors import DeviceError, DeviceUnreachable, TargetError
+from edgeprune.errors import DeviceError, DeviceUnreachable, TargetError, UsageError
 from edgeprune.target import Target
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
@@ -229,6 +229,16 @@ def test_nobody_listens(ort: Target, monkeypatch: pytest.MonkeyPatch) -> None:
         port = free.getsockname()[1]
     with pytest.raises(LinkLost, match="Connection refused"), devices.connect(ort, f"ssh://127.0.0.1:{port}"):
         pass
+
+
+def test_a_board_that_is_slow_to_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Ssh("pi5").silence_s == 60 and "ServerAliveInterval=5" in Ssh("pi5")._ssh()
+    monkeypatch.setenv("EDGEPRUNE_SILENCE", "600")
+    assert Ssh("pi5").silence_s == 600 and "ServerAliveInterval=50" in Ssh("pi5")._ssh()
+    for wrong in ("0", "-1", "long", "nan"):
+        monkeypatch.setenv("EDGEPRUNE_SILENCE", wrong)
+        with pytest.raises(UsageError, match="no number of seconds"):
+            Ssh("pi5")
 
 
 def test_addresses() -> None:

@@ -11,7 +11,8 @@ import onnx
 from edgeprune import quantize, runtimes
 from edgeprune.pipeline.context import Context
 from edgeprune.quantize import Ranges, fallback
-from edgeprune.quantize.observe import session
+from edgeprune.quantize.observe import batches, input_shape, session
+from edgeprune.quantize.view import View
 
 AGREEMENT = 0.97  # of INT8 with float on the calibration images; above it no layer needs to stay in float
 NOISE = 0.003  # noise over signal at the output (25 dB) that INT8 may add in all, where layers do have to stay
@@ -40,13 +41,13 @@ def choose_precision(context: Context, folder: Path, network: onnx.ModelProto, r
 
 def _agreement(one: onnx.ModelProto, other: onnx.ModelProto, images: Any) -> float:
     """The share of images on which two graphs predict the same class, in ONNX Runtime on this host."""
-    batch = one.graph.input[0].type.tensor_type.shape.dim[0].dim_value
+    name, size, shape = input_shape(View.of(one))
     sessions = [session(one), session(other)]
     same = []
-    for start in range(0, len(images) - batch + 1, batch):
-        a, b = (s.run(None, {"input": images[start : start + batch]})[0].argmax(1) for s in sessions)
+    for batch, real in batches(images, size, len(images), shape):
+        a, b = (s.run(None, {name: batch})[0].argmax(1)[:real] for s in sessions)
         same.append(a == b)
-    return float(np.concatenate(same).mean()) if same else 1.0
+    return float(np.concatenate(same).mean())
 
 
 def _costs(

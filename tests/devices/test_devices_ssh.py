@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 import signal
@@ -171,6 +172,17 @@ class TestOverSsh:
         with devices.connect(pi5, "ssh://pi5") as device:
             assert len(device.infer(device.load(artifact), tinynets.images(2))[0]) == 2
         assert (tmp_path / "broken").exists()
+
+    def test_a_full_disk_there(self, server: Path, pi5: Target, artifact: Artifact) -> None:
+        digest = hashlib.sha256(artifact.files["tiny.onnx"].read_bytes()).hexdigest()
+        with devices.connect(pi5, "ssh://pi5") as device:
+            part = server / f".cache/edgeprune/agent/incoming/{digest}-{os.getpid()}.part"
+            part.symlink_to("/dev/full")
+            with pytest.raises(DeviceError, match="No space left on device") as caught:
+                device.load(artifact)
+            assert caught.value.remedy == "Free space on the device."
+            part.unlink()
+            assert len(device.infer(device.load(artifact), tinynets.images(2))[0]) == 2
 
     def test_a_rebooted_board_loads_its_artifacts_again(self, server: Path, pi5: Target, artifact: Artifact) -> None:
         with devices.connect(pi5, "ssh://pi5") as device:

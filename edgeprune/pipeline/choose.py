@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -15,6 +16,7 @@ from edgeprune.devices import Loaded
 from edgeprune.errors import BudgetError
 from edgeprune.graph import Plan, Structure
 from edgeprune.latency import Maker, Predictor, Table, Variant
+from edgeprune.latency.variants import DENSE
 from edgeprune.pipeline.context import Context
 from edgeprune.pipeline.feasible import load_variant, variant_maker
 from edgeprune.pipeline.rundir import write_json
@@ -115,6 +117,7 @@ def joint(context: Context, maker: Maker, folder: Path) -> Chosen:
         progress=lambda done, total: report(done, total, "loss curves"),
     )
     budget = validate.deadline(predictor.dense, context.recipe.budget, predictor.unit)
+    limit = weights_limit(context, maker)
     found = find(
         structure,
         predictor,
@@ -123,6 +126,7 @@ def joint(context: Context, maker: Maker, folder: Path) -> Chosen:
         judge=Stitcher(context.model, structure, images, options.seed),
         rounds=options.rounds,
         blocks=options.blocks,
+        max_bytes=limit,
         time_limit=options.time_limit,
         front=[predictor.dense / speedup for speedup in FRONT],
     )
@@ -136,8 +140,8 @@ def joint(context: Context, maker: Maker, folder: Path) -> Chosen:
 
     def solve(cost: Predictor, ms: float) -> Plan:
         return find(
-            structure, cost, ms, mended, blocks=options.blocks, time_limit=options.time_limit
-        ).plan  # fmt: skip
+            structure, cost, ms, mended, blocks=options.blocks, max_bytes=limit, time_limit=options.time_limit
+        ).plan
 
     closed = latency.close(solve, table, context.device, maker, budget / predictor.dense)
     assert isinstance(closed.answer, Plan)
@@ -153,6 +157,14 @@ def joint(context: Context, maker: Maker, folder: Path) -> Chosen:
     }
     details = {**found.to_dict(), **answer, "closure": {"of_budget": closed.of_budget, "steps": steps}}
     return Chosen(closed.answer, "joint", closed.ratio, closed.budget, details)
+
+
+def weights_limit(context: Context, maker: Maker) -> float:
+    """What [budget] max_bytes leaves for INT8 weights: less all else that the dense artifact holds (graph, scales)."""
+    if context.recipe.budget.max_bytes is None:
+        return float("inf")
+    layers = {layer.weight: math.prod(layer.weight_shape) for layer in context.structure.layers}
+    return context.recipe.budget.max_bytes - max(0, maker.build(DENSE, "dense").artifact.bytes - sum(layers.values()))
 
 
 def corrected(curves: Curves, structure: Structure, factors: Mapping[str, float]) -> Curves:

@@ -9,6 +9,7 @@ Source: LANA (arXiv 2107.10624) and SPDY (arXiv 2201.13096) correct additive sur
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -117,6 +118,7 @@ def find(
     rounds: int = 3,
     blocks: bool = True,
     widths: bool = True,
+    max_bytes: float = float("inf"),
     time_limit: float = 60.0,
     front: Sequence[float] = (),
     progress: Callable[[Round], None] | None = None,
@@ -129,20 +131,22 @@ def find(
         judge: evaluates a plan (`stitch.Stitcher`); without it the program's first answer is taken.
         rounds: answers to evaluate; each costs one evaluation and one for each stage that is cut.
         blocks, widths: may blocks go, may groups be narrowed?
+        max_bytes: of the INT8 weights.
         time_limit: seconds for one solve.
         front: further budgets whose answers are reported.
 
     Raises:
-        BudgetError: the budget lies under the floor of the table.
+        BudgetError: the budget lies under the floor of the table, or `max_bytes` under the smallest network.
     """
     start = time.perf_counter()
-    program = formulate(structure, cost, curves, blocks=blocks, widths=widths)
+    program = formulate(structure, cost, curves, blocks=blocks, widths=widths, sizes=math.isfinite(max_bytes))
     stage_of = stages(structure)
     factors: dict[str, float] = {}
     done: list[tuple[Round, Solution, Plan]] = []
     seen: set[str] = set()
     for k in range(max(1, rounds) if judge is not None else 1):
-        answer = solve(_scaled(program, stage_of, factors), [budget], seconds=time_limit)[0]
+        scaled = _scaled(program, stage_of, factors)
+        answer = solve(scaled, [budget], max_bytes=max_bytes, seconds=time_limit)[0]
         plan = to_plan(structure, curves, answer.choice)
         key = repr((sorted(answer.choice.widths.items()), answer.choice.removed))
         if key in seen:
@@ -157,7 +161,7 @@ def find(
         if judge is not None and k + 1 < rounds:
             factors = _corrected(structure, program, curves, answer.choice, stage_of, factors, judge)
     best, answer, plan = min(done, key=lambda entry: entry[0].loss if judge is not None else entry[0].predicted)
-    points = _front(_scaled(program, stage_of, best.factors), front, time_limit)
+    points = _front(_scaled(program, stage_of, best.factors), front, max_bytes, time_limit)
     return SearchResult(
         plan=plan,
         budget=budget,
@@ -218,11 +222,11 @@ def _corrected(
     return result
 
 
-def _front(program: Program, budgets: Sequence[float], time_limit: float) -> tuple[Point, ...]:
+def _front(program: Program, budgets: Sequence[float], max_bytes: float, time_limit: float) -> tuple[Point, ...]:
     points = []
     for budget in budgets:
         try:
-            answer = solve(program, [budget], seconds=time_limit)[0]
+            answer = solve(program, [budget], max_bytes=max_bytes, seconds=time_limit)[0]
         except BudgetError:
             continue
         points.append(Point(budget, answer.ms, answer.loss, answer.gap, len(answer.choice.removed)))

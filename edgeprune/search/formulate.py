@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -26,6 +28,7 @@ def formulate(
     blocks: bool = True,
     factors: Mapping[str, float] | None = None,
     widths: bool = True,
+    sizes: bool = False,
 ) -> Program:
     """The program of one network.
 
@@ -34,6 +37,7 @@ def formulate(
         blocks: may removable blocks go?
         factors: group or block -> what its losses are multiplied with (interactions; 1 where not named).
         widths: may groups be narrowed?
+        sizes: kernels also tell the bytes of their INT8 weights (a weight that two layers share counts once).
     """
     times = factors or {}
     removable = [block for block in structure.blocks if blocks and block.module in curves.blocks]
@@ -47,8 +51,11 @@ def formulate(
         groups.append(Group(group.name, allowed, losses, home.get(group.name, "")))
     known = {group.name: group.widths for group in groups}
     kernels: list[Kernel] = []
+    weighed: set[str] = set()
     for layer in {layer.name: layer for layer in structure.layers}.values():
-        kernels += _kernels(layer, cost, known, inside.get(layer.name, ""))
+        counts = sizes and layer.weight not in weighed
+        weighed.add(layer.weight)
+        kernels += _kernels(layer, cost, known, inside.get(layer.name, ""), counts)
     overhead = getattr(cost, "block_overhead", None)
     for block in removable:
         extra = max(0.0, float(overhead(block.module))) if overhead is not None else 0.0
@@ -73,32 +80,52 @@ def stages(structure: Structure) -> dict[str, str]:
     return named | {b.module: next((size[name] for name in b.layers if name in size), "") for b in structure.blocks}
 
 
-def _kernels(layer: Layer, cost: Cost, widths: Mapping[str, Sequence[int]], block: str) -> list[Kernel]:
+def _kernels(layer: Layer, cost: Cost, widths: Mapping[str, Sequence[int]], block: str, sizes: bool) -> list[Kernel]:
     names = list(dict.fromkeys(s.group for s in (*layer.inputs, *layer.outputs) if s.group in widths))
     axes = [name for name in names if name is not None]
     cells = int(np.prod([len(widths[name]) for name in axes])) if axes else 1
     if len(axes) <= 2 or cells <= CELLS // 10:
-        return [kernel(layer.name, axes, _table(layer, cost, axes, widths), block)]
+        size = _weights(layer, axes, widths) if sizes else None
+        return [kernel(layer.name, axes, _table(layer, cost, axes, widths), block, size)]
     # Too many inputs for one table (a long concat): the first-order sum over pairs of one input group and the output.
     outputs = [name for name in axes if any(s.group == name for s in layer.outputs)][:1]
     inputs = [name for name in axes if name not in outputs]
     whole = _table(layer, cost, outputs, widths)
-    parts = [kernel(layer.name, outputs, whole, block)]
+    all_weights = _weights(layer, outputs, widths) if sizes else None
+    parts = [kernel(layer.name, outputs, whole, block, all_weights)]
     for name in inputs:
         saved = _table(layer, cost, [name, *outputs], widths) - whole[None]  # at most zero
-        parts.append(Kernel(f"{layer.name} <- {name}", (name, *outputs), kernel("", (), saved).precisions, block))
+        lighter = None if all_weights is None else _weights(layer, [name, *outputs], widths) - all_weights[None]
+        parts.append(kernel(f"{layer.name} <- {name}", (name, *outputs), saved, block, lighter))
     return _lifted(parts)
 
 
 def _lifted(parts: list[Kernel]) -> list[Kernel]:
     """Sums of tables may have negative terms; move what is missing from the first table into the others' zero."""
+
+    def plus(item: Kernel, ms: float) -> Kernel:
+        (way,) = item.precisions
+        return replace(item, precisions=(replace(way, ms=np.maximum(way.ms + ms, 0.0)),))
+
     base, *rest = parts
     low = sum(float(min(0.0, item.precisions[0].ms.min())) for item in rest)
     share = low / max(1, len(rest))
-    lifted = [
-        kernel(item.name, item.groups, np.maximum(item.precisions[0].ms - share, 0.0), item.block) for item in rest
-    ]
-    return [kernel(base.name, base.groups, np.maximum(base.precisions[0].ms + low, 0.0), base.block), *lifted]
+    return [plus(base, low), *(plus(item, -share) for item in rest)]
+
+
+def _weights(layer: Layer, axes: Sequence[str], widths: Mapping[str, Sequence[int]]) -> Array:
+    """Bytes of the layer's INT8 weights over the options of `axes`; other groups stay whole."""
+    choices = [widths[name] for name in axes]
+    found = [_elements(layer, dict(zip(axes, cell, strict=True))) for cell in product(*choices)]
+    return np.array(found, dtype=np.float64).reshape([len(choice) for choice in choices])
+
+
+def _elements(layer: Layer, units: Mapping[str, int]) -> float:
+    def area(kept: Mapping[str, int]) -> float:
+        groups = width(layer.group_axis, kept) if layer.group_axis else layer.groups
+        return width(layer.inputs, kept) * width(layer.outputs, kept) / max(1, groups)
+
+    return math.prod(layer.weight_shape) * area(units) / (area({}) or 1.0)
 
 
 def _table(layer: Layer, cost: Cost, axes: Sequence[str], widths: Mapping[str, Sequence[int]]) -> Array:

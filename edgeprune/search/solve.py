@@ -7,10 +7,15 @@
 4. A restricted program over the most promising options improves the incumbent, more options go, and HiGHS solves what
    is left.
 
+A limit on bytes is a second row. Where the best network for the budget alone breaks it, steps 2 and 3 work on one row
+that mixes both (a surrogate constraint: every network that keeps both rows keeps it), with the mixture that gives the
+best bound.
+
 The answer carries `bound` and `gap`: what is certified is the program (the loss surrogate and the latency table), not
 the accuracy. Where the time limit stops the proof, the gap that remains is reported.
 
-Source: Lagrangian relaxation with variable fixing for knapsack problems (Fisher, Management Science 27, 1981).
+Source: Lagrangian relaxation with variable fixing for knapsack problems (Fisher, Management Science 27, 1981);
+surrogate constraints (Glover, Operations Research 16, 1968).
 """
 
 from __future__ import annotations
@@ -24,11 +29,12 @@ from numpy.typing import NDArray
 
 from edgeprune.errors import BudgetError
 from edgeprune.search import exact, factors
-from edgeprune.search.program import Array, Choice, Group, Kernel, Program
+from edgeprune.search.program import Array, Choice, Group, Kernel, Precision, Program
 
 Mask = list[NDArray[np.bool_]]
 SMALL = 120  # options left, above which a restricted program looks for a better incumbent first
 TIGHT = 1e-4  # wanted gap: 0.01 %
+MIXTURES = 12  # surrogate rows that are tried
 
 
 @dataclass(frozen=True)
@@ -92,11 +98,19 @@ def solve(
         gap: stop as soon as the answer is proven to be within this fraction of the best.
 
     Raises:
-        BudgetError: a budget lies under the floor; the message names the floor and what would lower it.
+        BudgetError: a budget lies under the floor, or `max_bytes` under the smallest network; the message names the
+            floor and what would lower it.
     """
     program.check()
     small = reduce(program)
     network = factors.build(small)
+    if np.isfinite(max_bytes):
+        lightest = floor(_mixed(small, 0.0, 1.0))
+        if max_bytes < lightest:
+            raise BudgetError(
+                f"a limit of {max_bytes:,.0f} bytes of weights is below the {lightest:,.0f} of the smallest network.",
+                "Allow more ([budget] max_bytes), or let whole residual blocks go ([search] blocks = true).",
+            )
     least = floor(small)
     for budget in budgets:
         if budget < least:
@@ -135,7 +149,9 @@ def _one(
     allowed = _all(program)
     bound, method = 0.0, "highs"
     if network.order is not None:
-        bound, marginals = _dual(network, best)
+        bound, marginals = _dual(network, best, budget)[:2]
+        if np.isfinite(limit):
+            bound, marginals = _surrogate(program, best, bound, marginals)
         method = "lagrangian"
         if best.gap(bound) > gap:
             allowed = _fix(program, marginals, best.loss, gap)
@@ -196,24 +212,27 @@ class _Incumbent:
         return (self.loss - bound) / self.loss if np.isfinite(self.loss) else float("inf")
 
 
-def _dual(network: factors.Network, best: _Incumbent) -> tuple[float, list[Array]]:
-    """The exact Lagrangian dual over the budget row; returns its value and the min-marginals there."""
-    program, budget = network.program, best.budget
+def _dual(network: factors.Network, best: _Incumbent, budget: float) -> tuple[float, list[Array], Choice]:
+    """The exact Lagrangian dual over the row of `network`'s program; its value, the min-marginals and a network there.
 
-    def line(multiplier: float, weight: float = 1.0) -> tuple[factors.Relaxed, float, float]:
+    Every network seen on the way is offered to `best`, which judges it by the program that was asked for.
+    """
+    program = network.program
+
+    def line(multiplier: float, weight: float = 1.0) -> tuple[factors.Relaxed, float, float, Choice]:
         relaxed = factors.minimise(network, multiplier, weight)
         choice = network.choice(relaxed.states, multiplier)
         totals = program.totals(choice)
         best.offer(choice)
-        return relaxed, totals.loss, totals.ms
+        return relaxed, totals.loss, totals.ms, choice
 
-    relaxed, low_loss, low_ms = line(0.0)
+    relaxed, low_loss, low_ms, choice = line(0.0)
     multiplier = 0.0
     if low_ms > budget:
-        _, high_loss, high_ms = line(1.0, 0.0)
+        _, high_loss, high_ms, _ = line(1.0, 0.0)
         for _ in range(60):
             multiplier = (high_loss - low_loss) / max(low_ms - high_ms, 1e-300)
-            relaxed, loss, ms = line(multiplier)
+            relaxed, loss, ms, choice = line(multiplier)
             value, chord = loss + multiplier * ms, low_loss + multiplier * low_ms
             if value >= chord - 1e-12 * max(abs(chord), 1e-12):
                 break
@@ -222,7 +241,39 @@ def _dual(network: factors.Network, best: _Incumbent) -> tuple[float, list[Array
             else:
                 high_loss, high_ms = loss, ms
     shift = multiplier * (program.beta - budget)
-    return max(relaxed.value + shift, 0.0), [m + shift for m in factors.min_marginals(network, relaxed)]
+    marginals = [m + shift for m in factors.min_marginals(network, relaxed)]
+    return max(relaxed.value + shift, 0.0), marginals, choice
+
+
+def _surrogate(program: Program, best: _Incumbent, bound: float, marginals: list[Array]) -> tuple[float, list[Array]]:
+    """The best bound of the rows that mix milliseconds and bytes, and its min-marginals.
+
+    Bisects on the share of bytes: more of them where the relaxed network is too large rather than too slow.
+    """
+    low, high = 0.0, 1.0
+    room = max(best.budget - program.beta, 1e-12)
+    for _ in range(MIXTURES):
+        share = (low + high) / 2
+        value, found, choice = _dual(factors.build(_mixed(program, (1 - share) / room, share / best.limit)), best, 1.0)
+        if value > bound:
+            bound, marginals = value, found
+        totals = program.totals(choice)
+        low, high = (share, high) if totals.bytes / best.limit > (totals.ms - program.beta) / room else (low, share)
+    return bound, marginals
+
+
+def _mixed(program: Program, ms: float, size: float) -> Program:
+    """The program whose "milliseconds" are ms * milliseconds + size * bytes."""
+
+    def way(item: Precision) -> Precision:
+        return replace(item, ms=ms * item.ms + (0.0 if item.bytes is None else size * item.bytes))
+
+    kernels = tuple(replace(item, precisions=tuple(way(p) for p in item.precisions)) for item in program.kernels)
+    blocks = tuple(
+        replace(block, variants=tuple(replace(v, ms=ms * v.ms + size * v.bytes) for v in block.variants))
+        for block in program.blocks
+    )
+    return replace(program, kernels=kernels, blocks=blocks, beta=0.0)
 
 
 def _fix(program: Program, marginals: Sequence[Array], loss: float, gap: float) -> Mask:

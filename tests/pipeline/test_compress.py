@@ -82,6 +82,11 @@ def test_joint_search_to_measured_result_and_resume(tiny: recipe.Recipe, tmp_pat
     other = pipeline.run(override(tiny, "quantize", method="minmax"), device, tmp_path / "run", until="calibrate")
     assert [stage["name"] for stage in other.result["stages"] if not stage["reused"]] == ["quantize"]
 
+    limit = int(0.95 * result["pruned_int8"]["bytes"])
+    pipeline.run(override(tiny, "budget", max_bytes=limit), device, tmp_path / "run", until="prune")
+    smaller = json.loads((tmp_path / "run" / "search" / "search.json").read_text())["widths"]
+    assert sum(smaller.values()) < sum(result["search"]["widths"].values())
+
 
 def test_milliseconds_are_refused_where_instructions_are_counted(tiny: recipe.Recipe, tmp_path: Path) -> None:
     in_ms = override(tiny, "budget", speedup=None, latency_ms=5.0)

@@ -165,6 +165,17 @@ def test_the_plan_fits_the_budget_and_runs(net: Net, structure: Structure, curve
         assert gone, "the block that adds nothing goes first, or is as narrow as it can be"
 
 
+def test_the_limit_on_bytes_counts_the_weights_that_are_left(net: Net, structure: Structure, curves: Curves) -> None:
+    program = formulate(structure, Steps(), curves, sizes=True)
+    layers = [module for module in net.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    dense = program.totals(program.dense())
+    assert dense.bytes == sum(layer.weight.numel() for layer in layers)
+    limit = 0.6 * dense.bytes
+    pruned = find(structure, Steps(), dense.ms, curves, max_bytes=limit).plan.apply(net)
+    left = sum(m.weight.numel() for m in pruned.modules() if isinstance(m, nn.Conv2d | nn.Linear))
+    assert 0.5 * limit < left <= limit
+
+
 def test_without_blocks_and_below_the_floor(structure: Structure, curves: Curves) -> None:
     program = formulate(structure, Steps(), curves)
     dense = program.totals(program.dense()).ms

@@ -55,6 +55,26 @@ def test_bytes_row(seed: int) -> None:
     assert answer.loss == pytest.approx(_brute(program, budget, limit), rel=1e-4, abs=1e-9)
 
 
+@pytest.mark.parametrize("seed", range(60))
+def test_budget_and_bytes_together(seed: int) -> None:
+    """Both rows tight: the answer is the best of all, and its bound is one."""
+    program = programs.random_program(seed)
+    totals = [program.totals(choice) for choice in programs.every_choice(program)]
+    wanted = sorted(totals, key=lambda t: t.ms / totals[-1].ms + t.bytes / max(totals[-1].bytes, 1.0))[len(totals) // 3]
+    answer = solve(program, [wanted.ms * 1.0001], max_bytes=wanted.bytes + 0.5)[0]
+    best = min(t.loss for t in totals if t.ms <= wanted.ms * 1.0001 and t.bytes <= wanted.bytes + 0.5)
+    assert answer.bytes <= wanted.bytes + 0.5
+    assert best - 1e-9 <= answer.loss <= best * (1 + 1e-4) + 1e-12
+    assert answer.bound <= best + 1e-9
+
+
+def test_a_limit_under_the_smallest_network_is_refused() -> None:
+    program = programs.random_program(3)
+    least = min(program.totals(choice).bytes for choice in programs.every_choice(program))
+    with pytest.raises(BudgetError, match="max_bytes"):
+        solve(program, [program.totals(program.dense()).ms], max_bytes=0.9 * least)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_without_elimination_highs_alone_agrees(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     program = programs.random_program(seed)

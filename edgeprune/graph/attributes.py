@@ -7,6 +7,7 @@ A choice of attributes is only a proposal until the edited model captures with e
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,13 +42,14 @@ _NAMED = frozenset(
 
 @dataclass(frozen=True)
 class AttributeRule:
-    """`module.name` (or its element `part`) is the width of `segments`."""
+    """`module.name` (or its element `part`) is the width of `segments`; `by_value`: known by nothing but its value."""
 
     module: str
     name: str
     part: int | None
     value: int
     segments: tuple[Segment, ...]
+    by_value: bool = False
 
     def at(self, units: Mapping[str, int]) -> int:
         """The value when group g keeps `units[g]` units."""
@@ -62,13 +64,24 @@ class Dispute:
     axes: tuple[Axis, Axis]
 
 
+Coincidence = tuple[str, str]  # (pattern of the module's name, attribute): it holds a width by accident
+
+
+def pattern(module: str) -> str:
+    """A module's name without its numbers: look-alikes of a repeated block."""
+    return re.sub(r"\d+", "*", module)
+
+
 def find_attributes(
-    model: nn.Module, walk: Walk, units: Units
+    model: nn.Module, walk: Walk, units: Units, coincidences: Iterable[Coincidence] = ()
 ) -> tuple[tuple[AttributeRule, ...], tuple[Dispute, ...]]:
-    """Every attribute that follows a group, and the disputes over those on which two axes disagree."""
+    """Every attribute that follows a group, and the disputes over those on which two axes disagree.
+
+    `coincidences` hold the value of a width by accident (a shift of 3 places beside 3 heads), and stay.
+    """
     every = dict(model.named_modules(remove_duplicate=False))  # a shared module is called by any of its names
     first = {id(module): name for name, module in model.named_modules()}
-    found = _Found(every, {name: first[id(module)] for name, module in every.items()})
+    found = _Found(every, {name: first[id(module)] for name, module in every.items()}, frozenset(coincidences))
     literals = [*walk.literals, *(walk.training.literals if walk.training else ())]
     literals = [x for x in literals if x.module in every]
     literals = [*literals, *_parameter_sides(walk, every)]
@@ -85,6 +98,7 @@ class _Found:
 
     modules: Mapping[str, nn.Module]
     names: Mapping[str, str]
+    coincidences: frozenset[Coincidence]
     shapes: dict[str, set[tuple[int, ...]]] = field(default_factory=dict)
     rules: dict[tuple[str, str, int | None], AttributeRule | None] = field(default_factory=dict)
     axes: dict[tuple[str, str, int | None], Axis] = field(default_factory=dict)
@@ -103,7 +117,9 @@ def _collect(literals: Iterable[Literal], units: Units, found: _Found) -> None:
             key = (module, name, part)
             if key in settled or (part is not None and _another_shape(found, literal, module, name)):
                 continue
-            rule = AttributeRule(module, name, part, literal.value, _sorted(segments))
+            if not literal.name and (pattern(module), name) in found.coincidences:
+                continue
+            rule = AttributeRule(module, name, part, literal.value, _sorted(segments), not literal.name)
             known = found.rules.setdefault(key, rule)
             axis = found.axes.setdefault(key, literal.axis)
             if known is None or known.segments != rule.segments:
@@ -115,8 +131,11 @@ def _collect(literals: Iterable[Literal], units: Units, found: _Found) -> None:
 def _holding_module(literal: Literal, found: _Found) -> str:
     """The literal's module if it holds the size; else the next that does, up from what made what the call reads.
 
-    A method that is no forward runs under its caller's name: there, the size is held further in.
+    A method that is no forward runs under its caller's name: there, the size is held further in. A size that the
+    operator's own layer would call by name (`in_channels`) is looked for in the literal's module alone.
     """
+    if literal.name:
+        return found.names[literal.module]
     inside = literal.module + "." if literal.module else ""
     near, chain = literal.near, [literal.module]
     while near.startswith(inside) and near not in ("", literal.module):

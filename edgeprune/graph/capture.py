@@ -12,7 +12,7 @@ import io
 import logging
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,9 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_map
 
-from edgeprune.errors import CaptureError, ModelError
+from edgeprune.errors import CaptureError, EdgepruneError, ModelError
 
 _HERE = str(Path(__file__).parent)
 
@@ -165,7 +165,7 @@ def place_of_error(model: nn.Module, error: BaseException) -> list[Place]:
         owner = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
         where = f"{code.co_filename}:{line}"
         name = names.get(id(getattr(owner, "__dict__", None)))
-        if name is not None and "torch/nn/modules/module.py" not in code.co_filename:
+        if name is not None and not _machinery(code.co_filename):
             frames.append((name, where))
         elif frames and "/torch/" not in code.co_filename:
             frames.append((frames[-1][0], where))
@@ -174,13 +174,25 @@ def place_of_error(model: nn.Module, error: BaseException) -> list[Place]:
     return places
 
 
-def capture_error(model: nn.Module, error: BaseException) -> CaptureError:
-    """What the user reads when capture fails."""
+def _machinery(path: str) -> bool:
+    """Whether a file of torch's only passes calls on: everything but the layers themselves."""
+    return "/torch/" in path and ("/torch/nn/" not in path or path.endswith("/torch/nn/modules/module.py"))
+
+
+def capture_error(model: nn.Module, inputs: Inputs, error: BaseException) -> EdgepruneError:
+    """What the user reads when capture fails: its own fault, Python that depends on data, or torch's limit."""
+    own = None if _depends_on_data(error) else _own_failure(model, inputs)
+    if own is not None:
+        private, failure = own
+        where, first = _where(place_of_error(private, failure)), first_line(failure)
+        given = ", ".join(_spoken(v) for v in tree_flatten(inputs)[0]) or "nothing"
+        return ModelError(
+            f"The network's own forward fails on the example input{where}: {type(failure).__name__}: {first}",
+            f"It was given {given}. Check that this is the shape and type that it takes.",
+        )
     places = place_of_error(model, error)
-    where = f" at {places[0].source} (module '{places[0].module}')" if places else ""
-    first = str(error).strip().split("\n")[0][:300]
-    data = any(word in type(error).__name__ + str(error) for word in ("DataDependent", "data-dependent", "GuardOn"))
-    if data:
+    where, first = _where(places), first_line(error)
+    if _depends_on_data(error):
         opaque = places[0].module if places and places[0].module else "name.of.submodule"
         return CaptureError(
             f"The network's Python depends on data{where}: {first}",
@@ -190,6 +202,41 @@ def capture_error(model: nn.Module, error: BaseException) -> CaptureError:
         f"torch.export could not capture the network{where}: {type(error).__name__}: {first}",
         "If the line is in a part that need not be pruned, cut it out with opaque=['name.of.submodule'].",
     )
+
+
+def _depends_on_data(error: BaseException) -> bool:
+    return any(word in type(error).__name__ + str(error) for word in ("DataDependent", "data-dependent", "GuardOn"))
+
+
+def _own_failure(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Exception] | None:
+    """The error of a plain run of a private copy; None where it runs."""
+    private = copy.deepcopy(model)
+    try:
+        with torch.no_grad(), quiet():
+            private(*copy.deepcopy(inputs[0]), **copy.deepcopy(inputs[1]))
+    except Exception as error:
+        return private, error
+    return None
+
+
+def _where(places: Sequence[Place]) -> str:
+    """The innermost line of the user's own code, else torch's, and the innermost module."""
+    if not places:
+        return ""
+    own = next((p for p in places if "/torch/" not in p.source), places[0])
+    return f" at {own.source} (module '{places[0].module}')"
+
+
+def _spoken(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    return type(value).__name__
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a message, at most 300 characters."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:300]
 
 
 def source_of(node: Node) -> str:

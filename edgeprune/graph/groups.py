@@ -6,7 +6,8 @@ sum of whole groups, and any choice of units in a group leaves every tensor rect
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -198,13 +199,19 @@ def make_groups(walk: Walk, units: Units, members: Sequence[Sequence[Member]], l
         outputs = {m.parameter for m in found if m.role == "output"}
         producers = tuple(dict.fromkeys(la.name for la in layers if la.weight in outputs and _has(la.outputs, name)))
         consumers = tuple(dict.fromkeys(la.name for la in layers if _has(la.inputs, name)))
-        parameters = sum(
-            m.indices.size * int(np.prod(shapes[m.parameter])) // shapes[m.parameter][m.axis] for m in found
-        )
+        parameters = _touched([m for m in found if m.parameter not in walk.capture.buffers], shapes)
         macs = sum(la.macs for la in layers if la.name in producers or la.name in consumers)
         unit = _unit(kinds.get(name, ""), found)
         groups.append(Group(name, size, unit, 1, tuple(found), producers, consumers, parameters, macs))
     return groups
+
+
+def _touched(members: Sequence[Member], shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Weights with a position in the group on any of their axes; each counts once."""
+    clear: dict[str, float] = {}  # the share of a parameter that no member lies on
+    for m in members:
+        clear[m.parameter] = clear.get(m.parameter, 1.0) * (1 - m.indices.size / shapes[m.parameter][m.axis])
+    return sum(round(math.prod(shapes[name]) * (1 - share)) for name, share in clear.items())
 
 
 def _has(segments: Sequence[Segment], name: str) -> bool:

@@ -6,6 +6,7 @@ it gives stays whole. Its results are those that it gave in one real run on the 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,17 +70,18 @@ def record(model: nn.Module, inputs: Inputs, names: Sequence[str]) -> dict[str, 
     Raises:
         ModelError: an unknown name, or one that the forward does not call.
     """
-    modules = dict(model.named_modules())
+    private = copy.deepcopy(model)  # a forward may write to its buffers
+    modules = {name: module for name, module in private.named_modules() if name}
     results: dict[str, list[Any]] = {}
     handles = []
     for name in names:
-        if name not in modules or not name:
+        if name not in modules:
             raise ModelError(f"opaque names '{name}', which is no submodule.", did_you_mean(name, modules))
         seen = results.setdefault(name, [])
         handles.append(modules[name].register_forward_hook(lambda m, a, r, seen=seen: seen.append(r)))
     try:
         with torch.no_grad(), quiet():
-            model(*inputs[0], **inputs[1])
+            private(*copy.deepcopy(inputs[0]), **copy.deepcopy(inputs[1]))
     except Exception as error:
         raise ModelError(f"The model fails on the example inputs: {error}.", "Check their shapes and types.") from error
     finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -196,13 +196,19 @@ def check_sizes(model: nn.Module) -> None:
     Raises:
         PlanError: a layer whose attributes and tensors disagree.
     """
+    for name, says in false_accounts(model):
+        raise PlanError(
+            f"Layer '{name}' would say {says}.",
+            "The plan was edited by hand or is for another model; make it again with structure.plan().",
+        )
+
+
+def false_accounts(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """Each layer that says a size which it does not have, and what it says."""
     for name, module in model.named_modules():
         for what, said, true in _accounts(module):
             if said != true:
-                raise PlanError(
-                    f"Layer '{name}' would say {what} = {said} but hold {true}.",
-                    "The plan was edited by hand or is for another model; make it again with structure.plan().",
-                )
+                yield name, f"{what} = {said} but hold {true}"
 
 
 def _accounts(module: nn.Module) -> Iterable[tuple[str, Any, Any]]:

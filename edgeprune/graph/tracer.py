@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import nn
 from edgeprune.errors import CaptureError
 from edgeprune.graph.analysis import Analysis
 from edgeprune.graph.attention import free_heads
-from edgeprune.graph.attributes import AttributeRule, find_attributes
+from edgeprune.graph.attributes import AttributeRule, Coincidence, find_attributes
 from edgeprune.graph.blocks import find_spans, make_blocks
 from edgeprune.graph.capture import (
     Capture,
@@ -33,9 +33,20 @@ from edgeprune.graph.capture import (
 from edgeprune.graph.groups import Units, find_units, make_groups, make_layers
 from edgeprune.graph.opaque import cut_out, record
 from edgeprune.graph.rules import RULES
-from edgeprune.graph.space import Axis, Reason, Solution
+from edgeprune.graph.space import Axis, Reason
 from edgeprune.graph.structure import Frozen, Group, Layer, Member, Structure
-from edgeprune.graph.trial import blame, everything, probe, settle_disputes, ties, try_plan, try_training
+from edgeprune.graph.trial import (
+    Failure,
+    blame,
+    coincidences,
+    everything,
+    further,
+    probe,
+    settle_disputes,
+    ties,
+    try_plan,
+    try_training,
+)
 from edgeprune.graph.walk import Walk, operator_name
 
 _ROUNDS = 40
@@ -51,8 +62,8 @@ def trace(model: nn.Module, example_inputs: Any, *, opaque: Sequence[str] = ()) 
         opaque: qualified names of submodules that cannot be captured; what they read and give stays whole.
 
     Raises:
-        ModelError: not a module that can be analysed (scripted, on meta, cannot be copied).
-        CaptureError: the forward fails or depends on data; names the line and the remedy.
+        ModelError: not a module that can be analysed (scripted, on meta, cannot be copied), or its own forward fails.
+        CaptureError: the forward depends on data, or torch cannot capture it; names the line and the remedy.
     """
     check_model(model)
     inputs = as_inputs(example_inputs)
@@ -64,7 +75,7 @@ def trace(model: nn.Module, example_inputs: Any, *, opaque: Sequence[str] = ()) 
     try:
         graph = _named(capture(view, inputs), names)
     except Exception as error:
-        raise capture_error(view, error) from error
+        raise capture_error(view, inputs, error) from error
     walk = Walk(graph, RULES)
     walk.run()
     training = _training_branches(view, walk, inputs, names)
@@ -123,34 +134,52 @@ def _settle(
     aliases: dict[str, tuple[str, ...]],
     opaque: dict[str, list[Any]],
 ) -> tuple[Analysis, list[list[Member]]]:
-    """Solve, try half of everything on shapes, freeze what is to blame, until the trial passes."""
+    """Solve, try half of everything on shapes, tie or freeze what is to blame, until the trial passes."""
     tried: set[tuple[object, str]] = set()
-    for turn in range(_ROUNDS):
-        solution = walk.space.solve()
-        units, members = find_units(walk, solution)
-        rules, disputes = find_attributes(view, walk, units)
-        analysis = Analysis(
-            walk, units, rules, disputes, _tuples(view, rules), aliases, find_spans(walk, units), {},
-            inputs, opaque,
-        )  # fmt: skip
+    accidents: frozenset[Coincidence] = frozenset()
+
+    def analyse(units: Units, accidents: frozenset[Coincidence]) -> Analysis:
+        rules, disputes = find_attributes(view, walk, units, accidents)
+        return Analysis(
+            walk, units, rules, disputes, _tuples(view, rules), aliases, find_spans(walk, units), {}, inputs, opaque
+        )
+
+    def attempt(analysis: Analysis) -> Failure | None:
         choice = probe(analysis)
         if not choice:
-            return analysis, members
-        failure = try_plan(view, analysis, choice) or (try_training(view, analysis, choice) if training else None)
+            return None
+        return try_plan(view, analysis, choice) or (try_training(view, analysis, choice) if training else None)
+
+    def accident(analysis: Analysis, failure: Failure) -> frozenset[Coincidence]:
+        """The attributes without which the trial comes further."""
+        for names in coincidences(analysis, failure):
+            if further(analysis, failure, attempt(analyse(analysis.units, accidents | names))):
+                return names
+        return frozenset()
+
+    for turn in range(_ROUNDS):
+        units, members = find_units(walk, walk.space.solve())
+        analysis = analyse(units, accidents)
+        failure = attempt(analysis)
         if failure is None:
             return analysis, members
-        pairs: list[tuple[Axis, Axis]] = []
-        for find in (ties, settle_disputes):
-            if not pairs and (find, failure.source) not in tried:
-                tried.add((find, failure.source))
-                pairs = find(analysis, failure)
-        _LOG.debug("trial: %s; %d axes tied", failure, len(pairs))
-        if pairs:
-            walk.space.edges.extend(pairs)
-            continue
-        guilty = blame(analysis, failure) if turn < _ROUNDS - 2 else everything(analysis, failure)
-        for axis, reason in guilty:
-            walk.space.freeze(axis, reason)
+        remedies: list[Callable[[Analysis, Failure], Collection[Any]]] = [ties, settle_disputes]
+        remedies.insert(0 if failure.still else 2, accident)
+        found: Collection[Any] = ()
+        for find in remedies:
+            if not found and (find, failure.source) not in tried:
+                found = find(analysis, failure)
+                if not found or find is not accident:  # each accident found makes the next one possible
+                    tried.add((find, failure.source))
+        _LOG.debug("trial: %s; %d remedies of type %s", failure, len(found), type(found).__name__)
+        if isinstance(found, frozenset) and found:
+            accidents |= found
+        elif found:
+            walk.space.edges.extend(found)
+        else:
+            guilty = blame(analysis, failure) if turn < _ROUNDS - 2 else everything(analysis, failure)
+            for axis, reason in guilty:
+                walk.space.freeze(axis, reason)
     raise CaptureError(
         "The network could not be narrowed in any way that captures.", "Please report it with the model."
     )
@@ -185,7 +214,7 @@ def _structure(model: nn.Module, analysis: Analysis, members: list[list[Member]]
     groups = make_groups(walk, units, members, layers)
     return Structure(
         groups=tuple(groups),
-        frozen=_frozen(walk, units.solution),
+        frozen=_frozen(walk, units),
         layers=layers,
         blocks=make_blocks(walk, units, analysis.spans, layers),
         fingerprint=_fingerprint(walk, groups, layers),
@@ -194,17 +223,31 @@ def _structure(model: nn.Module, analysis: Analysis, members: list[list[Member]]
     )
 
 
-def _frozen(walk: Walk, solution: Solution) -> tuple[Frozen, ...]:
-    """Frozen output axes of layers, by reason."""
+def _frozen(walk: Walk, units: Units) -> tuple[Frozen, ...]:
+    """Frozen output axes of layers, and parameters of operators without a rule, by reason."""
+    solution = units.solution
+    alone = Reason("all its channels go together or not at all, so there is nothing to choose")
     found: dict[tuple[str, str, str], list[str]] = {}
+
+    def reason(axis: Axis) -> Reason | None:
+        return next((solution.reasons[c] for c in solution.label[axis].tolist() if c in solution.reasons), None)
+
+    def add(why: Reason, module: str) -> None:
+        found.setdefault((why.why, why.operator, why.source), []).append(module)
+
     for call in walk.calls:
         classes = solution.label[call.outputs]
-        stuck = classes[solution.frozen[classes]]
-        if not stuck.size:
-            continue
-        reason = next((solution.reasons[c] for c in stuck.tolist() if c in solution.reasons), None)
-        key = (reason.why, reason.operator, reason.source) if reason else ("it is not made by a layer", "", "")
-        found.setdefault(key, []).append(call.module)
+        stuck = call.outputs[solution.frozen[classes]]
+        if stuck.size:
+            add(reason(stuck) or Reason("it is not made by a layer"), call.module)
+        elif (units.group[classes] < 0).any():
+            add(alone, call.module)
+    known = {call.module for call in walk.calls}
+    for name, value in walk.tensors.items():
+        module = name.rpartition(".")[0]
+        why = next((r for axis in value.axes if (r := reason(axis)) is not None), None)
+        if why is not None and why.module == module and module not in known and walk.unruled(why):
+            add(why, module)
     return tuple(
         Frozen(_what(layers), why, operator, source, tuple(dict.fromkeys(layers)))
         for (why, operator, source), layers in found.items()

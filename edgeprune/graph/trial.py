@@ -7,7 +7,6 @@ named with its source line, and the trial is run again.
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,15 +14,19 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 from torch import nn
 from torch.fx import GraphModule, Node
 
 from edgeprune.graph.analysis import Analysis
+from edgeprune.graph.attributes import Coincidence, pattern
 from edgeprune.graph.capture import (
     Capture,
     Inputs,
     capture,
     doubled,
+    first_line,
     frames_of,
     in_layer,
     owner_of,
@@ -31,22 +34,31 @@ from edgeprune.graph.capture import (
     source_of,
 )
 from edgeprune.graph.space import Axis, Reason
-from edgeprune.graph.surgery import narrow
+from edgeprune.graph.surgery import false_accounts, narrow
 from edgeprune.graph.walk import Shaped, Walk, operator_name, shaped_in
 
 _LAYOUT = frozenset(["clone", "contiguous"])  # whether they are called may depend on sizes; what they give does not
+_WRITES_SIZES = frozenset(
+    [
+        "view", "reshape", "_unsafe_view", "flatten", "unflatten", "expand", "broadcast_to", "repeat", "tile", "split",
+        "split_with_sizes", "tensor_split", "slice", "narrow", "zeros", "ones", "full", "empty", "new_zeros",
+        "new_ones", "new_full", "new_empty", "group_norm", "layer_norm", "rms_norm", "channel_shuffle",
+    ]
+)  # fmt: skip
+_MOST = 8  # attributes of one place that are tried as coincidences; each try is a capture
 Blame = list[tuple[Axis, Reason]]
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Where a trial went wrong and why."""
+    """Where a trial went wrong and why. `still`: something changed there that narrowing should have left as it was."""
 
     module: str
     source: str
     why: str
     node: str = ""
     lines: tuple[str, ...] = ()
+    still: bool = False
 
 
 def probe(analysis: Analysis) -> dict[str, tuple[int, ...]]:
@@ -76,23 +88,19 @@ def try_training(model: nn.Module, analysis: Analysis, kept: dict[str, tuple[int
 def _try(
     edited: nn.Module, analysis: Analysis, inputs: Inputs, walk: Walk, kept: dict[str, tuple[int, ...]]
 ) -> Failure | None:
+    for name, says in false_accounts(edited):
+        return Failure(name, "", f"narrowed, the layer would say {says}")
     try:
         again = capture(edited, inputs)
     except Exception as error:
         places = place_of_error(edited, error)
         place = places[0] if places else None
-        why = f"narrowing it fails there: {first_line(error)}"
+        why = f"narrowing it fails there: {first_line(error)[:160]}"
         if place is None:
             return Failure("", "", why)
         lines = tuple(p.source for p in places if p.module == place.module)
         return Failure(place.module, place.source, why, lines=lines)
     return _compare(analysis, walk, again, analysis.masks(kept))
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of a message, at most 160 characters."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:160]
 
 
 def _flat(graph: GraphModule, path: str = "") -> Iterator[tuple[str, Node]]:
@@ -123,9 +131,12 @@ def _compare(analysis: Analysis, walk: Walk, again: Capture, masks: dict[str, ND
             got = tuple(int(n) for n in seen.shape)
             if want != got:
                 why = f"its size is {_text(got)} where {_text(want)} is needed; no attribute that holds it was found"
-                return Failure(owner_of(before), source_of(before), why, name)
+                still = any(w == old != g for w, old, g in zip(want, value.shape, got, strict=False))
+                return Failure(owner_of(before), source_of(before), why, name, still=still)
         if _numbers(before) != _numbers(after):
-            return Failure(owner_of(before), source_of(before), "a number in the computation follows the width", name)
+            still = _numbers(before, whole=False) == _numbers(after, whole=False)
+            why = "a number in the computation follows the width"
+            return Failure(owner_of(before), source_of(before), why, name, still=still)
     if len(old) != len(new):
         return Failure("", "", "the network takes another path when it is narrow")
     return None
@@ -143,9 +154,17 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
             yield from _tensors(v)
 
 
-def _numbers(node: Node) -> list[float]:
-    """The floating-point arguments: scales, eps, slopes."""
-    return [v for v in (*node.args, *node.kwargs.values()) if isinstance(v, float)]
+def _numbers(node: Node, *, whole: bool = True) -> list[float]:
+    """The numbers in the call that are no widths: scales, eps, slopes, and (`whole`) shifts, dimensions, strides."""
+    name = operator_name(node)
+    values = [*node.args, *node.kwargs.values()]
+    if name.startswith("conv"):
+        values = [v for v in values if not isinstance(v, int)]  # its groups
+    flat: list[Any] = []
+    for value in values:
+        flat.extend(value if isinstance(value, list | tuple) else [value])
+    whole = whole and name not in _WRITES_SIZES
+    return [v for v in flat if isinstance(v, float) or (whole and isinstance(v, int))]
 
 
 def blame(analysis: Analysis, failure: Failure) -> Blame:
@@ -187,15 +206,10 @@ def _at_line(analysis: Analysis, failure: Failure) -> list[str]:
     for line in dict.fromkeys(x for x in lines if x):
         here = [n for n, other in nodes.items() if line in frames_of(other)]
         if in_layer(line):
-            here = [n for n in here if _pattern(owner_of(nodes[n])) == _pattern(failure.module)]
+            here = [n for n in here if pattern(owner_of(nodes[n])) == pattern(failure.module)]
         if here:
             return here
     return []
-
-
-def _pattern(module: str) -> str:
-    """A module's name without its numbers: look-alikes of a repeated block."""
-    return re.sub(r"\d+", "*", module)
 
 
 def everything(analysis: Analysis, failure: Failure) -> Blame:
@@ -222,18 +236,49 @@ def ties(analysis: Analysis, failure: Failure) -> list[tuple[Axis, Axis]]:
         read = [a for v in _read_by(nodes, values, owner_of(node)) for a in v.axes if live(a)]
         for made in _made(value, live):
             for axis in read:
-                if axis.size == made.size and not np.array_equal(
-                    units.solution.label[axis], units.solution.label[made]
-                ):
+                if axis.size == made.size and _fit(units.solution.label[axis], units.solution.label[made]):
                     found.append((made, axis))
                     break
     return found
 
 
+def _fit(a: Axis, b: Axis) -> bool:
+    """Whether tying two axes that are not yet one leaves more than one unit to choose from."""
+    if np.array_equal(a, b):
+        return False
+    names, flat = np.unique(np.concatenate([a, b]), return_inverse=True)
+    graph = coo_matrix((np.ones(a.size), (flat[: a.size], flat[a.size :])), shape=(names.size, names.size))
+    return bool(connected_components(graph, directed=False)[0] > 1)
+
+
 def settle_disputes(analysis: Analysis, failure: Failure) -> list[tuple[Axis, Axis]]:
     """Axes to tie because the failing module, a look-alike or one round it holds their width in one attribute."""
-    failing = _pattern(failure.module) + "."
-    return [d.axes for d in analysis.disputes if failing.startswith(_pattern(d.module) + ".")]
+    failing = pattern(failure.module) + "."
+    return [d.axes for d in analysis.disputes if failing.startswith(pattern(d.module) + ".")]
+
+
+def coincidences(analysis: Analysis, failure: Failure) -> list[frozenset[Coincidence]]:
+    """Attributes round the failing place that were set for their value alone: one by one, then all but one.
+
+    Elements of a tuple come first.
+    """
+    failing = pattern(failure.module) + "."
+    found: dict[Coincidence, None] = {}
+    for rule in sorted(analysis.rules, key=lambda r: r.part is None):
+        where = pattern(rule.module)
+        if rule.by_value and (not where or failing.startswith(where + ".")):
+            found.setdefault((where, rule.name))
+    names = list(found)[:_MOST]
+    most = [frozenset(names) - {name} for name in reversed(names)] if len(names) > 2 else []
+    return [*(frozenset([name]) for name in names), *most]
+
+
+def further(analysis: Analysis, failure: Failure, again: Failure | None) -> bool:
+    """Whether a trial came further than the one that failed: it passed, captured, or failed later or elsewhere."""
+    if again is None or pattern(again.module) != pattern(failure.module):
+        return True
+    order = {name: i for i, name in enumerate(_nodes(analysis))}
+    return order.get(again.node, -1) > order.get(failure.node, -1)
 
 
 def _read_by(nodes: dict[str, Node], values: dict[str, Any], owner: str) -> list[Shaped]:

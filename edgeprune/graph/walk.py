@@ -90,6 +90,8 @@ class Call:
 
 
 Rule = Callable[["Walk", dict[str, Any]], Any]
+_NO_RULE = "the operator has no rule"
+_NOT_COVERED = "its rule does not cover this use"
 
 
 @dataclass
@@ -179,7 +181,7 @@ class Walk:
             return list(result) if isinstance(result, tuple | list) else result
         rule = self.rules.get(name) or self.rules.get(name.removesuffix("_"))
         if rule is None or not isinstance(node.target, torch._ops.OpOverload):
-            return self.unknown(args, kwargs, "the operator has no rule")
+            return self.unknown(args, kwargs, _NO_RULE)
         mark = len(self.space.edges), len(self.space.freezes), len(self.space.factorings)
         try:
             result = rule(self, bind(node, args, kwargs))
@@ -189,7 +191,7 @@ class Walk:
             del self.space.edges[mark[0] :]
             del self.space.freezes[mark[1] :]
             del self.space.factorings[mark[2] :]
-            return self.unknown(args, kwargs, f"its rule does not cover this use ({error})")
+            return self.unknown(args, kwargs, f"{_NOT_COVERED} ({error})")
 
     def unknown(self, args: Any, kwargs: Any, why: str) -> Any:
         """Freeze every axis that the current operator touches."""
@@ -197,6 +199,11 @@ class Walk:
             for axis in value.axes:
                 self.space.freeze(axis, self.reason(why))
         return frozen_like(self.node.meta.get("val"))
+
+    @staticmethod
+    def unruled(reason: Reason) -> bool:
+        """Whether the reason is that an operator, or this use of it, has no rule."""
+        return reason.why.startswith((_NO_RULE, _NOT_COVERED))
 
     def reason(self, why: str) -> Reason:
         """A reason that names the current operator, line and module."""

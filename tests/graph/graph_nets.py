@@ -378,6 +378,43 @@ def size_held_by_another_module() -> Case:
     return Call(forward, **layers), torch.randn(2, 2, 6)
 
 
+def values_that_agree_by_accident() -> Case:
+    """Three heads, rolled by three places, in windows of three by three: only the heads are narrowed."""
+
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.heads, self.shift, self.window = 3, 3, [3, 3]
+            self.embed, self.qkv = nn.Conv2d(5, 12, 1), nn.Linear(12, 36)
+            self.out, self.head = nn.Linear(12, 12), nn.Linear(12, 2)
+
+        def attend(self, x: torch.Tensor) -> torch.Tensor:
+            b, h, w, c = x.shape
+            r, s = self.window
+            x = torch.roll(x, -self.shift, 1).view(b, h // r, r, w // s, s, c).permute(0, 1, 3, 2, 4, 5)
+            qkv = self.qkv(x.reshape(-1, r * s, c)).reshape(-1, r * s, 3, self.heads, c // self.heads)
+            q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+            y = (q @ k.transpose(-2, -1) * (c // self.heads) ** -0.5).softmax(-1) @ v
+            y = self.out(y.transpose(1, 2).reshape(-1, r * s, c)).view(b, h // r, w // s, r, s, c)
+            return torch.roll(y.permute(0, 1, 3, 2, 4, 5).reshape(b, h, w, c), self.shift, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.embed(x).permute(0, 2, 3, 1)
+            return self.head((x + self.attend(x)).mean((1, 2)))
+
+    return Shifted(), _image(5, 9)
+
+
+def numbers_that_agree_by_accident() -> Case:
+    """A factor and a pool's kernel as large as a width, on sizes that do not tell them apart."""
+
+    def forward(m: Any, x: torch.Tensor) -> torch.Tensor:
+        return m.o(F.avg_pool2d(m.a(x) * m.times, m.kernel, 1, m.kernel // 2)[:, :, ::3, ::3].reshape(-1, m.wide * 9))
+
+    layers = {"a": nn.Conv2d(3, 9, 1), "o": nn.Linear(81, 2), "wide": 9, "times": 9, "kernel": 9}
+    return Call(forward, **layers), _image(3, 9)
+
+
 def mixed_over_tokens() -> Case:
     """A convolution of kernel one over (batch, tokens, channels): its places in space are the channels."""
     layers = {"e": nn.Linear(6, 12), "m": nn.Conv1d(5, 7, 1), "o": nn.Linear(12, 2)}
@@ -390,4 +427,5 @@ ALL = [
     attention_separate, width_from_the_input, einsum_heads, grouped_query, window_partition, im2col_mixer, lstm,
     gru_both_ways, weight_norm, no_grad_part, tied_weights, hidden_branch, queries_share_keys, torch_attention,
     torch_cross_attention, torch_shuffle, one_attribute_for_two_axes, mixed_over_tokens, size_held_by_another_module,
+    values_that_agree_by_accident, numbers_that_agree_by_accident,
 ]  # fmt: skip

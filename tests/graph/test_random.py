@@ -95,7 +95,97 @@ def norm(c: int, wide: int, choose: random.Random) -> Step:
     return nets.Call(lambda m, x: F.max_pool2d(F.relu(m.g(m.a(x))), 3, 1, 1), **layers), wide
 
 
-STEPS = [conv, residual, dense, gate, grouped, shuffle, halves, tokens, attend, pixels, shared, norm]
+def upward(c: int, wide: int, choose: random.Random) -> Step:
+    layers = {"a": nn.Conv2d(c, wide, 2, 2), "u": nn.ConvTranspose2d(wide, wide, 2, 2, groups=choose.choice([1, 4]))}
+    return nets.Call(lambda m, x: F.interpolate(F.relu(m.u(m.a(x))), (8, 8), mode="bilinear"), **layers), wide
+
+
+def sequence(c: int, wide: int, choose: random.Random) -> Step:
+    """Rows as one sequence, through a recurrent layer and a one-dimensional convolution."""
+
+    def body(m: Any, x: torch.Tensor) -> torch.Tensor:
+        y = m.c(m.r(m.a(x).flatten(2).transpose(1, 2))[0].transpose(1, 2))
+        return y.unflatten(2, (8, 8))
+
+    kind, both = choose.choice([nn.LSTM, nn.GRU]), choose.random() < 0.5
+    recurrent = kind(6, wide, batch_first=True, bidirectional=both)
+    return nets.Call(body, a=nn.Conv2d(c, 6, 1), r=recurrent, c=nn.Conv1d(wide * (1 + both), wide, 1)), wide
+
+
+def windows(c: int, wide: int, choose: random.Random) -> Step:
+    """Attention of torch's own in shifted windows of four by four."""
+
+    def body(m: Any, x: torch.Tensor) -> torch.Tensor:
+        y = torch.roll(m.a(x), (-2, -2), (2, 3)).permute(0, 2, 3, 1)
+        n, h, w, k = y.shape
+        y = y.view(n, 2, 4, 2, 4, k).permute(0, 1, 3, 2, 4, 5).reshape(-1, 16, k)
+        y = y + m.t(y, y, y, need_weights=False)[0]
+        y = y.view(n, 2, 2, 4, 4, k).permute(0, 1, 3, 2, 4, 5).reshape(n, h, w, k)
+        return torch.roll(y.permute(0, 3, 1, 2), (2, 2), (2, 3))
+
+    return nets.Call(body, a=nn.Conv2d(c, wide, 1), t=nn.MultiheadAttention(wide, 4, batch_first=True)), wide
+
+
+def shares(c: int, wide: int, choose: random.Random) -> Step:
+    """Two heads of queries to one of keys, by einsum or by the operator."""
+    explicit = choose.random() < 0.5
+
+    def body(m: Any, x: torch.Tensor) -> torch.Tensor:
+        y = m.n(m.a(x).flatten(2).transpose(1, 2))
+        q, k, v = (f(y).unflatten(2, (-1, 3)).transpose(1, 2) for f in (m.q, m.k, m.v))
+        if explicit:
+            k, v = (t.repeat_interleave(2, 1) for t in (k, v))
+            y = torch.einsum("bhqk,bhkd->bqhd", torch.einsum("bhqd,bhkd->bhqk", q, k).softmax(-1), v)
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, enable_gqa=True).transpose(1, 2)
+        return m.o(y.flatten(2)).transpose(1, 2).unflatten(2, (8, 8))
+
+    layers = {"a": nn.Conv2d(c, wide, 1), "n": nn.RMSNorm(wide), "q": nn.Linear(wide, 12), "k": nn.Linear(wide, 6)}
+    return nets.Call(body, **layers, v=nn.Linear(wide, 6), o=nn.Linear(12, wide)), wide
+
+
+def columns(c: int, wide: int, choose: random.Random) -> Step:
+    def body(m: Any, x: torch.Tensor) -> torch.Tensor:
+        return F.fold(torch.tanh(F.unfold(m.i(m.a(x)), 2, stride=2)), (8, 8), 2, stride=2)
+
+    return nets.Call(body, a=nn.Conv2d(c, wide, 1), i=nn.InstanceNorm2d(wide, affine=True)), wide
+
+
+def parts(c: int, wide: int, choose: random.Random) -> Step:
+    """Unequal parts by sizes, one of them passed through, and a stack."""
+
+    def body(m: Any, x: torch.Tensor) -> torch.Tensor:
+        p, q, r = torch.split(m.a(x), [m.first, m.second, m.second], 1)
+        y = torch.stack([q, r * torch.sigmoid(q)]).mean(0)
+        return torch.cat([F.relu(m.b(p)), y], 1)
+
+    layers = {"a": nn.Conv2d(c, wide + 8, 1), "b": nn.Conv2d(wide, wide, 3, padding=1), "first": wide, "second": 4}
+    return nets.Call(body, **layers), wide + 4
+
+
+def scaled(c: int, wide: int, choose: random.Random) -> Step:
+    """Weight norm, a learned scale a channel, and a slice of the channels."""
+
+    def body(m: Any, x: torch.Tensor) -> torch.Tensor:
+        y = F.prelu(m.w(x), m.p) * m.scale
+        return torch.cat([y[:, m.half :], m.d(y)], 1)
+
+    weighted = nn.utils.parametrizations.weight_norm(nn.Conv2d(c, wide, 3, padding=1))
+    layers = {"w": weighted, "p": nn.Parameter(torch.full((wide,), 0.2)), "half": wide // 2}
+    return nets.Call(body, **layers, scale=nn.Parameter(torch.rand(wide, 1, 1)), d=nn.Conv2d(wide, 4, 1)), (
+        wide - wide // 2 + 4
+    )
+
+
+def depth(c: int, wide: int, choose: random.Random) -> Step:
+    layers = {"a": nn.Conv2d(c, wide, 1), "v": nn.Conv3d(wide, wide, (1, 3, 3), padding=(0, 1, 1))}
+    return nets.Call(lambda m, x: F.gelu(m.v(m.a(x).unsqueeze(2)).amax(2)), **layers), wide
+
+
+STEPS = [
+    conv, residual, dense, gate, grouped, shuffle, halves, tokens, attend, pixels, shared, norm,
+    upward, sequence, windows, shares, columns, parts, scaled, depth,
+]  # fmt: skip
 
 
 class RandomNet(nn.Module):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -49,18 +51,42 @@ def test_a_scripted_module() -> None:
         edgeprune.trace(torch.jit.script(nn.Linear(3, 3)), torch.randn(1, 3))
 
 
-def test_a_wrong_input_shape_names_the_line(model: nn.Module) -> None:
-    with pytest.raises(CaptureError, match=r"could not capture the network at .*:\d+ \(module '0'\)"):
+def test_a_wrong_input_shape_names_the_module_and_the_shape(model: nn.Module) -> None:
+    with pytest.raises(ModelError, match=r"own forward fails .*:\d+ \(module '0'\).* 3 channels") as caught:
         edgeprune.trace(model, torch.randn(2, 5, 8, 8))
+    assert "float32 (2, 5, 8, 8)" in str(caught.value)
 
 
-def test_a_forward_that_fails() -> None:
-    class Broken(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            raise ZeroDivisionError("one over nothing")
+class Broken(nn.Module):
+    def __init__(self, fault: Callable[[Any, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.fault = fault
+        self.register_buffer("calls", torch.zeros(()))
 
-    with pytest.raises(CaptureError, match=r"test_refusals.py:\d+.*one over nothing"):
-        edgeprune.trace(Broken(), X)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return self.fault(self, x)
+
+
+def _divide(m: Any, x: torch.Tensor) -> torch.Tensor:
+    raise ZeroDivisionError("one over nothing")
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"), [(_divide, "one over nothing"), (lambda m, x: m.missing(x), "no attribute 'missing'")]
+)
+def test_a_forward_that_fails(fault: Callable[[Any, torch.Tensor], torch.Tensor], words: str) -> None:
+    made = Broken(fault)
+    with pytest.raises(ModelError, match=rf"test_refusals.py:\d+.*{words}"):
+        edgeprune.trace(made, X)
+    assert made.calls == 0
+
+
+def test_a_forward_that_only_torch_export_refuses() -> None:
+    made = Broken(lambda m, x: x * torch.from_numpy(x.numpy()).sum())
+    with pytest.raises(CaptureError, match=r"torch.export could not capture the network at .*test_refusals.py:\d+"):
+        edgeprune.trace(made, X)
+    assert made.calls == 0
 
 
 def test_opaque_names_that_do_not_exist(model: nn.Module) -> None:

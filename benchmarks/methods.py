@@ -120,7 +120,7 @@ def blind(bench: Bench, ms: float, cost: Any, blocks: bool = False) -> Any:
     program = formulate(bench.structure, cost, bench.curves, blocks=blocks)
     least, most = floor(program), program.totals(program.dense()).ms
     found = None
-    for _ in range(14):
+    for _ in range(10):
         middle = (least + most) / 2
         plan = to_plan(bench.structure, bench.curves, solve(program, [middle * 1.000001])[0].choice)
         if bench.predictor.predict(plan) <= ms:

@@ -3,12 +3,11 @@
     python benchmarks/budget.py --site DIR [--tables DIR] [--only resnet56/intel-cpu/2.0 ...]
 
 Ten runs over four networks and two runtimes, INT8, one thread. A table is built first (or read from `--tables`, where
-benchmarks/prediction.py leaves them). The solver is a plain one, so that what is tested is latency alone: it removes
-as few
-blocks as it must, evenly, keeps one fraction of every group, then widens single groups while the prediction still fits.
-After closure the chosen network is built once more and measured against the dense one with the target's own protocol;
-`of_budget` is that independent figure, `of_budget_in_closure` the one that closure ended with. Wanted: 0.97 - 1.00.
-Writes benchmarks/budget.json, a row a run.
+benchmarks/prediction.py leaves them). The solver is a plain one, so that what is tested is latency alone: it removes as
+few blocks as it must, evenly, keeps one fraction of every group, then widens single groups while the prediction still
+fits. After closure the chosen network is built once more and measured against the dense one with the target's own
+protocol; `of_budget` is that independent figure, `of_budget_in_closure` the one that closure ended with. Wanted: 0.97 -
+1.00. Writes benchmarks/budget.json, a row a run.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Before any training: can the budget be met at all, and where does the time go?
 
 Measured, not predicted: the dense artifact in FP32 and INT8 and a few of the smallest networks that pruning can make
-are
-built with the weights that are there and timed in one interleaved run. Half a minute for ResNet-56.
+are built with the weights that are there and timed in one interleaved run. Half a minute for ResNet-56.
 """
 
 from __future__ import annotations
@@ -160,9 +159,8 @@ def feasibility(
 def floors(structure: Structure, channels: Channels) -> list[Variant]:
     """Small networks, one of which should be the fastest.
 
-    The narrowest is not always that: some runtimes are slower at 8 channels than at 16. So three widths are tried,
-    each with
-    all blocks and with none.
+    The narrowest is not always that: some runtimes are slower at 8 channels than at 16. So three widths are tried, each
+    with all blocks and with none.
     """
     allowed = options(structure, channels)
     found = []

@@ -1,12 +1,9 @@
 """Where a network's kernels sit: each kernel of the dense artifact, the layer it follows, and its block.
 
-A layer's own kernel takes its channels from the layer. A kernel without weights (addition, pooling, reorder)
-*follows* a
-layer: its channels are those of the layer that made its tensor, or of the one that reads it. It follows a layer that
-lives
-and dies with it: an addition in a removable block follows a layer of that block, a pooling behind the blocks follows
-the
-classifier. So the time of a whole network is a constant plus one function of (c_in, c_out) for each layer.
+A layer's own kernel takes its channels from the layer. A kernel without weights (addition, pooling, reorder) *follows*
+a layer: its channels are those of the layer that made its tensor, or of the one that reads it. It follows a layer that
+lives and dies with it: an addition in a removable block follows a layer of that block, a pooling behind the blocks
+follows the classifier. So the time of a whole network is a constant plus one function of (c_in, c_out) for each layer.
 """
 
 from __future__ import annotations

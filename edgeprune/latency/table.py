@@ -1,8 +1,7 @@
 """The latency table: every kernel cell that was measured on one device, and the whole runs that calibrate sums of them.
 
 A table is a text file of sorted JSON lines (docs/latency.md has the format): it diffs, merges and resumes. Cells name
-no
-model, so one table serves every network on its device. It belongs to one device fingerprint; on another CPU, runtime
+no model, so one table serves every network on its device. It belongs to one device fingerprint; on another CPU, runtime
 version or thread count it is refused, and the difference is said.
 """
 

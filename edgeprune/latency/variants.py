@@ -72,8 +72,7 @@ def draw(structure: Structure, channels: Channels, count: int, seed: int = 0, bl
     """Random variants: an overall fraction from small to dense, each group's own around it, some blocks removed.
 
     The overall fractions are stratified, so that the whole range of latencies is covered; every third variant draws
-    each
-    group on its own. Half of the widths are on the coarse grid of the output step, where most answers lie.
+    each group on its own. Half of the widths are on the coarse grid of the output step, where most answers lie.
     """
     random = np.random.default_rng(seed)
     allowed = options(structure, channels)

@@ -67,9 +67,8 @@ class SearchResult:
     Attributes:
         plan: the network.
         predicted: its latency in ms by the table.
-        bound, gap: certificate of the program that gave it: no network within the budget has a smaller surrogate
-        loss than
-            `bound`. The surrogate and the table are certified, not the accuracy.
+        bound, gap: certificate of the program that gave it: no network within the budget has a smaller surrogate loss
+            than `bound`. The surrogate and the table are certified, not the accuracy.
         surrogate: loss of the answer by that program.
         loss, agreement: of the repaired network on images that the repair did not see; NaN when nobody judged.
         rounds: every answer that was evaluated.

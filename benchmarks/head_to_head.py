@@ -121,7 +121,7 @@ def compare(name: str, target_name: str, speedups: tuple[float, ...], options: a
                     continue
                 start = time.perf_counter()
                 own = replace(bench, memory={})
-                row = _row(own, method, choose, speedup, options, (table, device, made))
+                row = closed_row(own, method, choose, speedup, options, (table, device, made))
                 if "plan" in row:
                     plan = row.pop("plan")
                     plans[key] = plan
@@ -130,15 +130,15 @@ def compare(name: str, target_name: str, speedups: tuple[float, ...], options: a
                 row |= {"seconds": time.perf_counter() - start, "load_average": os.getloadavg()[1]}
                 rows[key] = row
                 print(key, {k: v for k, v in row.items() if k != "widths"}, flush=True)
-                _save(options, rows)
+                save(options.out, rows)
             if plans and not options.no_measure:
-                ratios = _measured(made, device, target, structure, plans)
+                ratios = measured_together(made, device, target, plans)
                 for key, ratio in ratios.items():
                     rows[key]["of_budget_together"] = ratio * speedup
-                _save(options, rows)
+                save(options.out, rows)
 
 
-def _row(
+def closed_row(
     bench: Bench, method: str, choose: Any, speedup: float, options: argparse.Namespace, place: tuple[Any, Any, Any]
 ) -> dict[str, Any]:
     from edgeprune.errors import BudgetError
@@ -184,7 +184,7 @@ def _fp32_predictor(
     return Predictor(table, structure, made.network)
 
 
-def _measured(made: Any, device: Any, target: Any, structure: Any, plans: Mapping[str, Any]) -> dict[str, float]:
+def measured_together(made: Any, device: Any, target: Any, plans: Mapping[str, Any]) -> dict[str, float]:
     """Latency over the dense one's, all in one interleaved run."""
     from edgeprune.latency.variants import DENSE, Variant
 
@@ -195,10 +195,10 @@ def _measured(made: Any, device: Any, target: Any, structure: Any, plans: Mappin
     return {key: timing.median / dense.median for key, timing in zip(plans, others, strict=True)}
 
 
-def _save(options: argparse.Namespace, rows: Any) -> None:
-    temporary = options.out.with_suffix(".tmp")
+def save(out: Path, rows: Any) -> None:
+    temporary = out.with_suffix(".tmp")
     temporary.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(options.out)
+    temporary.replace(out)
 
 
 def main() -> None:

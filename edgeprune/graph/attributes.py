@@ -14,10 +14,11 @@ from typing import Any
 
 from torch import nn
 
+from edgeprune.graph.capture import owner_of
 from edgeprune.graph.groups import Units
 from edgeprune.graph.space import Axis
 from edgeprune.graph.structure import Segment, width
-from edgeprune.graph.walk import Literal, Walk
+from edgeprune.graph.walk import Literal, Shaped, Walk
 
 _NAMED = frozenset(
     [
@@ -67,24 +68,34 @@ class Dispute:
 Coincidence = tuple[str, str]  # (pattern of the module's name, attribute): it holds a width by accident
 
 
+@dataclass(frozen=True)
+class Hints:
+    """What failed trials have taught, by patterns of modules' names.
+
+    Attributes:
+        coincidences: attributes that hold the value of a width by accident (a shift of 3 places beside 3 heads).
+        checks: modules that hold the width of what they read without writing it in a call (`if c != self.width`).
+    """
+
+    coincidences: frozenset[Coincidence] = frozenset()
+    checks: frozenset[str] = frozenset()
+
+
 def pattern(module: str) -> str:
     """A module's name without its numbers: look-alikes of a repeated block."""
     return re.sub(r"\d+", "*", module)
 
 
 def find_attributes(
-    model: nn.Module, walk: Walk, units: Units, coincidences: Iterable[Coincidence] = ()
+    model: nn.Module, walk: Walk, units: Units, hints: Hints
 ) -> tuple[tuple[AttributeRule, ...], tuple[Dispute, ...]]:
-    """Every attribute that follows a group, and the disputes over those on which two axes disagree.
-
-    `coincidences` hold the value of a width by accident (a shift of 3 places beside 3 heads), and stay.
-    """
+    """Every attribute that follows a group, and the disputes over those on which two axes disagree."""
     every = dict(model.named_modules(remove_duplicate=False))  # a shared module is called by any of its names
     first = {id(module): name for name, module in model.named_modules()}
-    found = _Found(every, {name: first[id(module)] for name, module in every.items()}, frozenset(coincidences))
+    found = _Found(every, {name: first[id(module)] for name, module in every.items()}, hints.coincidences)
     literals = [*walk.literals, *(walk.training.literals if walk.training else ())]
     literals = [x for x in literals if x.module in every]
-    literals = [*literals, *_parameter_sides(walk, every)]
+    literals = [*literals, *_parameter_sides(walk, every), *_checked(walk, every, hints.checks)]
     for literal in literals:
         found.shapes.setdefault(_holding_module(literal, found), set()).add(literal.sizes)
     for soft in (False, True):
@@ -153,6 +164,31 @@ def _another_shape(found: _Found, literal: Literal, module: str, name: str) -> b
 
 def _sorted(segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
     return tuple(sorted(segments, key=lambda s: (s.group or "", s.size)))
+
+
+def _checked(walk: Walk, modules: Iterable[str], checks: Iterable[str]) -> Iterable[Literal]:
+    """The widths of what the modules of these patterns read."""
+    chosen = set(checks)
+    for module in modules if chosen else ():
+        if pattern(module) in chosen:
+            for value in read_by(walk, module, made=True):
+                for axis in value.axes:
+                    if axis.any():
+                        yield Literal(module, axis.size, axis, "", soft=True)
+
+
+def read_by(walk: Walk, module: str, *, made: bool = False) -> list[Shaped]:
+    """The tensors that come into a module from outside, or only those made there; for the network itself, all."""
+    values = walk.all_values()
+    nodes = {n: o for n, o in walk.all_nodes().items() if not made or o.op != "placeholder"}
+    if not module:
+        return [values[n] for n in nodes if isinstance(values[n], Shaped)]
+    inside = (module, module + ".")
+    return [
+        values[n] for n, o in nodes.items()
+        if isinstance(values[n], Shaped) and not owner_of(o).startswith(inside)
+        and any(owner_of(user).startswith(inside) for user in o.users)
+    ]  # fmt: skip
 
 
 def _parameter_sides(walk: Walk, modules: Mapping[str, nn.Module]) -> Iterable[Literal]:

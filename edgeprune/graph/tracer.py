@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import nn
 from edgeprune.errors import CaptureError
 from edgeprune.graph.analysis import Analysis
 from edgeprune.graph.attention import free_heads
-from edgeprune.graph.attributes import AttributeRule, Coincidence, find_attributes
+from edgeprune.graph.attributes import AttributeRule, Hints, find_attributes, pattern
 from edgeprune.graph.blocks import find_spans, make_blocks
 from edgeprune.graph.capture import (
     Capture,
@@ -136,10 +136,10 @@ def _settle(
 ) -> tuple[Analysis, list[list[Member]]]:
     """Solve, try half of everything on shapes, tie or freeze what is to blame, until the trial passes."""
     tried: set[tuple[object, str]] = set()
-    accidents: frozenset[Coincidence] = frozenset()
+    hints = Hints()
 
-    def analyse(units: Units, accidents: frozenset[Coincidence]) -> Analysis:
-        rules, disputes = find_attributes(view, walk, units, accidents)
+    def analyse(units: Units, hints: Hints) -> Analysis:
+        rules, disputes = find_attributes(view, walk, units, hints)
         return Analysis(
             walk, units, rules, disputes, _tuples(view, rules), aliases, find_spans(walk, units), {}, inputs, opaque
         )
@@ -150,30 +150,37 @@ def _settle(
             return None
         return try_plan(view, analysis, choice) or (try_training(view, analysis, choice) if training else None)
 
-    def accident(analysis: Analysis, failure: Failure) -> frozenset[Coincidence]:
-        """The attributes without which the trial comes further."""
-        for names in coincidences(analysis, failure):
-            if further(analysis, failure, attempt(analyse(analysis.units, accidents | names))):
-                return names
-        return frozenset()
+    def learn(analysis: Analysis, failure: Failure, choices: Iterable[Hints]) -> Hints | None:
+        """The first hint with which the trial comes further."""
+        for hint in choices:
+            if hint != hints and further(analysis, failure, attempt(analyse(analysis.units, hint))):
+                return hint
+        return None
+
+    def accident(analysis: Analysis, failure: Failure) -> Hints | None:
+        names = coincidences(analysis, failure)
+        return learn(analysis, failure, (replace(hints, coincidences=hints.coincidences | n) for n in names))
+
+    def check(analysis: Analysis, failure: Failure) -> Hints | None:
+        return learn(analysis, failure, [replace(hints, checks=hints.checks | {pattern(failure.module)})])
 
     for turn in range(_ROUNDS):
         units, members = find_units(walk, walk.space.solve())
-        analysis = analyse(units, accidents)
+        analysis = analyse(units, hints)
         failure = attempt(analysis)
         if failure is None:
             return analysis, members
-        remedies: list[Callable[[Analysis, Failure], Collection[Any]]] = [ties, settle_disputes]
-        remedies.insert(0 if failure.still else 2, accident)
-        found: Collection[Any] = ()
+        remedies: list[Callable[[Analysis, Failure], list[tuple[Axis, Axis]] | Hints | None]]
+        remedies = [accident, ties, settle_disputes] if failure.still else [ties, settle_disputes, check, accident]
+        found: list[tuple[Axis, Axis]] | Hints | None = None
         for find in remedies:
             if not found and (find, failure.source) not in tried:
                 found = find(analysis, failure)
-                if not found or find is not accident:  # each accident found makes the next one possible
+                if not isinstance(found, Hints):  # a hint makes the next one at the same line possible
                     tried.add((find, failure.source))
-        _LOG.debug("trial: %s; %d remedies of type %s", failure, len(found), type(found).__name__)
-        if isinstance(found, frozenset) and found:
-            accidents |= found
+        _LOG.debug("trial: %s; %s", failure, found if isinstance(found, Hints) else f"{len(found or ())} axes tied")
+        if isinstance(found, Hints):
+            hints = found
         elif found:
             walk.space.edges.extend(found)
         else:

@@ -20,7 +20,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from edgeprune.graph.analysis import Analysis
-from edgeprune.graph.attributes import Coincidence, pattern
+from edgeprune.graph.attributes import Coincidence, pattern, read_by
 from edgeprune.graph.capture import (
     Capture,
     Inputs,
@@ -169,7 +169,7 @@ def _numbers(node: Node, *, whole: bool = True) -> list[float]:
 
 def blame(analysis: Analysis, failure: Failure) -> Blame:
     """The axes to freeze after a failure: those at the failing line, else those of the failing module, else all."""
-    nodes, values = _nodes(analysis), _values(analysis)
+    nodes, values = analysis.walk.all_nodes(), analysis.walk.all_values()
     at_line = _at_line(analysis, failure)
     modules = {failure.module, *(owner_of(nodes[n]) for n in at_line)}
     in_module = [n for n, other in nodes.items() if owner_of(other) in modules]
@@ -185,22 +185,12 @@ def blame(analysis: Analysis, failure: Failure) -> Blame:
     return found or everything(analysis, failure)
 
 
-def _nodes(analysis: Analysis) -> dict[str, Node]:
-    training = analysis.walk.training
-    return {**analysis.walk.nodes, **(training.nodes if training else {})}
-
-
-def _values(analysis: Analysis) -> dict[str, Any]:
-    training = analysis.walk.training
-    return {**analysis.walk.values, **(training.values if training else {})}
-
-
 def _at_line(analysis: Analysis, failure: Failure) -> list[str]:
     """The values made at the failing line, or at the nearest line round it that the graph knows (it records forwards).
 
     A line of a torch.nn layer is every such layer's line: there, the failing layer and its look-alikes count.
     """
-    nodes = _nodes(analysis)
+    nodes = analysis.walk.all_nodes()
     node = nodes.get(failure.node)
     lines = [failure.source, *failure.lines, *(frames_of(node)[-1:] if node is not None else [])]
     for line in dict.fromkeys(x for x in lines if x):
@@ -214,7 +204,7 @@ def _at_line(analysis: Analysis, failure: Failure) -> list[str]:
 
 def everything(analysis: Analysis, failure: Failure) -> Blame:
     """All that could be narrowed: the last resort."""
-    return _live(analysis, list(_nodes(analysis)), failure)
+    return _live(analysis, list(analysis.walk.all_nodes()), failure)
 
 
 def ties(analysis: Analysis, failure: Failure) -> list[tuple[Axis, Axis]]:
@@ -223,7 +213,7 @@ def ties(analysis: Analysis, failure: Failure) -> list[tuple[Axis, Axis]]:
     A view at the failing line cuts or makes an axis as long as one that its module reads: `x.reshape(B, N, C)` of the
     heads, or `qkv.reshape(B, N, 3, heads, C // heads)`, with C from the module's input. Tied, C follows the heads.
     """
-    nodes, values, units = _nodes(analysis), _values(analysis), analysis.units
+    nodes, values, units = analysis.walk.all_nodes(), analysis.walk.all_values(), analysis.units
 
     def live(axis: Axis) -> bool:
         return bool((units.group[units.solution.label[axis]] >= 0).any())
@@ -233,7 +223,7 @@ def ties(analysis: Analysis, failure: Failure) -> list[tuple[Axis, Axis]]:
         node, value = nodes[name], values[name]
         if operator_name(node) not in ("view", "reshape", "flatten", "unflatten") or not isinstance(value, Shaped):
             continue
-        read = [a for v in _read_by(nodes, values, owner_of(node)) for a in v.axes if live(a)]
+        read = [a for v in read_by(analysis.walk, owner_of(node)) for a in v.axes if live(a)]
         for made in _made(value, live):
             for axis in read:
                 if axis.size == made.size and _fit(units.solution.label[axis], units.solution.label[made]):
@@ -277,20 +267,8 @@ def further(analysis: Analysis, failure: Failure, again: Failure | None) -> bool
     """Whether a trial came further than the one that failed: it passed, captured, or failed later or elsewhere."""
     if again is None or pattern(again.module) != pattern(failure.module):
         return True
-    order = {name: i for i, name in enumerate(_nodes(analysis))}
+    order = {name: i for i, name in enumerate(analysis.walk.all_nodes())}
     return order.get(again.node, -1) > order.get(failure.node, -1)
-
-
-def _read_by(nodes: dict[str, Node], values: dict[str, Any], owner: str) -> list[Shaped]:
-    """The tensors that come into a module from outside; for the network itself, all tensors."""
-    if not owner:
-        return [v for v in values.values() if isinstance(v, Shaped)]
-    inside = (owner, owner + ".")
-    return [
-        values[n] for n, o in nodes.items()
-        if isinstance(values[n], Shaped) and not owner_of(o).startswith(inside)
-        and any(owner_of(user).startswith(inside) for user in o.users)
-    ]  # fmt: skip
 
 
 def _made(value: Shaped, live: Callable[[Axis], bool]) -> Iterator[Axis]:
@@ -304,7 +282,7 @@ def _made(value: Shaped, live: Callable[[Axis], bool]) -> Iterator[Axis]:
 
 
 def _live(analysis: Analysis, names: list[str], failure: Failure, sizes: set[int] | None = None) -> Blame:
-    nodes, known = _nodes(analysis), _values(analysis)
+    nodes, known = analysis.walk.all_nodes(), analysis.walk.all_values()
     found: Blame = []
     for name in names:
         node = nodes[name]

@@ -111,6 +111,14 @@ class Walk:
     path: str = ""
     training: Walk | None = None
 
+    def all_nodes(self) -> dict[str, Node]:
+        """The nodes of this graph and of the training graph, by name."""
+        return {**self.nodes, **(self.training.nodes if self.training else {})}
+
+    def all_values(self) -> dict[str, Any]:
+        """The values of this graph and of the training graph, by the node's name."""
+        return {**self.values, **(self.training.values if self.training else {})}
+
     def run(self) -> None:
         """Walk the whole graph; its outputs are frozen."""
         graph = self.capture.module

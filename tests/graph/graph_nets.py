@@ -415,6 +415,29 @@ def numbers_that_agree_by_accident() -> Case:
     return Call(forward, **layers), _image(3, 9)
 
 
+class Strict(nn.Module):
+    """Checks the width of what it reads, which it writes nowhere."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width, self.act = width, nn.ReLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[1] != self.width:
+            raise ValueError(f"not {self.width} channels")
+        return self.act(x) * 2
+
+
+def widths_that_are_checked() -> Case:
+    layers = {"a": nn.Conv2d(3, 8, 1), "p": nn.Sequential(Strict(8), nn.Conv2d(8, 10, 1), Strict(10))}
+    return Call(lambda m, x: m.o(m.p(m.a(x))), **layers, o=nn.Conv2d(10, 2, 1)), _image()
+
+
+def whole_transformer() -> Case:
+    layers = {"e": nn.Linear(5, 12), "t": nn.Transformer(12, 4, 1, 1, 16, 0.0, batch_first=True), "o": nn.Linear(12, 3)}
+    return Call(lambda m, x, y: m.o(m.t(m.e(x), m.e(y))), **layers), (torch.randn(2, 4, 5), torch.randn(2, 3, 5))
+
+
 def mixed_over_tokens() -> Case:
     """A convolution of kernel one over (batch, tokens, channels): its places in space are the channels."""
     layers = {"e": nn.Linear(6, 12), "m": nn.Conv1d(5, 7, 1), "o": nn.Linear(12, 2)}
@@ -427,5 +450,5 @@ ALL = [
     attention_separate, width_from_the_input, einsum_heads, grouped_query, window_partition, im2col_mixer, lstm,
     gru_both_ways, weight_norm, no_grad_part, tied_weights, hidden_branch, queries_share_keys, torch_attention,
     torch_cross_attention, torch_shuffle, one_attribute_for_two_axes, mixed_over_tokens, size_held_by_another_module,
-    values_that_agree_by_accident, numbers_that_agree_by_accident,
+    values_that_agree_by_accident, numbers_that_agree_by_accident, widths_that_are_checked, whole_transformer,
 ]  # fmt: skip

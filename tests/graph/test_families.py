@@ -45,8 +45,13 @@ EXPECTED = {
     "size_held_by_another_module": {"q": 2},
     "values_that_agree_by_accident": {"embed": 3},
     "numbers_that_agree_by_accident": {"a": 9},
+    "widths_that_are_checked": {"a": 8, "p.1": 10},
+    "whole_transformer": {
+        "e": 12, "t.encoder.layers.0.self_attn": 4, "t.encoder.layers.0.linear1": 16,
+        "t.decoder.layers.0.self_attn": 4, "t.decoder.layers.0.multihead_attn": 4, "t.decoder.layers.0.linear1": 16,
+    },
     "one_attribute_for_two_axes": {"a": 6, "a#2": 14, "b.0.mix": 4},
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("make", nets.ALL, ids=lambda f: f.__name__)

@@ -50,6 +50,7 @@ from edgeprune.graph.trial import (
 from edgeprune.graph.walk import Walk, operator_name
 
 _ROUNDS = 40
+_TRIES = 24  # hints tried in one trace; each is a capture
 _LOG = logging.getLogger(__name__)
 
 
@@ -137,6 +138,7 @@ def _settle(
     """Solve, try half of everything on shapes, tie or freeze what is to blame, until the trial passes."""
     tried: set[tuple[object, str]] = set()
     hints = Hints()
+    tries: list[Hints] = []
 
     def analyse(units: Units, hints: Hints) -> Analysis:
         rules, disputes = find_attributes(view, walk, units, hints)
@@ -153,7 +155,10 @@ def _settle(
     def learn(analysis: Analysis, failure: Failure, choices: Iterable[Hints]) -> Hints | None:
         """The first hint with which the trial comes further."""
         for hint in choices:
-            if hint != hints and further(analysis, failure, attempt(analyse(analysis.units, hint))):
+            if hint == hints or len(tries) == _TRIES:
+                continue
+            tries.append(hint)
+            if further(analysis, failure, attempt(analyse(analysis.units, hint))):
                 return hint
         return None
 

@@ -20,6 +20,7 @@ from edgeprune.latency.variants import DENSE
 from edgeprune.pipeline.context import Context
 from edgeprune.pipeline.feasible import load_variant, variant_maker
 from edgeprune.pipeline.rundir import write_json
+from edgeprune.report import write_profile
 from edgeprune.search.curves import Curves, measure
 from edgeprune.search.find import find
 from edgeprune.search.formulate import stages
@@ -49,7 +50,7 @@ TABLE = "table.jsonl"
 
 
 def build_table(context: Context, folder: Path) -> None:
-    """table.jsonl, profile.json: what each width costs on this device, and the table's error on unseen networks.
+    """table.jsonl: what each width costs on this device; profile.json, profile.html: its error on unseen networks.
 
     An interrupted stage goes on from the table that it left.
     """
@@ -64,24 +65,23 @@ def build_table(context: Context, folder: Path) -> None:
     found.table.save(path)
     shutil.rmtree(folder / "variants", ignore_errors=True)
     errors, by_macs = asdict(found.errors), asdict(found.by_macs)
-    write_json(
-        folder / "profile.json",
-        {
-            "errors": errors,
-            "by_macs": by_macs,
-            "predicted": found.predicted,
-            "measured": found.measured,
-            "predicted_by_macs": found.predicted_by_macs,
-            "seconds": found.seconds,
-            "networks": found.networks,
-            "cells": found.cells,
-        },
-    )
+    account = {
+        "errors": errors,
+        "by_macs": by_macs,
+        "predicted": found.predicted,
+        "measured": found.measured,
+        "predicted_by_macs": found.predicted_by_macs,
+        "seconds": found.seconds,
+        "networks": found.networks,
+        "cells": found.cells,
+    }
+    write_json(folder / "profile.json", account)
+    shown = write_profile(account, f"{context.recipe.name} on {context.target.name}", folder / "profile.html")
     context.say(
         "latency",
         f"table of {found.cells} cells from {found.networks} networks; error on {errors['count']} unseen networks: "
         f"median {errors['median']:.1%}, p90 {errors['p90']:.1%} (by MACs alone: {by_macs['median']:.1%}, "
-        f"{by_macs['p90']:.1%})",
+        f"{by_macs['p90']:.1%}); plot: {shown}",
     )
 
 

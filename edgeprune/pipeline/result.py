@@ -118,7 +118,9 @@ def _table(context: Context) -> dict[str, Any]:
     found = _read(context, "latency/profile.json")
     errors = found.get("errors", {})
     known = {"cells": found.get("cells"), "networks": found.get("networks"), "seconds": found.get("seconds")}
-    return {"median_error": errors.get("median"), "p90_error": errors.get("p90"), "n": errors.get("count"), **known}
+    unseen = {key: found[key] for key in ("measured", "predicted", "predicted_by_macs") if key in found}
+    error = {"median_error": errors.get("median"), "p90_error": errors.get("p90"), "n": errors.get("count")}
+    return {**error, **known, "unseen": unseen}
 
 
 def _quantization(context: Context) -> dict[str, Any]:

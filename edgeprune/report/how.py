@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edgeprune.report import plot, words
+from edgeprune.report import latency, plot, words
 from edgeprune.report.markup import NOTHING, Html, definitions, figure, fold, join, legend, section, table, tag
 
 MOST_CURVES = 24
@@ -20,6 +20,7 @@ def search(result: Mapping[str, Any]) -> Html:
         definitions(_certificate(found, str(result.get("unit", "ms")))),
         _tried(found),
         _front(found, str(result.get("unit", "ms"))),
+        latency.predicted(found.get("table") or {}, (found.get("closure") or {}).get("steps")),
         _rounds(found, str(result.get("unit", "ms"))),
         _curves(found),
     )

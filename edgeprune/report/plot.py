@@ -131,11 +131,11 @@ def scatter(
     """Points with labels, an optional line under them, and the region x <= wanted[0], y >= wanted[1] shaded."""
     if not points:
         return NOTHING
-    xs = [point.x for point in points] + ([wanted[0]] if wanted else [])
-    ys = [point.y for point in points] + ([wanted[1]] if wanted else [])
+    xs = [point.x for point in points] + [x for x, _ in line] + ([wanted[0]] if wanted else [])
+    ys = [point.y for point in points] + [y for _, y in line] + ([wanted[1]] if wanted else [])
 
     def draw(width: int) -> Html:
-        frame = Frame(width, height, padded(xs, zero=min(xs) >= 0), padded(ys, 0.15), top=26)
+        frame = Frame(width, height, padded(xs, zero=min(xs) >= 0), padded(ys, 0.15, zero=min(ys) == 0), top=26)
         parts = [_region(frame, wanted) if wanted else None, axes(frame, x_name, y_name), _line(frame, line, "trend")]
         for point, (x, y, anchor) in zip(points, _labels(frame, points), strict=True):
             mark = tag("circle", cx=frame.px(point.x), cy=frame.py(point.y), r=6, cls=f"mark {point.kind}")

@@ -63,8 +63,12 @@ class Reader(HTMLParser):
 
 
 def read(result):
+    return read_text(report.page(result))
+
+
+def read_text(page):
     reader = Reader()
-    reader.feed(report.page(result))
+    reader.feed(page)
     reader.close()
     assert not reader.open
     return reader
@@ -264,3 +268,22 @@ def test_labels_do_not_lie_on_each_other():
     points = [plot.Point(0.5, 0.5 + shift, "dense", "the same place") for shift in (0, 0.001, 0.002, 0.003)]
     ys = sorted(y for _, y, _ in plot._labels(frame, points))
     assert all(b - a >= 14 for a, b in itertools.pairwise(ys))
+
+
+def test_the_page_of_a_latency_table_shows_what_was_predicted_and_measured():
+    """Every unseen network twice: by the table and by MACs; the same figures in the table below."""
+    found = {"measured": [0.5, 0.25], "predicted": [0.52, 0.26], "predicted_by_macs": [0.4, 0.3], "cells": 12}
+    text = report.profile_page(found, "net on board")
+    read_text(text)
+    assert text.count("measured 0.500, the table said 0.520") == 2  # wide and narrow
+    assert text.count("measured 0.250, a model that knows only MACs said 0.300") == 2
+    assert "0.520" in text and "net on board" in text
+    read_text(report.profile_page({}, "nothing measured"))
+
+
+def test_the_report_shows_the_table_s_predictions_and_those_of_closure():
+    result = copy.deepcopy(EXAMPLE)
+    unseen = {"measured": [0.5], "predicted": [0.52], "predicted_by_macs": [0.4]}
+    result["search"]["table"]["unseen"] = unseen
+    result["search"]["closure"] = {"steps": [{"measured": 0.33, "predicted": 0.34}]}
+    assert "closure: measured 0.330, predicted 0.340" in report.page(result)

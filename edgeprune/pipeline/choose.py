@@ -98,6 +98,7 @@ def choose_plan(context: Context, folder: Path) -> Chosen:
 def joint(context: Context, maker: Maker, folder: Path) -> Chosen:
     """Blocks and widths together: loss curves, the program with its certificate, then closure on measured latency."""
     options, structure = context.recipe.search, context.structure
+    limit = weights_limit(context, maker)
     table = Table.load(context.folder("latency") / TABLE, context.probe.fingerprint, context.target.protocol.unit)
     predictor = Predictor(table, structure, maker.network)
     split = context.data.train.take(options.images)
@@ -117,7 +118,6 @@ def joint(context: Context, maker: Maker, folder: Path) -> Chosen:
         progress=lambda done, total: report(done, total, "loss curves"),
     )
     budget = validate.deadline(predictor.dense, context.recipe.budget, predictor.unit)
-    limit = weights_limit(context, maker)
     found = find(
         structure,
         predictor,
@@ -161,10 +161,17 @@ def joint(context: Context, maker: Maker, folder: Path) -> Chosen:
 
 def weights_limit(context: Context, maker: Maker) -> float:
     """What [budget] max_bytes leaves for INT8 weights: less all else that the dense artifact holds (graph, scales)."""
-    if context.recipe.budget.max_bytes is None:
+    limit = context.recipe.budget.max_bytes
+    if limit is None:
         return float("inf")
     layers = {layer.weight: math.prod(layer.weight_shape) for layer in context.structure.layers}
-    return context.recipe.budget.max_bytes - max(0, maker.build(DENSE, "dense").artifact.bytes - sum(layers.values()))
+    rest = max(0, maker.build(DENSE, "dense").artifact.bytes - sum(layers.values()))
+    if limit <= rest:
+        raise BudgetError(
+            f"[budget] max_bytes = {limit:,} leaves nothing for weights: graph and scales alone take {rest:,} bytes.",
+            "Allow more.",
+        )
+    return limit - rest
 
 
 def corrected(curves: Curves, structure: Structure, factors: Mapping[str, float]) -> Curves:

@@ -13,35 +13,6 @@ from edgeprune.errors import BudgetError, MeasurementError, RecipeError
 from edgeprune.pipeline import override
 from edgeprune.pipeline.context import Event
 
-ROOT = Path(__file__).parents[2]
-RECIPE = f"""
-name = "tiny"
-[model]
-factory = "{ROOT / "tests" / "networks.py"}:tiny_resnet"
-input = [3, 32, 32]
-[data]
-source = "{ROOT / "calibration" / "cifar10"}"
-test = 100
-calibration = 32
-[budget]
-speedup = 1.5
-max_drop = 100
-[search]
-images = 64
-rounds = 1
-[recover]
-epochs = 0.05
-batch = 32
-[quantize]
-images = 32
-"""
-
-
-@pytest.fixture
-def tiny(tmp_path: Path) -> recipe.Recipe:
-    (tmp_path / "recipe.toml").write_text(RECIPE)
-    return recipe.load(tmp_path / "recipe.toml")
-
 
 def _profile(tiny: recipe.Recipe, device: target.Target, run: Path) -> None:
     """Build the latency table; a machine too busy to be measured on is tried three times, then the test is skipped."""

@@ -11,28 +11,6 @@ import pytest
 from edgeprune import pipeline, recipe, release, target
 from edgeprune.errors import BundleError, GateError
 
-ROOT = Path(__file__).parents[2]
-RECIPE = f"""
-name = "tiny"
-[model]
-factory = "{ROOT / "tests" / "networks.py"}:tiny_resnet"
-input = [3, 32, 32]
-[data]
-source = "{ROOT / "calibration" / "cifar10"}"
-test = 100
-calibration = 32
-[budget]
-speedup = 1.3
-max_drop = 100
-[search]
-images = 64
-rounds = 1
-[recover]
-epochs = 0.05
-batch = 32
-[quantize]
-images = 32
-"""
 FLAVOURS = {
     "jetson-orin-nano": {"pruned-int8.onnx": 13, "pruned-int8-b.onnx": 19},
     "jetson-agx-orin": {"pruned-int8.onnx": 13, "pruned-int8-b.onnx": 19},
@@ -43,9 +21,8 @@ FLAVOURS = {
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", FLAVOURS)
-def test_a_run_without_a_device_ends_unverified(name: str, tmp_path: Path) -> None:
-    (tmp_path / "recipe.toml").write_text(RECIPE)
-    tiny, device = recipe.load(tmp_path / "recipe.toml"), target.load(name)
+def test_a_run_without_a_device_ends_unverified(name: str, tiny: recipe.Recipe, tmp_path: Path) -> None:
+    tiny, device = pipeline.override(tiny, "budget", speedup=1.3), target.load(name)
     with pytest.raises(GateError, match="1 of 5 gates open, as no device has measured") as ended:
         pipeline.run(tiny, device, tmp_path / "run")
     outcome: pipeline.Outcome = ended.value.outcome  # type: ignore[attr-defined]

@@ -1,14 +1,17 @@
 """Is the choice device-specific? One network chosen for each of four devices, each measured on all four.
 
-    python benchmarks/device_choice.py --work DIR choose  [TARGET ...]     a latency table and a network for each target
+    python benchmarks/device_choice.py --work DIR level                    what all four networks may lose
+    python benchmarks/device_choice.py --work DIR choose  [TARGET ...]     each target's fastest network, with closure
     python benchmarks/device_choice.py --work DIR measure [TARGET ...]     every network on each target
     python benchmarks/device_choice.py --work DIR report                   writes benchmarks/results/device_choice.json
 
-ResNet-56 on CIFAR-10, untrained, twice the speed of the dense INT8 artifact. One set of loss curves for all: only the
-devices' latency tables and channel grids differ. A network may be faster elsewhere because it is worse, so each is also
-held against the *home* device's own network of the same loss: `advantage` is how many times as long the foreign network
-takes. On x86 latency is time, on the emulated boards a count of instructions; all figures are ratios to the dense INT8
-artifact of the same interleaved run. A killed run goes on where it stopped.
+ResNet-56 on CIFAR-10, untrained. A network may be faster elsewhere because it is worse, so all four lose the same: as
+much as the Raspberry Pi 5's network of half the dense INT8 latency, by loss curves that are common to all and corrected
+by what that network truly cost. Only the devices' latency tables and channel grids differ. Closure: a target's fastest
+network of that loss is built and measured beside the dense one, the table learns from it, and it is asked again; the
+fastest one measured stays. On x86 latency is time, on the emulated boards a count of instructions; all figures are
+ratios to the dense INT8 artifact of the same interleaved run. A killed run goes on where it stopped; DIR may hold
+tables (TARGET.jsonl) that were measured before.
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 TARGETS = ("intel-cpu", "x86-onnxruntime", "raspberry-pi-4", "raspberry-pi-5")
-BUDGET = 0.5  # of the dense INT8 artifact's latency
+LEVEL_OF, BUDGET = "raspberry-pi-5", 0.5  # all lose what this target's network of this share of the latency loses
+ROUNDS = 4  # networks that closure measures, at most
 
 
 class Bench:
@@ -88,49 +92,61 @@ class Bench:
 
     @cache  # noqa: B019 - one bench a process
     def maker(self, name: str) -> Any:
-        from edgeprune import latency, target
+        from edgeprune import devices, latency, target
 
-        return latency.maker(
-            self.model, self.structure, self.images[:1], target.load(name), self.work / "variants" / name
-        )
+        reached = devices.reached(target.load(name))
+        return latency.maker(self.model, self.structure, self.images[:1], reached, self.work / "variants" / name)
 
-    @cache  # noqa: B019
-    def program(self, name: str) -> tuple[Any, float]:
-        """A target's program, and its dense latency as the table predicts it."""
-        from edgeprune.latency import Predictor, Table
+    def level(self) -> dict[str, Any]:
+        """What all may lose, and the factors of the curves that say it."""
+        from edgeprune.search import find
+
+        predictor = self.predictor(self.table(LEVEL_OF), LEVEL_OF)
+        curves = dataclasses.replace(self.curves, allowed=self.grid(LEVEL_OF))
+        found = find(self.structure, predictor, BUDGET * predictor.dense, curves, judge=self.judge, rounds=2)
+        factors = dict(min(found.rounds, key=lambda item: item.loss).factors)
+        program = self.program(LEVEL_OF, predictor, factors)
+        return {"factors": factors, "loss": solved(program, BUDGET * predictor.dense).loss}
+
+    def table(self, name: str) -> Any:
+        """A target's latency table; measured quickly unless there is one."""
+        from edgeprune import devices, latency, target
+
+        path = self.work / f"{name}.jsonl"
+        if not path.exists():
+            with devices.connect(target.load(name)) as device:
+                unit = devices.reached(target.load(name)).protocol.unit
+                empty = latency.Table(device.probe().fingerprint, unit)
+                latency.quick(empty, device, self.maker(name)).table.save(path)
+        return latency.Table.load(path)
+
+    def predictor(self, table: Any, name: str) -> Any:
+        from edgeprune.latency import Predictor
+
+        return Predictor(table, self.structure, self.maker(name).network)
+
+    def program(self, name: str, predictor: Any, factors: Mapping[str, float]) -> Any:
+        """The target's program, its loss curves scaled by `factors`."""
+        from edgeprune.pipeline.choose import corrected
         from edgeprune.search import formulate
 
-        predictor = Predictor(Table.load(self.work / f"{name}.jsonl"), self.structure, self.maker(name).network)
-        curves = dataclasses.replace(self.curves, allowed=self.grid(name))
-        return formulate(self.structure, predictor, curves), predictor.dense
+        curves = corrected(dataclasses.replace(self.curves, allowed=self.grid(name)), self.structure, factors)
+        return formulate(self.structure, predictor, curves)
 
-    def best(self, name: str, ratio: float) -> dict[str, Any]:
-        """A target's best network that is predicted to take `ratio` of the dense latency."""
-        from edgeprune.search import solve
-
-        program, dense = self.program(name)
-        answer = solve(program, [ratio * dense])[0]
-        return {
-            "widths": dict(answer.choice.widths),
-            "removed": list(answer.choice.removed),
-            "loss": answer.loss,
-            "predicted": answer.ms / dense,
-        }
-
-    def best_of_loss(self, name: str, loss: float) -> dict[str, Any]:
-        """A target's fastest network that loses no more than `loss`, by bisection over its front."""
+    def fastest(self, name: str, predictor: Any, level: Mapping[str, Any]) -> Any:
+        """The network that is predicted to be fastest of those that lose no more than the level, by bisection."""
         from edgeprune.errors import BudgetError
 
-        low, high = 0.02, 1.0
-        found = self.best(name, high)
-        for _ in range(12):
+        program = self.program(name, predictor, level["factors"])
+        low, high, found = 0.25, 1.0, None
+        while high - low > 0.001:
             middle = (low + high) / 2
             try:
-                tried = self.best(name, middle)
+                tried = solved(program, middle * predictor.dense)
             except BudgetError:  # under the floor of the table
                 tried = None
-            if tried is not None and tried["loss"] <= loss * (1 + 1e-6):
-                high, found = middle, tried
+            if tried is not None and tried.loss <= level["loss"] * (1 + 1e-6):
+                high, found = min(middle, tried.ms / predictor.dense), tried
             else:
                 low = middle
         return found
@@ -150,11 +166,11 @@ class Bench:
     def peers(self, name: str) -> dict[str, dict[str, Any]]:
         """Torch-Pruning's networks: global, the smallest ratio that the table predicts to fit, or else the fastest."""
         import torch_pruning
-        from head_to_head import _peer_cuts
+        from methods import _peer_cuts
 
-        from edgeprune.latency import Predictor, Table, Variant
+        from edgeprune.latency import Variant
 
-        predictor = Predictor(Table.load(self.work / f"{name}.jsonl"), self.structure, self.maker(name).network)
+        predictor = self.predictor(self.table(name), name)
         found = {}
         for multiple in (8, 16):
             best: tuple[float, dict[str, list[int]]] = (float("inf"), {})
@@ -172,49 +188,77 @@ class Bench:
         return found
 
 
+def solved(program: Any, ms: float) -> Any:
+    """The network that loses least within `ms`."""
+    from edgeprune.search import solve
+
+    return solve(program, [ms])[0]
+
+
 def choose(bench: Bench, rows: dict[str, Any], names: Sequence[str]) -> None:
-    """A latency table for each target unless there is one, and the network that it leads to."""
+    """Each target's fastest network of the level, as measured there."""
     from edgeprune import devices, latency, target
+    from edgeprune.latency import Variant
 
     for name in names:
-        path = bench.work / f"{name}.jsonl"
-        if not path.exists():
-            with devices.connect(target.load(name)) as device:
-                unit = devices.reached(target.load(name)).protocol.unit
-                empty = latency.Table(device.probe().fingerprint, unit)
-                made = latency.quick(empty, device, bench.maker(name))
-            made.table.save(path)
-            rows["tables"][name] = {"errors": dataclasses.asdict(made.errors), "networks": made.networks}
-        network = bench.best(name, BUDGET)
-        rows["chosen"][name] = {**network, **bench.evaluate(network)}
+        table, answers = bench.table(name), {}
+
+        def ask(predictor: Any, _: float, name: str = name, answers: dict[str, Any] = answers) -> Any:
+            answer = bench.fastest(name, predictor, rows["level"]).choice
+            variant = Variant(dict(answer.widths), tuple(answer.removed))
+            answers[repr(variant)] = variant
+            return variant
+
+        with devices.connect(target.load(name)) as device:
+            closed = latency.close(ask, table, device, bench.maker(name), 1.0, rounds=ROUNDS, refits=ROUNDS)
+        best = min(closed.steps, key=lambda step: step.measured)
+        network = {"widths": dict(best.variant.widths), "removed": list(best.variant.removed)}
+        steps = [{"predicted": step.predicted, "measured": step.measured} for step in closed.steps]
+        rows["chosen"][name] = {
+            **network,
+            **bench.evaluate(network),
+            "loss": loss(bench, name, network, rows["level"]),
+            "predicted": best.predicted,
+            "closure": steps,
+        }
         print(name, {k: v for k, v in rows["chosen"][name].items() if k != "widths"}, flush=True)
         save(bench, rows)
 
 
-def measure(bench: Bench, rows: dict[str, Any], names: Sequence[str], peers: bool, equal_loss: bool) -> None:
-    """All chosen networks on each target, beside its own of equal loss, interleaved with the dense artifact."""
+def loss(bench: Bench, name: str, network: Mapping[str, Any], level: Mapping[str, Any]) -> float:
+    """What a network loses by the common curves."""
+    from edgeprune.search.program import Choice
+
+    program = bench.program(name, bench.predictor(bench.table(name), name), level["factors"])
+    return float(program.totals(Choice(network["widths"], tuple(network["removed"]))).loss)
+
+
+def measure(bench: Bench, rows: dict[str, Any], names: Sequence[str], peers: bool, rounds: int) -> None:
+    """All chosen networks on each target, interleaved with the dense artifact; `rounds` where latency is a time."""
+    import msgspec
+
     from edgeprune import devices, target
     from edgeprune.latency import Variant
 
     for home in names:
         networks = {f"chosen for {name}": rows["chosen"][name] for name in TARGETS}
-        for name in TARGETS if equal_loss else ():
-            if name != home:
-                own = bench.best_of_loss(home, rows["chosen"][name]["loss"])
-                networks[f"own, of the loss of {name}"] = {**own, **bench.evaluate(own)}
         if peers:
             networks |= bench.peers(home)
         maker, reached = bench.maker(home), devices.reached(target.load(home))
         variants = [Variant({}), *(Variant(n["widths"], tuple(n["removed"])) for n in networks.values())]
         built = [maker.build(variant, f"network-{index}") for index, variant in enumerate(variants)]
         with devices.connect(target.load(home)) as device:
-            timings = device.measure([device.load(one.artifact) for one in built], reached.protocol)
+            protocol = reached.protocol
+            if protocol.unit == "ms":
+                protocol = msgspec.structs.replace(protocol, rounds=rounds, max_seconds=600.0)
+            timings = device.measure([device.load(one.artifact) for one in built], protocol)
             where = device.probe()
         dense, *others = timings
         rows["measured"][home] = {
             "unit": dense.unit,
             "dense": dense.median,
             "spread": max(one.spread for one in timings),
+            "rounds": len(dense.rounds),
             "runtime": where.fingerprint["runtime_version"],
             "load": where.state.get("load"),
             "networks": {
@@ -227,15 +271,15 @@ def measure(bench: Bench, rows: dict[str, Any], names: Sequence[str], peers: boo
 
 
 def report(rows: Mapping[str, Any]) -> dict[str, Any]:
-    """The table: rows are what a network was chosen for, columns where it was measured."""
-    ratio, advantage = {}, {}
+    """The table: rows are what a network was chosen for, columns where it was measured.
+
+    `ratio` is over the dense INT8 artifact; `advantage` how many times as long as the column's own network it takes.
+    """
+    ratio: dict[str, dict[str, float]] = {}
     for home, found in rows["measured"].items():
-        networks = found["networks"]
         for name in TARGETS:
-            ratio.setdefault(name, {})[home] = networks[f"chosen for {name}"]["ratio"]
-            own = networks.get(f"chosen for {home}" if name == home else f"own, of the loss of {name}")
-            if own is not None:
-                advantage.setdefault(name, {})[home] = networks[f"chosen for {name}"]["ratio"] / own["ratio"]
+            ratio.setdefault(name, {})[home] = found["networks"][f"chosen for {name}"]["ratio"]
+    advantage = {name: {home: r / ratio[home][home] for home, r in row.items()} for name, row in ratio.items()}
     return {"ratio": ratio, "advantage": advantage, **rows}
 
 
@@ -258,21 +302,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="tables (TARGET.jsonl), curves and rows stay here")
     parser.add_argument("--site", default="", help="folder with torch_pruning, to measure its networks beside ours")
-    parser.add_argument("--quick", action="store_true", help="measure the four networks alone, none of equal loss")
+    parser.add_argument("--rounds", type=int, default=200, help="of a measurement in time: its scatter averages out")
     parser.add_argument("--images", type=int, default=256, help="for curves and judging")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "device_choice.json")
-    parser.add_argument("step", choices=("choose", "measure", "report"))
+    parser.add_argument("step", choices=("level", "choose", "measure", "report"))
     parser.add_argument("targets", nargs="*", default=TARGETS, metavar="TARGET")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    rows = {"tables": {}, "chosen": {}, "measured": {}} | stored(options.work)
+    rows = {"level": {}, "chosen": {}, "measured": {}} | stored(options.work)
     if unknown := set(options.targets) - set(TARGETS):
         sys.exit(f"not in the table: {', '.join(sorted(unknown))}. Known: {', '.join(TARGETS)}.")
     bench = Bench(options.work, options.images)
     if options.step == "report":
         conditions = {
             "network": "ResNet-56, CIFAR-10, untrained",
-            "budget": BUDGET,
+            "level": f"what the network for {LEVEL_OF} loses at {BUDGET} of its dense INT8 latency",
             "images": options.images,
             "host": platform.machine(),
             "cpus": os.cpu_count(),
@@ -281,11 +325,15 @@ def main() -> None:
         found = {"conditions": conditions, **report(rows)}
         options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         print(json.dumps({"ratio": found["ratio"], "advantage": found["advantage"]}, indent=1))
+    elif options.step == "level":
+        rows["level"] = bench.level()
+        save(bench, rows)
+        print(rows["level"])
     elif options.step == "choose":
         choose(bench, rows, options.targets)
     else:
         sys.path += [options.site, str(HERE)] if options.site else []
-        measure(bench, rows, options.targets, bool(options.site), not options.quick)
+        measure(bench, rows, options.targets, bool(options.site), options.rounds)
 
 
 if __name__ == "__main__":

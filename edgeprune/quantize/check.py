@@ -21,6 +21,7 @@ from edgeprune.quantize.view import View
 from edgeprune.recipe import QuantizeSection
 from edgeprune.runtimes.dialects import Dialect
 
+METHODS_VERSION = 3  # raised when the same images would give other ranges
 FEW = 32  # images; with fewer, ranges depend on which images they happen to be
 Floats = NDArray[np.float32]
 
@@ -135,7 +136,7 @@ def cache_key(model: onnx.ModelProto, data: str, dialect: Dialect, options: Quan
     """sha256 over the artifact, the images that were seen (their own sha256), the dialect and the options."""
     digest = hashlib.sha256()
     digest.update(model.SerializeToString(deterministic=True))
-    for part in (data, repr(_plain(dialect)), repr(options), str(VERSION)):
+    for part in (data, repr(_plain(dialect)), repr(options), str(VERSION), str(METHODS_VERSION)):
         digest.update(part.encode())
     return digest.hexdigest()
 

@@ -2,10 +2,10 @@
 
 Through operators that commute with a positive factor a channel (Relu, Add, pooling, Flatten), dividing channel c of
 every layer that feeds a tensor by s_c and multiplying channel c of every layer that reads it by s_c changes nothing.
-With one scale an output channel the weights of the feeding layers lose nothing; the activation, which has one scale for
-all channels, gains; the reading layers' weights may lose, unless they are depthwise. So several s_c are tried, with r_c
-the largest magnitude of the channel and w_c of the weights that read it: r_c, sqrt(r_c), sqrt(r_c / w_c), none; the one
-with the least noise at the readers' outputs, measured, is taken.
+With one scale an output channel the weights of the feeding layers lose nothing; the tensors, each with one scale for
+all channels, gain; the reading layers' weights may lose, unless they are depthwise. balance.py finds the factors for
+which all of this makes the least noise at the logits. The size of a channel is its largest magnitude in an image,
+averaged over images: what only a few images reach is cut off anyway when ranges are chosen.
 Under a Clip(0, 6) channels can only be enlarged, up to where their seen peak, with some headroom, reaches the bound:
 the network computes the same on the images seen, and a channel saturates far beyond them, as with any range.
 Sources: Nagel et al. 2019 (arXiv 1906.04721), section 4.1, for pairs of layers; here for residual streams, from
@@ -16,18 +16,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from edgeprune.quantize.grids import grid, rounded_weight
+from edgeprune.errors import GraphError
+from edgeprune.quantize.balance import Tensor, Weight, least_noise, noise
+from edgeprune.quantize.grids import grid
 from edgeprune.quantize.observe import Images, batches, input_shape, session, with_outputs
-from edgeprune.quantize.probe import Experiment, probe
+from edgeprune.quantize.placement import Placement, place
+from edgeprune.quantize.ranges import non_negative
 from edgeprune.quantize.view import View, attribute, output_axis
 from edgeprune.runtimes.dialects import Dialect
+
+if TYPE_CHECKING:
+    from edgeprune.quantize.influence import Influence
 
 Floats = NDArray[np.float32]
 
@@ -45,7 +51,8 @@ HOMOGENEOUS = (
 LIMIT = 32.0  # factors stay within [1/LIMIT, 1]: beyond it weights lose bits for nothing
 HEADROOM = 1.2  # a channel under a ceiling may reach this many times what was seen before it saturates
 WATCHED = 128  # images whose extremes are seen
-COMPARED = 8  # images that a comparison of factors sees
+COMPARED = 24  # images that influences come from
+GAIN = 0.9  # of the noise may be left, or it is not worth it
 
 
 @dataclass(frozen=True)
@@ -145,94 +152,80 @@ def _inputs(view: View, name: str) -> int | None:
     return int(weight.shape[0]) if weight.shape[0] == groups and weight.shape[1] == 1 else None
 
 
-def _read_peaks(view: View, name: str) -> Floats:
-    """Largest weight magnitude that reads each input channel, relative to its output channel's own largest."""
-    node = view.layers[name]
-    weight = np.abs(np.asarray(view.constant(node.input[1]), np.float32))
-    if node.op_type == "Gemm":
-        weight = weight if output_axis(node) == 0 else weight.T
-        weight = weight[:, :, None]
-    weight = weight.reshape(weight.shape[0], weight.shape[1], -1).max(axis=2)
-    if int(attribute(node, "group", 1)) > 1:
-        return np.ones(weight.shape[0], np.float32)  # depthwise: the factor is absorbed by the output channel's scale
-    relative = weight / np.maximum(weight.max(axis=1, keepdims=True), 1e-12)
-    return np.asarray(relative.max(axis=0), np.float32)
-
-
 def factors(model: onnx.ModelProto, dialect: Dialect, images: Images, limit: int) -> dict[str, tuple[float, ...]]:
     """Factors of every stream that gains from it, by the stream's name; measured on up to `limit` images."""
+    from edgeprune.quantize.influence import influence  # imports torch
+
     view = View.of(model)
-    candidates = streams(view)
+    placement = place(view, dialect)
+    candidates = [stream for stream in streams(view) if any(t in placement.scale_of for t in stream.tensors)]
     if not candidates:
         return {}
-    lows, highs = _channel_extremes(model, [tensor for s in candidates for tensor in s.tensors], images, limit)
-    if not all(np.isfinite(values).all() for values in (*lows.values(), *highs.values())):
+    seen = _Channels(model, [tensor for s in candidates for tensor in _watched(view, placement, s)], images, limit)
+    if not seen.finite:
         return {}  # the network is broken; check.py says where
-    experiments: list[Experiment] = []
-    owners: list[tuple[int, int]] = []
-    options: list[list[Floats]] = []
-    for number, stream in enumerate(candidates):
-        shown = [tensor for tensor in stream.tensors if len(highs[tensor]) == stream.channels]
-        peaks = np.max([np.maximum(highs[tensor], -lows[tensor]) for tensor in shown], axis=0)
-        options.append(_variants(view, stream, peaks))
-        for position, factor in enumerate(options[-1]):
-            for experiment in _trials(view, stream, factor, (lows, highs), dialect):
-                experiments.append(experiment)
-                owners.append((number, position))
-    outcomes = probe(model, experiments, images, min(limit, COMPARED))
-    best: dict[tuple[int, int], dict[str, float]] = {}
-    for owner, experiment, outcome in zip(owners, experiments, outcomes, strict=True):
-        ratio = outcome.noise / max(outcome.signal, 1e-30)
-        reached = best.setdefault(owner, {})
-        reached[experiment.node] = min(ratio, reached.get(experiment.node, np.inf))  # the best clipping of each
+    tensors = [t for s in candidates for t in s.tensors if t in placement.scale_of]
+    layers = [name for s in candidates for name in s.reads if name in placement.nodes]
+    try:
+        errors = influence(model, tensors, list(dict.fromkeys(layers)), images, min(limit, COMPARED))
+    except GraphError:
+        return {}  # an operator without a gradient here
     found = {}
-    for number, stream in enumerate(candidates):
-        costs = [sum(best[number, position].values()) for position in range(len(options[number]))]
-        winner = int(np.argmin(costs))
-        if costs[winner] < 0.95 * costs[0]:
-            found[stream.name] = tuple(float(value) for value in options[number][winner])
+    for stream in candidates:
+        factor = _best(view, placement, stream, seen, errors, dialect)
+        if factor is not None:
+            found[stream.name] = tuple(float(np.float32(value)) for value in factor)
     return found
 
 
-def _variants(view: View, stream: Stream, peaks: Floats) -> list[Floats]:
-    """Factors worth trying, the first of which changes nothing."""
-    alive = peaks > 0
-    none = np.ones(stream.channels, np.float32)
-    if alive.sum() < 2:
-        return [none]
-    weight = np.max([_read_peaks(view, name) for name in stream.reads], axis=0)
-    activation = np.where(alive, peaks / peaks.max(), 1.0)
-    weight = np.where(weight > 0, weight / weight.max(), 1.0)
-    result = [none]
-    for power, share in ((1.0, 0.0), (0.5, 0.0), (0.5, 0.5)):
-        factor = activation**power / weight**share
-        factor /= factor[alive].max()
-        if np.isfinite(stream.ceiling):
-            factor = np.maximum(factor, np.minimum(HEADROOM * peaks / stream.ceiling, 1.0))
-        result.append(np.where(alive, np.clip(factor, 1 / LIMIT, 1.0), 1.0).astype(np.float32))
-    return result
+def _watched(view: View, placement: Placement, stream: Stream) -> list[str]:
+    """Tensors of a stream whose sizes matter: those that are quantised, and what a Clip gives out.
+
+    A tensor between a layer and its activation is neither: the activation is fused.
+    """
+    return [t for t in stream.tensors if t in placement.scale_of or view.producer[t].op_type == "Clip"]
 
 
-def _trials(
-    view: View, stream: Stream, factor: Floats, extremes: tuple[dict[str, Floats], dict[str, Floats]], dialect: Dialect
-) -> list[Experiment]:
-    """The readers of a stream, input and weight quantised as after equalisation, at three clippings."""
-    result = []
-    for name in stream.reads:
-        node = view.layers[name]
-        tensor = node.input[0]
-        low, high = (values[tensor] for values in extremes)
-        if len(low) != stream.channels:
-            continue
-        weight = np.asarray(view.constant(node.input[1]), np.float32)
-        spread = _on_inputs(node, factor, weight.ndim)
-        rounded = rounded_weight(np.asarray(weight * spread, np.float32), node, dialect) / spread
-        for clip in (1.0, 0.7, 0.5):
-            on = grid(clip * float((low / factor).min()), clip * float((high / factor).max()), dialect)
-            shape = [1, -1] + [1] * (weight.ndim - 2)
-            constants = {1: np.asarray(rounded, np.float32)}
-            result.append(Experiment(name, {0: on}, {0: factor.reshape(shape)}, constants))
-    return result
+def _best(
+    view: View, placement: Placement, stream: Stream, seen: _Channels, errors: Influence, dialect: Dialect
+) -> NDArray[np.float64] | None:
+    """The factors with the least noise; None where that is hardly less than without."""
+    peaks = {}
+    for name in stream.tensors:
+        if name in placement.scale_of and len(seen.high[name]) == stream.channels and seen.high[name].any():
+            peaks[name] = seen.usual[name]
+    if not peaks:
+        return None
+    tensors = [Tensor(p, errors.tensors[name], _step(view, seen, name, dialect)) for name, p in peaks.items()]
+    found = (_weight(view, name, errors.weights[name], dialect) for name in stream.reads if name in errors.weights)
+    weights = [weight for weight in found if weight is not None]
+    lowest = np.full(stream.channels, 1 / LIMIT)
+    for name in stream.tensors:
+        if view.producer[name].op_type == "Clip" and len(seen.high[name]) == stream.channels:
+            lowest = np.maximum(lowest, np.minimum(HEADROOM * seen.high[name] / stream.ceiling, 1.0))
+    factor = least_noise(tensors, weights, lowest)
+    alive = np.max(list(peaks.values()), axis=0) > 0
+    factor = np.where(alive, np.clip(factor / factor[alive].max(), lowest, 1.0), 1.0)
+    before, after = (noise(tensors, weights, np.log(s))[0] for s in (np.ones_like(factor), factor))
+    return factor if after < before + np.log(GAIN) else None
+
+
+def _step(view: View, seen: _Channels, tensor: str, dialect: Dialect) -> float:
+    """The step of a tensor's grid where its largest magnitude is 1."""
+    low, high = float(seen.low[tensor].min()), float(seen.high[tensor].max())
+    return grid(low, high, dialect, non_negative(view, tensor)).scale / max(-low, high)
+
+
+def _weight(view: View, name: str, errors: NDArray[np.float64], dialect: Dialect) -> Weight | None:
+    """The weight of a layer; None for a depthwise one, where the scale of the output channel takes the factor up."""
+    node = view.layers[name]
+    if int(attribute(node, "group", 1)) > 1:
+        return None
+    weight = np.abs(np.asarray(view.constant(node.input[1]), np.float64))
+    if node.op_type == "Gemm" and output_axis(node) == 1:
+        weight, errors = weight.T, errors.T
+    shape = (*weight.shape[:2], -1)
+    return Weight(weight.reshape(shape).max(axis=2), errors.reshape(shape).sum(axis=2), dialect.weight_levels)
 
 
 def _on_inputs(node: onnx.NodeProto, factor: NDArray[Any], rank: int) -> NDArray[Any]:
@@ -242,36 +235,46 @@ def _on_inputs(node: onnx.NodeProto, factor: NDArray[Any], rank: int) -> NDArray
     return factor.reshape([-1 if index == axis else 1 for index in range(rank)])
 
 
-def _channel_extremes(
-    model: onnx.ModelProto, tensors: list[str], images: Images, limit: int
-) -> tuple[dict[str, Floats], dict[str, Floats]]:
-    """Smallest and largest value of each channel (axis 1), reduced inside the runtime."""
-    name, size, shape = input_shape(View.of(model))
-    flat = [helper.make_node("Reshape", [tensor, "extremes.shape"], [f"{tensor}.flat"]) for tensor in tensors]
-    opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
-    reduced: list[onnx.NodeProto] = []
-    for tensor in tensors:
-        for operator in ("ReduceMin", "ReduceMax"):
-            inputs = [f"{tensor}.flat"] if opset < 18 else [f"{tensor}.flat", "extremes.axes"]
-            node = helper.make_node(operator, inputs, [f"{tensor}.{operator}"], keepdims=0)
-            if opset < 18:
-                node.attribute.append(helper.make_attribute("axes", [0, 2]))
-            reduced.append(node)
-    outputs = [node.output[0] for node in reduced]
-    copy = with_outputs(model, outputs)
-    copy.graph.node.extend([*flat, *reduced])
-    copy.graph.initializer.append(numpy_helper.from_array(np.array([0, 0, -1], np.int64), "extremes.shape"))
-    copy.graph.initializer.append(numpy_helper.from_array(np.array([0, 2], np.int64), "extremes.axes"))
-    runner = session(copy)
-    lows: dict[str, Floats] = {}
-    highs: dict[str, Floats] = {}
-    for batch, _ in batches(images, size, min(limit, WATCHED), shape):
-        found = dict(zip(outputs, runner.run(outputs, {name: batch}), strict=True))
+class _Channels:
+    """Smallest and largest value of each channel (axis 1) of some tensors, and an image's usual largest magnitude."""
+
+    def __init__(self, model: onnx.ModelProto, tensors: list[str], images: Images, limit: int) -> None:
+        self.low: dict[str, Floats] = {}
+        self.high: dict[str, Floats] = {}
+        self.usual: dict[str, NDArray[np.float64]] = {}
+        name, size, shape = input_shape(View.of(model))
+        tensors = list(dict.fromkeys(tensors))
+        opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+        nodes: list[onnx.NodeProto] = []
         for tensor in tensors:
-            low, high = found[f"{tensor}.ReduceMin"], found[f"{tensor}.ReduceMax"]
-            lows[tensor] = np.minimum(lows[tensor], low) if tensor in lows else low
-            highs[tensor] = np.maximum(highs[tensor], high) if tensor in highs else high
-    return lows, highs
+            flat = f"{tensor}.flat"
+            nodes.append(helper.make_node("Reshape", [tensor, "channels.shape"], [flat]))
+            for operator in ("ReduceMin", "ReduceMax"):
+                given = [flat] if opset < 18 else [flat, "channels.axes"]
+                node = helper.make_node(operator, given, [f"{tensor}.{operator}"], keepdims=0)
+                if opset < 18:
+                    node.attribute.append(helper.make_attribute("axes", [0, 2]))
+                nodes.append(node)
+        outputs = [node.output[0] for node in nodes if node.op_type.startswith("Reduce")]
+        copy = with_outputs(model, outputs)
+        copy.graph.node.extend(nodes)
+        copy.graph.initializer.append(numpy_helper.from_array(np.array([0, 0, -1], np.int64), "channels.shape"))
+        copy.graph.initializer.append(numpy_helper.from_array(np.array([0, 2], np.int64), "channels.axes"))
+        runner = session(copy)
+        for count, (batch, _) in enumerate(batches(images, size, min(limit, WATCHED), shape), 1):
+            found = dict(zip(outputs, runner.run(outputs, {name: batch}), strict=True))
+            for tensor in tensors:
+                low, high = found[f"{tensor}.ReduceMin"], found[f"{tensor}.ReduceMax"]
+                peak = np.maximum(high, -low).astype(np.float64)
+                self.low[tensor] = np.minimum(self.low[tensor], low) if count > 1 else low
+                self.high[tensor] = np.maximum(self.high[tensor], high) if count > 1 else high
+                self.usual[tensor] = self.usual.get(tensor, np.zeros_like(peak)) + peak
+        self.usual = {tensor: total / count for tensor, total in self.usual.items()}
+
+    @property
+    def finite(self) -> bool:
+        """Whether nothing was NaN or infinite."""
+        return all(bool(np.isfinite(values).all()) for values in (*self.low.values(), *self.high.values()))
 
 
 def equalised(model: onnx.ModelProto, found: Mapping[str, tuple[float, ...]]) -> onnx.ModelProto:

@@ -22,9 +22,9 @@ class TensorRange:
 
     Attributes:
         low, high: what is represented; values outside saturate.
-        method: how it was chosen: one of recipe.Method, "user" or "dummy".
+        method: how it was chosen: one of recipe.Method, a part of the full range, "user" or "dummy".
         minimum, maximum: what was seen.
-        sqnr_db: signal to quantisation noise with this range, in decibels, at the outputs of the layers that read it;
+        sqnr_db: signal to the noise that rounding this tensor alone to its range makes, in decibels, at the logits;
             None when unknown.
         candidates: method -> its sqnr_db, where several were compared.
         counts: histogram of what was seen, from `start` in bins of `width`.

@@ -1,7 +1,8 @@
-"""Choosing a range for each tensor: one method for all, or, with "auto", the method that hurts the readers least.
+"""Choosing a range for each tensor: one method for all, or, with "auto", the range that hurts the logits least.
 
-"auto": each method proposes a range; every proposal is measured by rounding the tensor to it and comparing the outputs
-of the nodes that read it with their float outputs (probe.py). The proposal with the best signal to noise ratio wins.
+"auto": each method proposes a range, and so do parts of the full one; for every proposal the error that rounding the
+tensor to it makes is carried to the logits by gradients (influence.py), and the one with the least noise there wins. A
+graph with an operator that has no gradient here is judged by the outputs of the nodes that read the tensor (probe.py).
 """
 
 from __future__ import annotations
@@ -9,19 +10,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
 
+from edgeprune.errors import GraphError
 from edgeprune.quantize.grids import Grid, grid
 from edgeprune.quantize.methods import METHODS, Method, choose
 from edgeprune.quantize.observe import Images, Watched
 from edgeprune.quantize.placement import Placement
-from edgeprune.quantize.probe import Experiment, Outcome, probe, sqnr_db
+from edgeprune.quantize.probe import Experiment, probe, sqnr_db
 from edgeprune.quantize.ranges import TensorRange, non_negative
 from edgeprune.quantize.view import View
 from edgeprune.recipe import LayerOverride, QuantizeSection
 from edgeprune.runtimes.dialects import Dialect
 
 PROBED = 32  # images that a comparison of methods sees
+PARTS = (0.85, 0.7, 0.6, 0.5, 0.4, 0.32, 0.25, 0.2)  # of the full range, which "auto" tries as well
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ def propose(
             for name in METHODS if method == "auto" else (method,):
                 ends = [choose(name, seen[member], dialect, options.percentile) for member in members]
                 ranges.append((name, min(low for low, _ in ends), max(high for _, high in ends)))
+            if method == "auto":
+                ranges += [(f"{part:.2f} of minmax", part * ranges[0][1], part * ranges[0][2]) for part in PARTS]
         found[representative] = _distinct(
             [Proposal(name, low, high, grid(low, high, dialect, positive)) for name, low, high in ranges]
         )
@@ -84,37 +90,46 @@ def _distinct(proposals: list[Proposal]) -> list[Proposal]:
 def select(
     model: onnx.ModelProto, placement: Placement, proposals: Mapping[str, list[Proposal]], images: Images, limit: int
 ) -> dict[str, tuple[Proposal, dict[str, float]]]:
-    """The best proposal for each group, and the decibels that each method reached (empty where there was no choice)."""
-    experiments: list[Experiment] = []
-    owners: list[tuple[str, int]] = []
-    for representative, choices in proposals.items():
-        if len(choices) < 2:
-            continue
-        for position, choice in enumerate(choices):
-            for (node, index), tensor in placement.edges.items():
-                if placement.scale_of[tensor] == representative:
-                    experiments.append(Experiment(node, {index: choice.grid}))
-                    owners.append((representative, position))
-    outcomes = probe(model, experiments, images, min(limit, PROBED))
-    noise: dict[tuple[str, int], list[Outcome]] = {}
-    for owner, outcome in zip(owners, outcomes, strict=True):
-        noise.setdefault(owner, []).append(outcome)
+    """The best proposal for each group, and the decibels that each reached (empty where there was no choice)."""
+    several = {name: choices for name, choices in proposals.items() if len(choices) > 1}
+    noise = _at_logits(model, placement, several, images, limit) if several else {}
     chosen = {}
-    for representative, choices in proposals.items():
-        scores = {
-            choice.method: _joint(noise[representative, position])
-            for position, choice in enumerate(choices)
-            if (representative, position) in noise
-        }
+    for name, choices in proposals.items():
+        scores = {c.method: sqnr_db(1.0, ratio) for c, ratio in zip(choices, noise.get(name, ()), strict=name in noise)}
         best = max(choices, key=lambda choice: scores.get(choice.method, 0.0)) if scores else choices[0]
-        chosen[representative] = best, {name: round(value, 3) for name, value in scores.items()}
+        chosen[name] = best, {method: round(value, 3) for method, value in scores.items()}
     return chosen
 
 
-def _joint(outcomes: list[Outcome]) -> float:
-    """Decibels of several readers together: the mean of their noise-to-signal ratios."""
-    ratios = [10 ** (-outcome.sqnr_db / 10) for outcome in outcomes]
-    return sqnr_db(1.0, sum(ratios) / len(ratios))
+def _at_logits(
+    model: onnx.ModelProto, placement: Placement, several: Mapping[str, list[Proposal]], images: Images, limit: int
+) -> dict[str, list[float]]:
+    """Noise over signal that each proposal makes at the logits; at the readers where gradients cannot be had."""
+    from edgeprune.quantize.influence import costs  # imports torch
+
+    groups = {name: (placement.groups[name], [c.grid for c in choices]) for name, choices in several.items()}
+    try:
+        return costs(model, groups, images, min(limit, PROBED))
+    except GraphError:
+        return _at_readers(model, placement, several, images, limit)
+
+
+def _at_readers(
+    model: onnx.ModelProto, placement: Placement, several: Mapping[str, list[Proposal]], images: Images, limit: int
+) -> dict[str, list[float]]:
+    """Noise over signal at the outputs of the nodes that read the tensors, their mean."""
+    experiments: list[Experiment] = []
+    owners: list[tuple[str, int]] = []
+    for name, choices in several.items():
+        for position, choice in enumerate(choices):
+            for (node, index), tensor in placement.edges.items():
+                if placement.scale_of[tensor] == name:
+                    experiments.append(Experiment(node, {index: choice.grid}))
+                    owners.append((name, position))
+    found: dict[tuple[str, int], list[float]] = {}
+    for owner, outcome in zip(owners, probe(model, experiments, images, min(limit, PROBED)), strict=True):
+        found.setdefault(owner, []).append(10 ** (-outcome.sqnr_db / 10))
+    return {name: [float(np.mean(found[name, i])) for i in range(len(choices))] for name, choices in several.items()}
 
 
 def tensor_range(seen: Watched, proposal: Proposal, scores: Mapping[str, float]) -> TensorRange:

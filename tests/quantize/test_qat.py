@@ -74,8 +74,8 @@ def test_fine_tuning_wins_back_what_int8_lost_and_repeats_itself() -> None:
 
 def test_an_operator_that_cannot_be_trained_is_named() -> None:
     net = nets.Net()
-    x = net.node("Erf", net.relu(net.conv("input", "a", 3, 8)), name="odd")
+    x = net.node("Hardmax", net.relu(net.conv("input", "a", 3, 8)), name="odd")
     model = net.model(net.conv(x, "b", 8, 8))
     student = Trainable(model, dummy_ranges(model), DIALECTS["openvino"])
-    with pytest.raises(GraphError, match="'odd' is a Erf"):
+    with pytest.raises(GraphError, match="'odd' is a Hardmax"):
         student(torch.zeros(1, 3, 16, 16))

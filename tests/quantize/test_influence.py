@@ -1,0 +1,102 @@
+"""What an error costs at the logits: the estimate against the truth, and what is made of it."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from edgeprune.quantize import calibrate
+from edgeprune.quantize.grids import Grid
+from edgeprune.quantize.influence import costs, influence
+from edgeprune.quantize.view import View
+from edgeprune.runtimes.dialects import DIALECTS
+
+from . import nets
+from .test_apply import run, sqnr
+
+
+def with_node_after(model: onnx.ModelProto, tensor: str, node: onnx.NodeProto, *constants: onnx.TensorProto) -> None:
+    """Put a node between a tensor and its readers."""
+    at = next(index for index, maker in enumerate(model.graph.node) if tensor in maker.output)
+    for reader in model.graph.node:
+        for index, name in enumerate(reader.input):
+            if name == tensor:
+                reader.input[index] = node.output[0]
+    model.graph.node.insert(at + 1, node)
+    model.graph.initializer.extend(constants)
+
+
+def noisy(model: onnx.ModelProto, tensor: str, noise: NDArray[np.float32]) -> onnx.ModelProto:
+    """The graph with a constant added to one tensor."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    constant = numpy_helper.from_array(noise, "noise")
+    with_node_after(result, tensor, helper.make_node("Add", [tensor, "noise"], ["noisy"]), constant)
+    return result
+
+
+def test_independent_errors_cost_what_is_foreseen() -> None:
+    model, images = nets.residual(), nets.images(16)
+    tensor = "block1.conv1_output"  # before its Relu: zeros are rare
+    found = influence(model, [tensor], [], images, 16, vectors=8).tensors[tensor]
+    exact, rng = run(model, images), np.random.default_rng(0)
+    ratios = []
+    for _ in range(8):
+        noise = rng.normal(0, 0.01, (1, 16, 16, 16)).astype(np.float32)
+        ratios.append(10 ** (-sqnr(exact, run(noisy(model, tensor, noise), images)) / 10))
+    assert np.mean(ratios) == pytest.approx(1e-4 * found.sum(), rel=0.5)
+
+
+def test_a_clipped_range_costs_what_it_does() -> None:
+    model, images = nets.residual(), nets.images(32)
+    tensor = "block1.conv2_output"
+    grids = [Grid(scale, 128, 0, 255) for scale in (0.03, 0.01, 0.003)]
+    found = costs(model, {"one": ([tensor], grids)}, images, 32, vectors=8)["one"]
+    exact = run(model, images)
+    for grid, ratio in zip(grids, found, strict=True):
+        result = onnx.ModelProto()
+        result.CopyFrom(model)
+        pair = [numpy_helper.from_array(np.array(grid.scale, np.float32), "s")]
+        pair.append(numpy_helper.from_array(np.array(grid.zero, np.uint8), "z"))
+        with_node_after(result, tensor, helper.make_node("DequantizeLinear", ["q", "s", "z"], ["dq"]), *pair)
+        at = next(i for i, node in enumerate(result.graph.node) if node.op_type == "DequantizeLinear")
+        result.graph.node.insert(at, helper.make_node("QuantizeLinear", [tensor, "s", "z"], ["q"]))
+        assert 10 * np.log10(ratio) == pytest.approx(-sqnr(exact, run(result, images, optimise=False)), abs=2.5)
+
+
+def test_what_a_bias_takes_back_is_not_counted() -> None:
+    model, images = nets.inverted(), nets.images(8) * 0 + np.float32(0.5)
+    errors = influence(model, [], ["stem"], images + np.float32(1e-4), 8).weights["stem"]
+    whole = influence(model, [], ["stem"], nets.images(8), 8).weights["stem"]
+    inside = errors[:, :, 1, 1]  # its input is the same at every position: a bias takes all of it
+    assert inside.max() < 1e-6 * whole.max()
+
+
+def test_a_graph_without_gradients_is_judged_where_its_tensors_are_read() -> None:
+    net = nets.Net()
+    x = net.relu(net.conv("input", "a", 3, 8))
+    x = net.node("Hardmax", net.conv(x, "b", 8, 8), axis=1)
+    model = net.model(net.conv(x, "c", 8, 8))
+    ranges = calibrate(model, nets.images(8), DIALECTS["openvino"])
+    assert ranges.equalise == {}
+    assert any(len(tensor.candidates) > 1 for tensor in ranges.tensors.values())
+
+
+def test_a_few_images_do_not_move_the_bias_of_all() -> None:
+    correct = sys.modules["edgeprune.quantize.correct"]
+    wanted = [np.zeros((1, 2, 3, 3), np.float32) for _ in range(9)]
+    got = [value + np.float32(0.1) for value in wanted]
+    got[0] = got[0] + np.float32(50)
+    assert correct._mean_error(got, wanted) == pytest.approx(0.1)
+
+
+def test_every_layer_of_the_view_is_found() -> None:
+    model = nets.residual()
+    layers = list(View.of(model).layers)
+    found = influence(model, ["input"], layers, nets.images(2), 2)
+    assert set(found.weights) == set(layers) and found.tensors["input"].shape == (3,)

@@ -1,6 +1,7 @@
 """INT8 side by side: edgeprune against NNCF, onnxruntime.quantization and NVIDIA ModelOpt.
 
-The cases are those of benchmarks/int8_cases.py, in DIR. Each step keeps what it made and goes on where it stopped:
+The cases are those of benchmarks/int8_cases.py, in DIR; what the others do is in benchmarks/int8_peers.py. Each step
+keeps what it made and goes on where it stopped:
 
     python benchmarks/int8.py quantise DIR    # edgeprune's and onnxruntime.quantization's graphs
     python benchmarks/int8.py nncf DIR        # may run in another environment: NNCF 3.4
@@ -30,6 +31,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import int8_peers
 import numpy as np
 from numpy.typing import NDArray
 
@@ -38,9 +40,10 @@ TARGETS = {"openvino": "intel-cpu", "ort-x86": "x86-onnxruntime"}  # runtimes th
 OURS = ("edgeprune", "edgeprune-reconstruct")
 FALLBACK = "edgeprune-fallback"
 AGAIN = "edgeprune-again"  # the same graph, loaded a second time: what two equal artifacts differ by when timed
+ROUNDS = 5  # for each order of the artifacts
 NOISE = 0.003  # over the signal at the logits, that fallback leaves: what the pipeline asks for
-ORT = ("ort-minmax", "ort-entropy", "ort-percentile")
-MODELOPT = ("modelopt-entropy", "modelopt-max")
+ORT = tuple(int8_peers.ORT)
+MODELOPT = tuple(int8_peers.MODELOPT)
 MAKERS = {
     "openvino": (*OURS, FALLBACK, "nncf", *ORT),
     "ort-x86": (*OURS, FALLBACK, *ORT),
@@ -102,10 +105,19 @@ def quantise(given: argparse.Namespace) -> None:
                 if not fresh(out, case.model):
                     timed(case, runtime, maker, lambda case=case, r=runtime, m=maker, o=out: ours(case, r, m, o))
         for runtime, signed in (("ort-x86", False), ("ort-arm64", True)):
-            for maker in wanted(given, ORT):
-                out = case.graph(runtime, maker)
-                if runtime in (given.runtime or MAKERS) and not fresh(out, case.model):
-                    timed(case, runtime, maker, lambda c=case, m=maker, o=out, s=signed: onnxruntime_peer(c, m, o, s))
+            if runtime in (given.runtime or MAKERS):
+                prepared = case.folder / "graphs" / case.name / "prepared.onnx"
+                for maker in wanted(given, ORT):
+                    peer(case, runtime, maker, int8_peers.onnxruntime_quantization, prepared=prepared, signed=signed)
+
+
+def peer(case: Case, runtime: str, maker: str, work: Callable[..., None], **options: Any) -> None:
+    """Another tool's graph, if it is not there yet."""
+    out = case.graph(runtime, maker)
+    if not fresh(out, case.model):
+        given = {"model": case.model, "images": case.data["calibration"], "out": out, **options}
+        given |= {} if maker == "nncf" else {"maker": maker}
+        timed(case, runtime, maker, lambda: work(**given))
 
 
 def timed(case: Case, runtime: str, maker: str, work: Callable[[], None]) -> None:
@@ -139,36 +151,6 @@ def ours(case: Case, runtime: str, maker: str, out: Path) -> None:
         ranges = quantize.calibrate(case.model, images, DIALECTS[runtime], options)
     ranges.save(kept)
     onnx.save(quantize.apply(onnx.load(case.model), ranges, DIALECTS[runtime]), out)
-
-
-def onnxruntime_peer(case: Case, maker: str, out: Path, signed: bool) -> None:
-    """onnxruntime.quantization as its guide says: preprocessed, Q/DQ, a scale a channel, U8S8 on x86, S8S8 on ARM."""
-    quantization = importlib.import_module("onnxruntime.quantization")
-    preprocess = importlib.import_module("onnxruntime.quantization.shape_inference").quant_pre_process
-    prepared = case.folder / "graphs" / case.name / "prepared.onnx"
-    if not fresh(prepared, case.model):
-        preprocess(str(case.model), str(prepared), skip_symbolic_shape=True)
-
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc, name-defined]
-        def __init__(self) -> None:
-            self.left = iter(case.data["calibration"])
-
-        def get_next(self) -> dict[str, Any] | None:
-            image = next(self.left, None)
-            return None if image is None else {"input": image[None]}
-
-    method = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}[maker.removeprefix("ort-")]
-    quantization.quantize_static(
-        str(prepared),
-        str(out),
-        Reader(),
-        quant_format=quantization.QuantFormat.QDQ,
-        activation_type=quantization.QuantType.QInt8 if signed else quantization.QuantType.QUInt8,
-        weight_type=quantization.QuantType.QInt8,
-        per_channel=True,
-        calibrate_method=getattr(quantization.CalibrationMethod, method),
-        extra_options={"CalibMaxIntermediateOutputs": 7},  # a divisor of the images would leave it none at the end
-    )
 
 
 def profile(given: argparse.Namespace) -> None:
@@ -238,43 +220,18 @@ def times(layers: Sequence[str], kernels: Any) -> dict[str, float]:
 
 def nncf(given: argparse.Namespace) -> None:
     """NNCF's post-training quantisation with its defaults."""
-    library, openvino = importlib.import_module("nncf"), importlib.import_module("openvino")
     note(given.folder, "nncf")
     for case in cases(given):
-        out = case.graph("openvino", "nncf")
-        if not fresh(out, case.model):
-            images = case.data["calibration"]
-
-            def work(case: Case = case, out: Path = out, images: NDArray[Any] = images) -> None:
-                dataset = library.Dataset([image[None] for image in images])
-                found = library.quantize(openvino.Core().read_model(case.model), dataset, subset_size=len(images))
-                openvino.save_model(found, out, compress_to_fp16=False)
-
-            timed(case, "openvino", "nncf", work)
+        peer(case, "openvino", "nncf", int8_peers.nncf)
 
 
 def modelopt(given: argparse.Namespace) -> None:
     """NVIDIA ModelOpt with its two INT8 methods; FP32 around INT8 beside flavour A, FP16 beside B."""
-    library = importlib.import_module("modelopt.onnx.quantization")
     note(given.folder, "nvidia-modelopt")
     for case in cases(given):
         for runtime, kind in (("tensorrt-a", "fp32"), ("tensorrt-b", "fp16")):
-            for maker in wanted(given, MODELOPT):
-                out = case.graph(runtime, maker)
-                if not fresh(out, case.model):
-
-                    def work(case: Case = case, maker: str = maker, kind: str = kind, out: Path = out) -> None:
-                        library.quantize(
-                            str(case.model),
-                            calibration_data={"input": case.data["calibration"]},
-                            calibration_method=maker.removeprefix("modelopt-"),
-                            calibration_eps=["cpu"],
-                            high_precision_dtype=kind,
-                            output_path=str(out),
-                            log_level="ERROR",
-                        )
-
-                    timed(case, runtime, maker, work)
+            for maker in wanted(given, MODELOPT) if runtime in (given.runtime or MAKERS) else ():
+                peer(case, runtime, maker, int8_peers.modelopt, kind=kind)
 
 
 def accuracy(given: argparse.Namespace) -> None:
@@ -330,7 +287,10 @@ def in_process(case: Case, runtime: str, maker: str, images: NDArray[Any]) -> ND
 
 
 def latency(given: argparse.Namespace) -> None:
-    """All graphs of a network on a runtime, interleaved; one thread, batch 1."""
+    """All graphs of a network on a runtime, interleaved; one thread, batch 1.
+
+    The order is turned between sets of rounds: what runs after FP32 finds the caches cold.
+    """
     import msgspec
 
     from edgeprune import devices, target
@@ -338,18 +298,24 @@ def latency(given: argparse.Namespace) -> None:
     for case in cases(given):
         for runtime, name in TARGETS.items():
             makers = [m for m in (*MAKERS[runtime], "fp32") if m != "edgeprune-reconstruct"]  # it has the same kernels
-            makers = [AGAIN, *(maker for maker in makers if case.graph(runtime, maker).exists())]  # first: after FP32
+            makers = [AGAIN, *(maker for maker in makers if case.graph(runtime, maker).exists())]
             out = case.folder / "latency" / f"{case.name}.{runtime}.json"
             if runtime not in (given.runtime or MAKERS) or fresh(out, *(case.graph(runtime, m) for m in makers)):
                 continue
             profile = target.load(name)
-            protocol = msgspec.structs.replace(profile.protocol, rounds=21, runs=given.runs, max_spread=10.0)
+            protocol = msgspec.structs.replace(profile.protocol, rounds=ROUNDS, runs=given.runs, max_spread=10.0)
+            rounds: dict[str, list[float]] = {maker: [] for maker in makers}
             with devices.connect(profile) as device:
-                loaded = [device.load(artifact(case, runtime, maker)) for maker in makers]
-                timings = dict(zip(makers, device.measure(loaded, protocol), strict=True))
+                loaded = {maker: device.load(artifact(case, runtime, maker)) for maker in makers}
+                for turn in range(len(makers)):  # each is once the first, once the second, ...
+                    turned = [*makers[turn:], *makers[:turn]]
+                    timings = device.measure([loaded[maker] for maker in turned], protocol)
+                    for maker, timing in zip(turned, timings, strict=True):
+                        rounds[maker] += timing.rounds
             out.parent.mkdir(exist_ok=True)
-            out.write_text(json.dumps({maker: timing.rounds for maker, timing in timings.items()}))
-            print(f"{case.name} {runtime}:", {maker: round(t.median, 3) for maker, t in timings.items()}, flush=True)
+            out.write_text(json.dumps(rounds))
+            found = {maker: round(float(np.median(times)), 3) for maker, times in rounds.items()}
+            print(f"{case.name} {runtime}:", found, flush=True)
 
 
 def emulator(given: argparse.Namespace) -> None:
@@ -444,7 +410,7 @@ def main() -> None:
     parser.add_argument("--runtime", nargs="+", choices=list(MAKERS))
     parser.add_argument("--images", type=int, help="the first so many only; the table says how many there were")
     parser.add_argument("--emulated", type=int, default=4, help="images on the emulated core")
-    parser.add_argument("--runs", type=int, default=20, help="a round, of 21")
+    parser.add_argument("--runs", type=int, default=20, help="a round")
     parser.add_argument("--out", type=Path, default=HERE / "int8.json")
     given = parser.parse_args()
     STEPS[given.step](given)

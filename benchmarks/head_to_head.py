@@ -125,6 +125,7 @@ def compare(name: str, target_name: str, speedups: tuple[float, ...], options: a
                 if "plan" in row:
                     plan = row.pop("plan")
                     plans[key] = plan
+                    plan.save(plan_file(options.work / "plans", key))
                     pruned = repair(model, plan.apply(model), structure, plan, images[: options.repair])
                     row["accuracy"] = accuracy(pruned, test, answers)
                 row |= {"seconds": time.perf_counter() - start, "load_average": os.getloadavg()[1]}
@@ -233,6 +234,12 @@ def main() -> None:
         wanted = [s for s in speedups if not options.only or any(_matches(o, name, target, s) for o in options.only)]
         if wanted:
             compare(name, target, tuple(wanted), options, rows)
+
+
+def plan_file(folder: Path, key: str) -> Path:
+    """Where the plan of a row is kept, for benchmarks/recovery.py."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{key.replace('/', '-').replace(' ', '_')}.json"
 
 
 def _matches(prefix: str, name: str, target: str, speedup: float) -> bool:

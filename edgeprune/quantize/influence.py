@@ -1,9 +1,10 @@
-"""How much an error anywhere moves the logits: to first order, from gradients of the float graph.
+"""How much an error anywhere moves what the network decides: to first order, from gradients of the float graph.
 
-For a random vector v of independent entries of variance 1, E[(v^T J e)^2] = |J e|^2 with J the Jacobian of the logits
-with respect to a tensor or a weight. So with g the gradient of v . logits, averages over images and vectors say what an
-error costs at the logits, whatever lies between: E[(g . e)^2] that of a known error, as a clipped range makes; E[g^2]
-that of independent ones, as rounding makes (Hutchinson's estimator, and that of a Gauss-Newton diagonal).
+With v_k y the lead of the first class over the k-th in the logits y, J the Jacobian of y with respect to a tensor or a
+weight, and g_k = v_k J, averages over images and k say what an error costs, whatever lies between: (g_k . e)^2 that of
+a known error, as a clipped range makes; g_k^2 that of independent ones, as rounding makes. All are shares of the leads'
+own sum of squares. What moves all logits alike is not counted. An output that is not [N, classes] takes random v
+(Hutchinson's estimator) in place of leads.
 Errors of weights are the same at every position and image: their gradients are summed before they are squared. What a
 bias can take back, the mean of the input times the error, is left out of them, as bias correction does take it.
 
@@ -32,7 +33,7 @@ Values = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Influence:
-    """What independent errors of variance 1 cost, as a share of the logits' own sum of squares.
+    """What independent errors of variance 1 cost, as a share of the leads' sum of squares.
 
     Attributes:
         tensors: tensor -> by channel (axis 1), for an error in each value that is not zero (zeros stay exact).
@@ -77,7 +78,7 @@ def costs(
     limit: int,
     vectors: int = 4,
 ) -> dict[str, list[float]]:
-    """Noise over signal at the logits from rounding a group of tensors to each of several grids, by the group's name.
+    """Noise over signal in the leads from rounding a group of tensors to each of several grids, by the group's name.
 
     Args:
         groups: name -> (tensors, grids that are tried on all of them).
@@ -113,7 +114,7 @@ def _error(x: torch.Tensor, grid: Grid) -> torch.Tensor:
 def _passes(
     model: onnx.ModelProto, tensors: Sequence[str], weights: Sequence[str], images: Images, limit: int, vectors: int
 ) -> Iterator[tuple[Values, Values, float]]:
-    """For each batch and random vector: values, gradients of tensors and weights, the logits' sum of squares."""
+    """For each batch and rival: values, gradients of tensors and weights, the leads' sum of squares."""
     view = View.of(model)
     name, size, shape = input_shape(view)
     fixed = constants(model, torch.float32)
@@ -128,15 +129,25 @@ def _passes(
         given = torch.from_numpy(batch).requires_grad_()
         values = dict(zip(wanted, interpret(graph, fixed, {name: given}), strict=True)) | {name: given}
         logits = values[view.outputs[0]]
-        energy = float(logits.detach().square().sum())
         asked = {t: values[t] for t in tensors} | {w: fixed[w] for w in weights}
         for turn in range(vectors):
-            vector = torch.randn(logits.shape, generator=generator)
-            target = (logits * vector).sum()
+            vector = _direction(logits.detach(), turn, generator)
+            leads = (logits * vector).flatten(1).sum(1)
+            energy, target = float(leads.detach().square().sum()), leads.sum()
             kept = turn + 1 < vectors
             found = torch.autograd.grad(target, list(asked.values()), retain_graph=kept, allow_unused=True)
             slopes = {n: torch.zeros_like(asked[n]) if g is None else g for n, g in zip(asked, found, strict=True)}
             yield {n: value.detach() for n, value in values.items()}, slopes, energy
+
+
+def _direction(logits: torch.Tensor, turn: int, generator: torch.Generator) -> torch.Tensor:
+    """What the logits are multiplied with to give the lead of the first class over the second, the third, ..."""
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        return torch.randn(logits.shape, generator=generator)
+    order = logits.argsort(1, descending=True)
+    rival = 1 + turn % (logits.shape[1] - 1)
+    vector = torch.zeros_like(logits).scatter_(1, order[:, :1], 1.0)
+    return vector.scatter_(1, order[:, rival : rival + 1], -1.0)
 
 
 def _centred(node: onnx.NodeProto, values: Values, slopes: Values) -> torch.Tensor:

@@ -24,8 +24,8 @@ class TensorRange:
         low, high: what is represented; values outside saturate.
         method: how it was chosen: one of recipe.Method, a part of the full range, "user" or "dummy".
         minimum, maximum: what was seen.
-        sqnr_db: signal to the noise that rounding this tensor alone to its range makes, in decibels, at the logits;
-            None when unknown.
+        sqnr_db: signal to the noise that rounding this tensor alone to its range makes, in decibels, in the lead of
+            the first class (influence.py); None when unknown.
         candidates: method -> its sqnr_db, where several were compared.
         counts: histogram of what was seen, from `start` in bins of `width`.
     """

@@ -1,8 +1,9 @@
-"""Choosing a range for each tensor: one method for all, or, with "auto", the range that hurts the logits least.
+"""Choosing a range for each tensor: one method for all, or, with "auto", the range that does least harm.
 
 "auto": each method proposes a range, and so do parts of the full one; for every proposal the error that rounding the
-tensor to it makes is carried to the logits by gradients (influence.py), and the one with the least noise there wins. A
-graph with an operator that has no gradient here is judged by the outputs of the nodes that read the tensor (probe.py).
+tensor to it makes is carried to the leads of the first class by gradients (influence.py), and the one with the least
+noise there wins. A graph with an operator that has no gradient here is judged by the outputs of the nodes that read the
+tensor (probe.py).
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ def select(
 def _at_logits(
     model: onnx.ModelProto, placement: Placement, several: Mapping[str, list[Proposal]], images: Images, limit: int
 ) -> dict[str, list[float]]:
-    """Noise over signal that each proposal makes at the logits; at the readers where gradients cannot be had."""
+    """Noise over signal that each proposal makes in the leads; at the readers where gradients cannot be had."""
     from edgeprune.quantize.influence import costs  # imports torch
 
     groups = {name: (placement.groups[name], [c.grid for c in choices]) for name, choices in several.items()}

@@ -1,4 +1,5 @@
-"""The solver, measured: brute force on small programs, gap and time at real sizes, and what c_in frozen would cost.
+"""The solver, measured: brute force on small programs, gap and time at real sizes, also with a limit on
+bytes, and what c_in frozen would cost.
 
     python benchmarks/solver.py [--out benchmarks/solver.json]
 
@@ -89,6 +90,34 @@ def sizes(programs: Any, limit: float) -> list[dict[str, Any]]:
     return found
 
 
+def limits(programs: Any, limit: float) -> list[dict[str, Any]]:
+    """Gap and seconds at 1.5x when the bytes of the answer without a limit (c_in * c_out a kernel) must shrink too."""
+    found = []
+    for name, step in (("resnet50", 64), ("resnet50", 16), ("mobilenet_v2", 8)):
+        program = weighed(getattr(programs, name)(step))
+        budget = program.totals(program.dense()).ms / 1.5
+        free = solve(program, [budget], seconds=limit)[0]
+        for share in (1.0, 0.8, 0.6, 0.4):
+            answer = solve(program, [budget], max_bytes=share * free.bytes, seconds=limit)[0]
+            row = {"network": name, "step": step, "of_bytes": share, "loss": answer.loss, "gap": answer.gap}
+            found.append({**row, "seconds": answer.seconds, "of_limit": answer.bytes / (share * free.bytes)})
+            print(f"{name} step {step}, {share:.0%} of the bytes: gap {answer.gap:.1e}, {answer.seconds:.1f} s")
+    return found
+
+
+def weighed(program: Program) -> Program:
+    """The program with the product of its groups' widths as each kernel's bytes."""
+    widths = {group.name: np.array(group.widths, dtype=np.float64) for group in program.groups}
+
+    def with_bytes(item: Kernel) -> Kernel:
+        size = np.ones(())
+        for name in item.groups:
+            size = np.multiply.outer(size, widths[name])
+        return replace(item, precisions=tuple(replace(way, bytes=size) for way in item.precisions))
+
+    return replace(program, kernels=tuple(with_bytes(item) for item in program.kernels))
+
+
 def frozen_inputs(program: Program) -> Program:
     """The same program as methods that look at one layer at a time see it: every kernel reads its dense input width."""
     kernels = []
@@ -171,6 +200,7 @@ def main() -> None:
     result = {
         "brute_force": brute_force(programs, options.programs),
         "sizes": sizes(programs, options.limit),
+        "limits": limits(programs, options.limit),
         "ablations": ablations(programs),
         "machine": platform.processor() or platform.machine(),
         "seconds": 0.0,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import graph_nets as nets
@@ -88,6 +89,38 @@ def test_a_forgotten_cut_is_detected() -> None:
         proof = structure.prove(model, replace(plan, cuts=plan.cuts[:i] + plan.cuts[i + 1 :]))
         assert not proof.passed, f"missed: no {cut}"
         assert proof.detail
+
+
+def _plain() -> nn.Module:
+    """Eighteen convolutions with torch's own initial weights: each passes on a third of what it reads."""
+    layers: list[nn.Module] = [nn.Conv2d(3, 16, 3, padding=1), nn.ReLU()]
+    for _ in range(18):
+        layers += [nn.Conv2d(16, 16, 3, padding=1), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5))
+
+
+def _separable() -> nn.Module:
+    """Depthwise and pointwise layers, initialised as mobile networks are, with fresh statistics."""
+    layers: list[nn.Module] = [nn.Conv2d(3, 96, 3, bias=False), nn.BatchNorm2d(96), nn.ReLU6()]
+    for _ in range(8):
+        layers += [nn.Conv2d(96, 96, 3, padding=1, groups=96, bias=False), nn.BatchNorm2d(96), nn.ReLU6()]
+        layers += [nn.Conv2d(96, 96, 1, bias=False), nn.BatchNorm2d(96), nn.ReLU6()]
+    for layer in layers:
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out")
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(96, 5))
+
+
+@pytest.mark.parametrize("make", [_plain, _separable])
+def test_a_fault_far_from_the_outputs_of_a_fresh_network_is_detected(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = make()
+    structure = edgeprune.trace(model, torch.randn(1, 3, 12, 12))
+    plan = structure.uniform(0.3)
+    assert structure.prove(model, plan).max_error < 1e-12
+    for bad in itertools.islice(swaps(plan), 4):
+        proof = structure.prove(model, bad)
+        assert not proof.passed and proof.max_error > 1e-5
 
 
 def test_one_narrowed_name_of_a_tied_weight_is_refused() -> None:

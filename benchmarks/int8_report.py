@@ -114,7 +114,7 @@ def latency(case: Any, runtime: str) -> list[Row]:
 
 def verdict(accuracy: Sequence[Row], timed: Sequence[Row]) -> Row:
     """How edgeprune's default stands against every peer's graph."""
-    against = [row for row in accuracy if row["artifact"] not in OWN]
+    against = [row for row in accuracy if row["artifact"] not in OWN and "edgeprune_top1" in row]
     found: Row = {"rows": len(against)}
     for key in ("top1", "agreement"):
         gaps = [row[f"edgeprune_{key}"] for row in against]

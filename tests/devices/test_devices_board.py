@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -38,10 +39,13 @@ def test_the_board(artifact: Artifact, int8_artifact: Artifact) -> None:
             device.measure([int8], target.Protocol(unit="ms"))
         device._transport._process.kill()  # type: ignore[attr-defined]
         (rebooted,) = device.infer(int8, images)
+        threading.Timer(1.0, device._transport._process.kill).start()  # type: ignore[attr-defined]
+        (in_a_job, _) = device.measure([int8, fp32], counted)
         fingerprint = device.probe().fingerprint
     np.testing.assert_array_equal(here, there)
     np.testing.assert_array_equal(there, rebooted)
     assert fingerprint["cpus"] == ["cortex-a76"] and fingerprint["emulation"] == "qemu-board-icount"
+    assert in_a_job.valid and in_a_job.minimum == pytest.approx(first[0].minimum, rel=0.01)
     for one, two in zip(first, again, strict=True):
         assert one.unit == "instructions" and one.valid and one.spread < 0.01
         assert one.minimum == pytest.approx(two.minimum, rel=0.01)

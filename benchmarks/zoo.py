@@ -332,6 +332,11 @@ def summary(results: dict[str, Any]) -> list[str]:
             f"removed {sum(s >= 0.15 for s in shares)}; median removed {100 * statistics.median(shares):.1f} %; "
             f"a trace takes {statistics.median(seconds):.1f} s (median), {seconds[-1]:.0f} s (longest) of one core"
         )
+        early = sum("signal alive" not in r["ours"]["method"] for r in good)
+        if early:
+            lines.append(
+                f"{suite}: {early} of these proofs are from before generic weights kept the signal alive (docs/graph.md)"
+            )
         tried = [r["onnx"] for r in rows if "onnx" in r]
         if tried:
             lines.append(

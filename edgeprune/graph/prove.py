@@ -97,7 +97,10 @@ class _Refused(Exception):
 def _prove(structure: Structure, model: nn.Module, plan: Plan, dtype: torch.dtype) -> Proof:
     tolerance = TOLERANCE[dtype]
     name = str(dtype).removeprefix("torch.")
-    method = f"reference with removed channels silenced, generic and own weights, {name}, {tolerance:g} of the spread"
+    method = (
+        "reference with removed channels silenced, generic weights that keep the signal alive and own weights, "
+        f"{name}, {tolerance:g} of the spread"
+    )
     outputs: list[OutputProof] = []
     detail = ""
     for weights in ("generic", "own"):

@@ -67,19 +67,21 @@ def plot(rows: Rows, path: Path) -> None:
         1, len(panels), figsize=(4.2 * len(panels), 3.8), squeeze=False, layout="constrained", sharey=True
     )
     for panel, (network, target) in zip(axes[0], panels, strict=True):
-        for method in DRAWN:
+        for colour, method in enumerate(DRAWN):
             points = sorted(
                 (speedup / row.get("of_budget_together", row["of_budget"]), row["accuracy"])
                 for (n, t, speedup, m), row in rows.items()
                 if (n, t, m) == (network, target, method) and row.get("accuracy") is not None
             )
             if points:
-                panel.plot(*zip(*points, strict=True), marker="o", label=method)
+                panel.plot(*zip(*points, strict=True), marker="o", color=f"C{colour}")
         panel.set_title(f"{network}, {target}", fontsize=10)
         panel.set_xlabel("measured speed-up over dense INT8")
+        panel.set_xlim(1.0, 1.1 * max(speedup for n, t, speedup, _ in rows if (n, t) == (network, target)) + 0.3)
         panel.grid(alpha=0.3)
     axes[0][0].set_ylabel("top-1, %, untrained")
-    axes[0][0].legend(fontsize=8)
+    names = [axes[0][0].plot([], [], marker="o", color=f"C{colour}")[0] for colour in range(len(DRAWN))]
+    axes[0][0].legend(names, DRAWN, fontsize=8, loc="lower left")
     figure.savefig(path, dpi=110)
 
 

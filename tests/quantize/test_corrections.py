@@ -22,6 +22,7 @@ from edgeprune.runtimes.dialects import DIALECTS
 
 from . import nets
 from .test_apply import run, sqnr
+from .test_influence import noise as noise_in_leads
 
 OPENVINO = DIALECTS["openvino"]
 
@@ -53,13 +54,12 @@ def test_equalisation_changes_nothing_in_float_and_helps_in_int8(layer: str) -> 
     found = factors(model, OPENVINO, images, 32)
     assert found
     assert sqnr(run(model, images), run(equalised(model, found), images)) > 100
-    reached = [
-        sqnr(
-            run(model, images), run(apply(model, calibrate(model, images, OPENVINO, options), OPENVINO), images, False)
-        )
-        for options in (QuantizeSection(equalize=False), QuantizeSection(equalize=True))
-    ]
-    assert reached[1] > reached[0] + 0.5
+    reached = []
+    for on in (False, True):
+        ranges = calibrate(model, images, OPENVINO, QuantizeSection(equalize=on))
+        got = run(apply(model, ranges, OPENVINO), images, optimise=False)
+        reached.append(-noise_in_leads(run(model, images), got, 4))
+    assert reached[1] > reached[0] + 0.3
 
 
 def test_equalisation_keeps_a_clip_exact_on_what_was_seen() -> None:

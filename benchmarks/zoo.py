@@ -199,7 +199,18 @@ def onnx(entry: dict[str, Any], plans: Path) -> dict[str, Any]:
     start = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pruned.onnx"
-        export_onnx(pruned, x, path)
+        try:
+            export_onnx(pruned, x, path)
+        except edgeprune.EdgepruneError as error:
+            cause: BaseException = error
+            while cause.__cause__ is not None:
+                cause = cause.__cause__
+            try:
+                export_onnx(model, x, path)
+                which = "the dense network exports"
+            except edgeprune.EdgepruneError:
+                which = "nor the dense network"
+            return {"equal": False, "detail": f"torch cannot export it, {which}: {type(cause).__name__}: {cause}"}
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         got = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     with torch.no_grad():
@@ -334,9 +345,7 @@ def summary(results: dict[str, Any]) -> list[str]:
         )
         early = sum("signal alive" not in r["ours"]["method"] for r in good)
         if early:
-            lines.append(
-                f"{suite}: {early} of these proofs are from before generic weights kept the signal alive (docs/graph.md)"
-            )
+            lines.append(f"{suite}: {early} of these proofs were made before generic weights kept the signal alive")
         tried = [r["onnx"] for r in rows if "onnx" in r]
         if tried:
             lines.append(
@@ -374,7 +383,7 @@ def table(results: dict[str, Any]) -> str:
             f"{100 * mine['removed']:.1f} %" if "removed" in mine else "",
             f"{mine['max_error']:.0e}" if mine.get("max_error") is not None else "",
             f"{mine['trace_seconds']:.0f}" if "trace_seconds" in mine else "",
-            "not run" if file is None else "equal" if file.get("equal") else file["detail"][:80],
+            "not run" if file is None else "equal" if file.get("equal") else file["detail"][:140],
             "not run"
             if other is None
             else f"{100 * other['removed']:.0f} %"

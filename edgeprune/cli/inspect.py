@@ -57,10 +57,12 @@ def _build(factory: str, weights: Path | None) -> nn.Module:
     from edgeprune.model import load_factory
     from edgeprune.model.network import load_weights
 
+    build = load_factory(factory)
     try:
-        model = load_factory(factory)()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ModelError(f"{factory}() failed: {error}.", "It is called without arguments.") from error
+        model = build()
+    except Exception as error:  # whatever a user's own code may raise
+        what = f"{type(error).__name__}: {error}".rstrip(": ")
+        raise ModelError(f"{factory}() failed: {what}.", "It is called without arguments.") from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"{factory}() gave {type(model).__name__}, not a torch.nn.Module.")
     if weights is not None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,11 +88,18 @@ def _export(module: nn.Module, example: torch.Tensor) -> onnx.ModelProto:
         model: onnx.ModelProto = exported.model_proto
         return model
     except Exception as cause:
-        reason = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
-        raise ModelError(f"torch cannot export the network to ONNX: {reason[:300]}") from cause
+        raise ModelError(f"torch cannot export the network to ONNX: {_reason(cause)[:300]}") from cause
     finally:
         for name, part in module.named_modules():
             part.training = training[name]
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what lies at the root; torch's exporter wraps it in a report of its own steps."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines()]
+    return next((line for line in lines if line), type(error).__name__)
 
 
 @contextlib.contextmanager

@@ -141,3 +141,14 @@ def test_a_digest_changes_with_a_weight() -> None:
     with torch.no_grad():
         network.get_parameter("linear.bias")[3] += 1e-3
     assert model.digest(network) != before
+
+
+def test_a_network_that_torch_cannot_export_is_refused_with_torch_s_own_reason(tmp_path: Path) -> None:
+    class Looks(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * 2 if x.sum() > 0 else x
+
+    with pytest.raises(ModelError, match="torch cannot export the network to ONNX: ") as refused:
+        model.export_onnx(Looks(), torch.zeros(1, 3, 4, 4), tmp_path / "net.onnx")
+    assert "\x1b" not in refused.value.message and "step" not in refused.value.message
+    assert not list(tmp_path.iterdir())

@@ -76,7 +76,8 @@ def build_table(context: Context, folder: Path) -> None:
         "cells": found.cells,
     }
     write_json(folder / "profile.json", account)
-    shown = write_profile(account, f"{context.recipe.name} on {context.target.name}", folder / "profile.html")
+    write_profile(account, f"{context.recipe.name} on {context.target.name}", folder / "profile.html")
+    shown = context.folder("latency") / "profile.html"  # `folder` is renamed to it when the stage is whole
     context.say(
         "latency",
         f"table of {found.cells} cells from {found.networks} networks; error on {errors['count']} unseen networks: "

@@ -8,7 +8,8 @@ The protocol, against a device whose speed drifts and that others may be using:
   kernel's time is its share of the profile (less the profiler's own cost a kernel) times the end-to-end latency.
   Profiles are taken at another moment than the rounds, often at another speed; shares do not depend on it.
 - A noisy batch is timed again. A network whose latency still cannot be told within `Effort.max_spread` is refused and
-  said so; when that happens to half of all, MeasurementError.
+  said so. While that happens to half of all, they are timed again after the others, and every round counts; in the
+  end MeasurementError.
 
 One whole network gives as many cells as it has kernels, each with its true neighbours, layout and cache state.
 """
@@ -36,6 +37,7 @@ from edgeprune.target import Protocol
 log = logging.getLogger(__name__)
 
 DISTURBED = 3.0  # a kernel that takes so many times what it takes in the dense network was disturbed
+ATTEMPTS = 3  # at networks that were too noisy, while they are more than half
 TOO_WIDE = 1 / 3  # relative MAD of a kernel that is not recorded
 Progress = Callable[[int, int, str], None]  # done, of how many, what
 
@@ -238,33 +240,39 @@ def extend(
         keep: called with the table after each batch, to save it.
 
     Raises:
-        MeasurementError: half of the networks stayed too noisy.
+        MeasurementError: half of the networks stayed too noisy, three times over.
         DeviceError: the device's own trouble.
     """
     table, dense = start(table, device, maker, effort or Effort())
     effort = (effort or Effort()).for_latency(table.networks[maker.network].dense, table.unit)
     known = {run.key for run in table.networks[maker.network].runs}
     wanted = [variant for variant in _distinct(variants) if _key(variant) not in known]
-    refused = 0
-    for index, batch in enumerate(_batches(wanted, effort.batch)):
-        with _built(maker, batch) as built:
-            found = _measure_quietly(device, [dense, *built], maker.target.protocol, effort)
-        noisy = [one for one in found[1:] if one.spread > effort.max_spread]
-        refused += len(noisy)
-        table = record(table, maker, found, effort.max_spread)
-        reason = _reason(noisy, effort)
-        if reason:
-            log.info("%s", reason)
-        if progress:
-            progress(min((index + 1) * effort.batch, len(wanted)), len(wanted), reason)
-        if keep:
-            keep(table)
-    if refused * 2 > max(2, len(wanted)):
-        raise MeasurementError(
-            f"{refused} of {len(wanted)} networks could not be timed: {_reason(noisy, effort) or 'too noisy'}.",
-            "Close what else runs on the device, or lock its clocks, and profile again; what was good is kept.",
-        )
-    return table
+    waiting, earlier, reason = wanted, dict[str, Measured](), ""
+    for _ in range(ATTEMPTS):
+        refused: list[Variant] = []
+        for batch in _batches(waiting, effort.batch):
+            with _built(maker, batch) as built:
+                found = _measure_quietly(device, [dense, *built], maker.target.protocol, effort)
+            for i, key in enumerate(map(_key, batch), 1):
+                found[i] = earlier[key] = earlier[key].and_again(found[i]) if key in earlier else found[i]
+            noisy = [one for one in found[1:] if one.spread > effort.max_spread]
+            refused += [one.built.variant for one in noisy]
+            table = record(table, maker, found, effort.max_spread)
+            reason = _reason(noisy, effort) or reason
+            if noisy:
+                log.info("%s", reason)
+            if progress:
+                measured = {run.key for run in table.networks[maker.network].runs}
+                progress(sum(_key(one) in measured for one in wanted), len(wanted), reason if noisy else "")
+            if keep:
+                keep(table)
+        if len(refused) * 2 <= max(2, len(wanted)):
+            return table
+        waiting = refused
+    raise MeasurementError(
+        f"{len(waiting)} of {len(wanted)} networks could not be timed: {reason}.",
+        "Close what else runs on the device, or lock its clocks, and profile again; what was good is kept.",
+    )
 
 
 def settle(

@@ -61,8 +61,8 @@ step = 32
 
 [protocol]
 warmup_runs = 3
-runs = 15
-rounds = 3
+runs = 40
+rounds = 24
 max_spread = 5.0
 """
 

@@ -141,9 +141,27 @@ def test_a_slower_device_gives_the_same_table(made: Maker) -> None:
 
 
 def test_a_device_too_noisy_is_refused_with_the_reason(made: Maker) -> None:
-    device = SimulatedDevice(noise=1.5)
+    device = SimulatedDevice(noise=20)
     with pytest.raises(MeasurementError, match="two halves of a measurement differ"):
         extend(empty(device), device, made, draw(made.structure, made.target.channels, 6), EFFORT)
+
+
+def test_what_disturbs_for_a_while_costs_time_but_no_table(made: Maker) -> None:
+    """Every network of the first pass is too noisy; then the device is left alone."""
+    device = SimulatedDevice(noise=20)
+    said: list[str] = []
+
+    def calm(done: int, _: int, reason: str) -> None:
+        said.append(reason)
+        device.noise = 0.0 if len(said) == 2 else device.noise
+
+    variants = draw(made.structure, made.target.channels, 8, seed=1)
+    table = extend(empty(device), device, made, variants, EFFORT, calm)
+    assert "differ by" in said[0] and not said[-1]
+    measured = table.networks[made.network].runs
+    assert len(measured) > 4
+    for run in measured:
+        assert run.ratio == pytest.approx(truth(device, made, Variant(run.widths, run.removed)), rel=0.25)
 
 
 def test_an_unknown_network_is_refused(made: Maker) -> None:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import Prepared
+from latency_net import Prepared
 
 from edgeprune import quantize, runtimes
 from edgeprune.devices.types import KernelTime

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import Prepared
+from latency_net import Prepared
 from test_latency_sample import uniform
 
 from edgeprune import devices

@@ -5,7 +5,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import Prepared
+from latency_net import Prepared
 from onnx import numpy_helper
 
 from edgeprune.graph import trace

@@ -27,7 +27,7 @@ def environment():
 
 def call(*arguments, **options):
     command = [*EDGEPRUNE, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=280, **options)
+    return subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=1100, **options)
 
 
 @pytest.mark.slow

@@ -19,7 +19,6 @@ FLAVOURS = {
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", FLAVOURS)
 def test_a_run_without_a_device_ends_unverified(name: str, tiny: recipe.Recipe, tmp_path: Path) -> None:
     tiny, device = pipeline.override(tiny, "budget", speedup=1.3), target.load(name)

@@ -104,7 +104,7 @@ def test_bill_of_materials_names_the_measured_runtime(made, bundle, tmp_path):
 def on_device(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run run.py as on the device: no edgeprune on the path."""
     command = [sys.executable, "-I", str(root / "run.py"), *arguments]
-    return subprocess.run(command, cwd=root.parent, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=root.parent, capture_output=True, text=True, timeout=600)
 
 
 def test_runs_by_itself_on_the_device(bundle, tmp_path):

@@ -178,7 +178,6 @@ SHORT = shortened()
 ALL = [path for path in paths(SHORT) if path[0] != "version"]
 
 
-@pytest.mark.timeout(1200)  # a thousand pages: seconds, but minutes where the machine is busy
 @pytest.mark.parametrize("kind", ["missing", "none", "nan"])
 def test_whatever_is_missing_the_page_is_whole(kind):
     for path in ALL:

@@ -180,7 +180,6 @@ def test_contradictions_are_refused() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
 @pytest.mark.parametrize(("name", "step"), [("resnet50", 32), ("mobilenet_v2", 8)])
 def test_real_sizes_within_a_minute(name: str, step: int) -> None:
     program = getattr(programs, name)(step)

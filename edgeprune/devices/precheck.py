@@ -30,6 +30,11 @@ if TYPE_CHECKING:
 LEAST, MOST = 2.0**-10, 2.0**8  # of the larger ratio of an input's scale to the output's; outside, ARM sums in float
 LEAST_OTHER = 2.0**-14
 BITS = 22  # of the larger multiplier
+# Held against ONNX Runtime on a Cortex-A76 (docs/devices.md): INT8 kernels that give the same bits on both.
+PROVEN = ("Conv", "Gemm", "Mul", "Sigmoid", "Concat", "AveragePool", "GlobalAveragePool")
+# Bytes are only moved, compared or cut off; quantising and its inverse are one IEEE operation each.
+MOVING = ("Relu", "Clip", "MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity")
+CASTS = ("QuantizeLinear", "DequantizeLinear")
 
 
 class PreCheck(AgentDevice):
@@ -94,6 +99,30 @@ def write_out_sums(model: onnx.ModelProto) -> int:
     return written
 
 
+def unproven(model: onnx.ModelProto) -> tuple[str, ...]:
+    """What in a Q/DQ graph may give other bits on ARM than `PreCheck` here; empty: every bit must be the same.
+
+    Operators outside the list that was held against ARM, and those that run in float there ("float Conv", or a sum of
+    extreme scales): they agree to about 1e-5, which a later quantiser may turn into a step.
+    """
+    import onnx
+
+    written = onnx.ModelProto()
+    written.CopyFrom(model)
+    write_out_sums(written)
+    left = {node.output[0] for node in written.graph.node if node.op_type == "Add"}
+    graph, found = _Graph(model.graph), set()
+    for node in model.graph.node:
+        kind = node.op_type
+        if kind in (*MOVING, *CASTS):
+            continue
+        if kind not in PROVEN and kind != "Add":
+            found.add(kind)
+        elif not graph.quantised(node) or (kind == "Add" and node.output[0] in left):
+            found.add(f"float {kind}")
+    return tuple(sorted(found))
+
+
 def multipliers(first: float, second: float) -> tuple[int, int, int] | None:
     """(shift, multiplier, multiplier) of ARM's kernel, given the inputs' scales over the output's; None where float."""
     larger = max(first, second)
@@ -112,6 +141,7 @@ class _Graph:
 
         self._graph = graph
         self._values = {one.name: numpy_helper.to_array(one) for one in graph.initializer if len(one.dims) < 2}
+        self._constants = {one.name for one in graph.initializer}
         self._makers = {name: node for node in graph.node for name in node.output}
         self._outputs = {one.name for one in graph.output}
 
@@ -120,9 +150,26 @@ class _Graph:
         found = self._makers.get(name)
         return found if found is not None and found.op_type == kind else None
 
+    def quantised(self, node: onnx.NodeProto) -> bool:
+        """Whether a node stands between quantisers, a constant or an activation behind it aside.
+
+        A Gemm need have none behind it: QGemm's float output is its whole number times one scale.
+        """
+        named = [name for name in node.input if name and name not in self._constants]
+        if not all(self.maker(name, "DequantizeLinear") for name in named):
+            return False
+        ends = self._used(node.output[0])
+        if ends and ends[0].op_type in ("Relu", "Clip"):
+            ends = self._used(ends[0].output[0]) if len(ends) == 1 else []
+        return node.op_type == "Gemm" or (bool(ends) and all(end.op_type == "QuantizeLinear" for end in ends))
+
+    def _used(self, name: str) -> list[onnx.NodeProto]:
+        """The nodes that read `name`."""
+        return [one for one in self._graph.node if name in one.input]
+
     def readers(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
         """The one node that reads `node`; none where there are more, or where the graph gives it out."""
-        found = [one for one in self._graph.node if node.output[0] in one.input]
+        found = self._used(node.output[0])
         return found if len(found) == 1 and node.output[0] not in self._outputs else []
 
     def scale(self, node: onnx.NodeProto | None) -> tuple[NDArray[Any], NDArray[Any]] | None:

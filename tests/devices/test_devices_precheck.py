@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgeprune import devices, target
 from edgeprune.devices import Artifact
-from edgeprune.devices.precheck import PreCheck, multipliers, write_out_sums
+from edgeprune.devices.precheck import PreCheck, multipliers, unproven, write_out_sums
 
 PAIRS = (1, 256, 256)  # every pair of int8 values
 SCALES = [(0.0271, 0.0113, 0.0318), (0.05, 0.05, 0.1), (0.9, 0.31, 1.07), (0.002, 0.0131, 0.0098), (0.31, 0.9, 0.5)]
@@ -92,6 +92,23 @@ def test_what_is_no_quantised_sum_stays(tmp_path: Path) -> None:
     model = sums(tmp_path / "read-twice.onnx")
     model.graph.output.append(helper.make_tensor_value_info("sum0", TensorProto.FLOAT, PAIRS))
     assert write_out_sums(model) == len(SCALES) - 1
+
+
+def test_what_is_not_proven_to_give_arms_bits_is_named(tmp_path: Path, int8_artifact: Artifact) -> None:
+    net = onnx.load(int8_artifact.files["int8.onnx"])
+    assert unproven(net) == ()
+    assert unproven(sums(tmp_path / "sums.onnx")) == ()
+    conv = next(node for node in net.graph.node if node.op_type == "Conv")
+    quantiser = next(node for node in net.graph.node if conv.input[0] in node.output)
+    conv.input[0] = next(node for node in net.graph.node if quantiser.input[0] in node.output).input[0]
+    assert unproven(net) == ("float Conv",)  # fed with float
+    conv.op_type = "ConvTranspose"
+    assert unproven(net) == ("ConvTranspose",)
+    far = sums(tmp_path / "far.onnx")
+    for tensor in far.graph.initializer:
+        if tensor.name == far.graph.node[0].input[1]:
+            tensor.CopyFrom(numpy_helper.from_array(np.float32(1e4), tensor.name))
+    assert unproven(far) == ("float Add",)  # a ratio of scales at which ARM sums in float
 
 
 @pytest.mark.parametrize(

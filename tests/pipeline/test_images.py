@@ -79,6 +79,7 @@ def test_an_emulated_core_does_what_it_can_and_is_held_against_the_pre_check(
     ways = {"local": FakeDevice(precheck), "qemu-user://cortex-a76": FakeDevice(differs)}
     monkeypatch.setattr(devices, "connect", lambda _, device: ways[device])
     monkeypatch.setattr(images, "RELEASED_S", patience)
+    monkeypatch.setattr(images, "unproven", lambda path: [f"float {path.stem}"])
     said: list[str] = []
     found = images.run(context("", said), ARTIFACTS, {})
     assert [way.asked for way in ways.values()] == [120, count]
@@ -86,7 +87,7 @@ def test_an_emulated_core_does_what_it_can_and_is_held_against_the_pre_check(
     facts = found.emulated["pruned-int8"]
     assert facts["images"] == facts["correct"] == count
     assert facts["same_class"] == pytest.approx(1 - 1 / count) and facts["same_bits"] == pytest.approx(1 - 2 / count)
-    assert facts["max_error"] == 9.0 and facts["low"] < facts["accuracy"] == 1.0
+    assert facts["unproven"] == ["float a"] and facts["max_error"] == 9.0 and facts["low"] < facts["accuracy"] == 1.0
     assert said[0].startswith(
         f"pruned-int8: {count} of 120 test images on the true runtime (onnxruntime 1.0, cortex-a76"
     )

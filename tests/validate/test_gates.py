@@ -141,16 +141,35 @@ EMULATED = {
 }
 
 
-@pytest.mark.parametrize(("same", "passes"), [(1.0, True), (0.98, False)])
-def test_an_emulated_runtime_must_predict_what_the_pre_check_does(same, passes):
+def emulated(**pruned):
     result = changed(unit="instructions")
     for name in ("dense_fp32", "dense_int8", "pruned_fp32", "pruned_int8"):
         result[name]["latency_instructions"] = result[name].pop("latency_ms")
-        result[name] |= {"images": 2000, "emulated": {**EMULATED, "same_class": 1.0}}
-    result["pruned_int8"]["emulated"]["same_class"] = same
-    gate = by_name(result)["emulation"]
-    assert gate.passed is passes and gate.value == same
+        facts = {**EMULATED, "same_class": 1.0, "same_bits": 1.0, "unproven": []}
+        result[name] |= {"images": 2000, "emulated": facts}
+    result["dense_fp32"]["emulated"]["same_bits"] = 0.0  # FP32 never has the same bits; nobody asks it to
+    result["pruned_int8"]["emulated"] |= pruned
+    return by_name(result)["emulation"]
+
+
+@pytest.mark.parametrize(("same", "passes"), [(1.0, True), (0.9995, False)])
+def test_an_emulated_runtime_must_give_every_bit_of_the_pre_check(same, passes):
+    gate = emulated(same_bits=same)
+    assert gate.passed is passes and (gate.value, gate.limit) == (same, 1.0)
     assert "400 of 2,000 images" in gate.message and "87.00% to 93.00%" in gate.message
+    assert "every bit" in gate.message
+
+
+@pytest.mark.parametrize(("same", "passes"), [(1.0, True), (0.98, False)])
+def test_with_an_operator_that_is_not_proven_the_class_must_be_the_same_and_the_gate_names_it(same, passes):
+    gate = emulated(same_class=same, same_bits=0.5, unproven=["Resize", "float Conv"])
+    assert gate.passed is passes and (gate.value, gate.limit) == (same, 0.99)
+    assert "not proven equal: Resize, float Conv" in gate.message and "the same class" in gate.message
+
+
+def test_a_run_that_did_not_look_at_its_operators_is_held_to_the_class():
+    gate = emulated(same_bits=0.5, unproven=None)
+    assert gate.passed and gate.limit == 0.99 and "not recorded" in gate.message
 
 
 def test_what_no_device_measured_is_unverified_and_nothing_else():

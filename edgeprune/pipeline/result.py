@@ -62,6 +62,8 @@ def _add_measured(context: Context, result: dict[str, Any], measured: dict[str, 
     result["verdict"] = validate.verdict(gates, unit)
     result["layers"] = layers(context, measured["kernels"])
     result["artifact"] = _artifact(context)
+    if "optimised" in measured:
+        result["artifact"]["optimised"] = measured["optimised"]
 
 
 def _artifact(context: Context) -> dict[str, Any]:

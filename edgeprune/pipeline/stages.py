@@ -15,7 +15,7 @@ import torch
 from edgeprune import graph, model, quantize, runtimes
 from edgeprune.devices import Artifact
 from edgeprune.errors import GateError, ProofError
-from edgeprune.pipeline import flavours
+from edgeprune.pipeline import flavours, optimised
 from edgeprune.pipeline.choose import build_table, choose_plan
 from edgeprune.pipeline.context import Context
 from edgeprune.pipeline.feasible import plan_stage, refuse_impossible
@@ -219,6 +219,7 @@ def validate_stage(context: Context, folder: Path) -> None:
     write_json(folder / "preprocessing.json", context.data.preprocess.to_dict())
     if context.data.classes:
         write_json(folder / "labels.json", list(context.data.classes))
+    second = optimised.write(context, folder, loaded["pruned-int8"]) if optimised.wanted(context) else None
     write_json(
         folder / "measured.json",
         {
@@ -228,6 +229,7 @@ def validate_stage(context: Context, folder: Path) -> None:
             "kernels": kernels,
             "device": before.fingerprint,
             "state": {"before": before.state, "after": device.probe().state},
+            **({"optimised": second} if second else {}),
         },
     )
 

@@ -6,6 +6,7 @@ What is read, besides the result:
     RUN/search/plan.json            or recover/plan.json
     RUN/validate/samples.npz        `input` [N, ...] as the artifact takes it; `output`, `output_1`, ... as it gave them
     RUN/validate/preprocessing.json
+    RUN/validate/pruned-int8-optimised.onnx    where an ARM device has made it (result["artifact"]["optimised"])
     RUN/validate/labels.json        the names of the classes, where they are known
     RUN/recipe.lock.toml, weights and graphs: only their hashes
 
@@ -76,6 +77,9 @@ def _contents(
     runtime, version = profile.runtime, str(result["runtime"]["version"])
     flavours = result.get("artifact", {}).get("flavours", {})
     more = {name: run_dir / path for entry in flavours.values() for name, path in entry["files"].items()}
+    second = result.get("artifact", {}).get("optimised", {})
+    if second.get("file"):
+        more[second["file"]] = _one(run_dir, f"validate/{second['file']}")
     members: dict[str, bytes | Path] = {f"artifact/{name}": path for name, path in {**artifact, **more}.items()}
     members["plan.json"] = _one(run_dir, "search/plan.json", "recover/plan.json")
     members["samples.npz"] = _one(run_dir, "validate/samples.npz")
@@ -118,6 +122,7 @@ def _manifest(run_dir: Path, result: Mapping[str, Any], profile: Target, files: 
             "options": options,
             "threads": profile.execution.threads,
             **({"flavours": _flavours(result, profile)} if result.get("artifact", {}).get("flavours") else {}),
+            **_optimised(result, profile),
         },
         "sources": {**hashed, **result.get("sources", {})},
         "figures": {name: result[name] for name in FIGURES if name in result},
@@ -139,6 +144,15 @@ def _flavours(result: Mapping[str, Any], profile: Target) -> list[dict[str, Any]
         }
         for dialect, entry in result["artifact"]["flavours"].items()
     ]
+
+
+def _optimised(result: Mapping[str, Any], profile: Target) -> dict[str, Any]:
+    """The graph as the device's runtime rewrote it, or why there is none; nothing for a runtime that ships as it is."""
+    found = result.get("artifact", {}).get("optimised")
+    if not found:
+        return {}
+    options = {"options": {**profile.execution.options, **found["options"]}} if "file" in found else {}
+    return {"optimised": {**found, **options}}
 
 
 def _artifact(run_dir: Path, result: Mapping[str, Any], profile: Target) -> dict[str, Path]:

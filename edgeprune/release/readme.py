@@ -58,8 +58,27 @@ def text(manifest: Mapping[str, Any], result: Mapping[str, Any], profile: Target
         where=_where(manifest, profile, f"{runtime.get('name', profile.runtime)} {runtime.get('version', '')}".strip()),
         next=NEXT.substitute(target=profile.name) if manifest["verdict"] == "unverified" else "",
         install_note="'s Python packages; TensorRT itself comes with JetPack" if jetson else "",
+        optimised=_optimised(manifest["artifact"].get("optimised", {})),
         contents="\n".join(_contents(names)),
     ).encode()
+
+
+def _optimised(found: Mapping[str, Any]) -> str:
+    """The graph that the device's runtime optimised ahead, or why there is none."""
+    if not found:
+        return ""
+    if "missing" in found:
+        return f"\nThere is no graph optimised ahead for this CPU: {found['missing']}\n"
+    made, load, median = found["made_on"], found["load_s"], found["median"]
+    where = ", ".join(sorted(set(map(str, made.get("cpus") or [made["machine"]]))))
+    emulated = " (emulated)" if made.get("emulation") else ""
+    return (
+        f"\n`artifact/{found['file']}` is the same network as {made['runtime']} {made['runtime_version']} rewrote it "
+        f"on {where}{emulated}: the same outputs, bit for bit, on {found['images']} images; latency "
+        f"{median['optimised'] / median['plain'] - 1:+.2%}, opening it takes {load['optimised'] / load['plain']:.0%} "
+        "of the plain graph's time. It fits that version only: `python3 run.py --optimised`. All figures above are of "
+        "the plain graph.\n"
+    )
 
 
 def _where(manifest: Mapping[str, Any], profile: Target, runtime: str) -> str:

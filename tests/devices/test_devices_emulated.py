@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import tinynets
 
@@ -37,6 +39,24 @@ def test_int8_outputs_are_those_of_the_exact_pre_check_bit_for_bit(
     np.testing.assert_array_equal(here, there)
     assert fingerprint["machine"] == "aarch64" and set(fingerprint["cpus"]) == {cpu}
     assert ("asimddp" in fingerprint["features"]) == (cpu == "cortex-a76")
+
+
+@pytest.mark.device
+@pytest.mark.slow
+def test_the_true_runtime_optimises_the_graph_for_its_core_and_the_bits_stay(
+    ort: Target, int8_artifact: Artifact, tmp_path: Path, emulation: None
+) -> None:
+    exact, path = dataclasses.replace(int8_artifact, options=EXACT), tmp_path / "optimised.onnx"
+    images = tinynets.images(10)
+    with devices.connect(ort, "qemu-user://cortex-a76") as device:
+        plain = device.load(exact)
+        path.write_bytes(device.optimised(plain))
+        done = {**EXACT, "graph_optimization_level": "disable"}
+        ahead = device.load(dataclasses.replace(exact, files={path.name: path}, options=done))
+        (found,), (wanted,) = device.infer(ahead, images), device.infer(plain, images)
+    np.testing.assert_array_equal(found, wanted)
+    kinds = [node.op_type for node in onnx.load(path).graph.node]
+    assert kinds.count("QLinearConv") == 3 and not {"Conv", "NhwcConv"} & set(kinds)
 
 
 def test_an_unknown_core_is_refused(ort: Target) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import tinynets
@@ -41,6 +42,34 @@ def test_candidates_are_measured_in_the_order_given(ort: Target, artifact: Artif
     assert all(len(timing.rounds) == 2 and timing.count == 10 for timing in timings)
     assert all(timing.minimum <= timing.median <= timing.p99 for timing in timings)
     assert timings[0].minimum > 5 * timings[1].minimum  # 100 times the multiplications
+
+
+def test_the_graph_that_the_devices_runtime_optimised_gives_the_same_bits(
+    ort: Target, int8_artifact: Artifact, tmp_path: Path
+) -> None:
+    exact = dataclasses.replace(int8_artifact, options={"session.qdqisint8allowed": "1"})
+    images, path = tinynets.images(20), tmp_path / "optimised.onnx"
+    with devices.connect(ort) as device:
+        plain = device.load(exact)
+        path.write_bytes(device.optimised(plain))
+        done = {**exact.options, "graph_optimization_level": "disable"}
+        ahead = device.load(dataclasses.replace(exact, files={path.name: path}, options=done))
+        (found,), (wanted,) = device.infer(ahead, images), device.infer(plain, images)
+        kinds = [[kernel.kind for kernel in device.profile(one, runs=2)] for one in (plain, ahead)]
+    np.testing.assert_array_equal(found, wanted)
+    assert kinds[0] == kinds[1] and "QLinearConv" in kinds[0]
+    written = {node.op_type for node in onnx.load(path).graph.node}
+    assert "QLinearConv" in written and "Conv" not in written
+
+
+def test_a_runtime_that_writes_no_optimised_graph_says_so(openvino: Target, nets: dict[str, Path]) -> None:
+    pytest.importorskip("openvino")
+    artifact = Artifact("tiny", "openvino", "fp32", {"tiny.onnx": nets["fp32"]})
+    with devices.connect(openvino) as device:
+        loaded = device.load(artifact)
+        with pytest.raises(JobFailed, match="writes no optimised graph"):
+            device.optimised(loaded)
+        assert len(device.infer(loaded, tinynets.images(1))) == 1  # and is none the worse for it
 
 
 def test_onnxruntime_kernels_lead_back_to_the_layers(ort: Target, artifact: Artifact) -> None:

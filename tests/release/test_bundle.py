@@ -7,6 +7,7 @@ import copy
 import hashlib
 import importlib.util
 import json
+import platform
 import subprocess
 import sys
 import tarfile
@@ -133,6 +134,60 @@ def test_run_py_says_when_outputs_are_not_as_made(bundle, tmp_path):
     done = on_device(root)
     assert done.returncode == 1
     assert "NOT AS MADE" in done.stdout
+
+
+def with_second(made, **changes):
+    """The result of a run whose device optimised the artifact: here the plain graph stands for it."""
+    run, result = made
+    if result["target"] != "x86-onnxruntime":
+        pytest.skip("only ONNX Runtime writes an optimised graph")
+    (plain,) = (run / "artifacts").glob("*.onnx")
+    (run / "validate" / "pruned-int8-optimised.onnx").write_bytes(plain.read_bytes())
+    facts = {
+        "file": "pruned-int8-optimised.onnx",
+        "sha256": hashlib.sha256(plain.read_bytes()).hexdigest(),
+        "made_on": {
+            "machine": platform.machine(), "cpus": ["cortex-a76"], "emulation": "qemu-board-icount",
+            "runtime": "onnxruntime", "runtime_version": result["runtime"]["version"],
+        },
+        "options": {"graph_optimization_level": "disable"},
+        "images": 64, "same_bits": 1.0, "unit": "instructions",
+        "median": {"plain": 100.0, "optimised": 100.1},
+        "load_s": {"plain": 0.4, "optimised": 0.1},
+    }  # fmt: skip
+    facts["made_on"] |= changes
+    return {**result, "artifact": {**result["artifact"], "optimised": facts}}
+
+
+def test_the_graph_that_the_device_optimised_travels_along_and_runs(made, tmp_path):
+    root = unpack(release.bundle(made[0], with_second(made), tmp_path), tmp_path / "unpacked")
+    manifest = json.loads((root / "manifest.json").read_text())
+    second = manifest["artifact"]["optimised"]
+    assert manifest["files"][f"artifact/{second['file']}"]["sha256"] == second["sha256"]
+    readme = " ".join((root / "README.md").read_text().split())
+    assert "rewrote it on cortex-a76 (emulated): the same outputs, bit for bit, on 64 images" in readme
+    assert "latency +0.10%, opening it takes 25% of the plain graph's time" in readme
+    done = on_device(root, "--optimised")
+    assert done.returncode == 0 and done.stdout.strip().endswith("GOOD"), done.stderr
+
+
+def test_the_optimised_graph_of_another_version_is_refused(made, tmp_path):
+    result = with_second(made, runtime_version="1.20.0")
+    root = unpack(release.bundle(made[0], result, tmp_path), tmp_path / "unpacked")
+    done = on_device(root, "--optimised")
+    assert done.returncode == 1 and "is for onnxruntime 1.20.0" in done.stderr
+    assert on_device(root).returncode == 0
+
+
+def test_a_bundle_says_why_it_has_no_optimised_graph(made, bundle, tmp_path):
+    run, result = made
+    artifact = {**result["artifact"], "optimised": {"missing": "no 64-bit ARM device made it."}}
+    root = unpack(release.bundle(run, {**result, "artifact": artifact}, tmp_path), tmp_path / "unpacked")
+    assert "no 64-bit ARM device made it." in (root / "README.md").read_text()
+    done = on_device(root, "--optimised")
+    assert done.returncode == 1 and "no 64-bit ARM device made it." in done.stderr
+    done = on_device(unpack(bundle, tmp_path / "other"), "--optimised")
+    assert done.returncode == 1 and "one file" in done.stderr
 
 
 def test_run_py_and_the_agent_are_python_3_8(bundle, tmp_path):

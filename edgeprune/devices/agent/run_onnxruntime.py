@@ -90,6 +90,10 @@ class Model:
                 samples.add(name, arguments["op_name"], float(event["dur"]) * 1000, provider(arguments))
         return samples.rows(), fused
 
+    def optimise(self, path: str) -> None:
+        """Write the graph as the runtime rewrites it for this CPU; to be opened with optimisation disabled."""
+        self._open({"optimized_model_filepath": path})
+
     def close(self) -> None:
         """Let go of the session."""
         self._session = None

@@ -22,7 +22,7 @@ from .wire import PROTOCOL, Failure, decode, encode, failure_from, private_strea
 
 HEARTBEAT_S = 5.0
 HELLO_TIMEOUT_S = 300.0  # importing a runtime takes ten seconds on a loaded, emulated machine
-LOCKED = {"measure": True, "profile": True, "memory": True, "infer": False}  # job -> exclusive?
+LOCKED = {"measure": True, "profile": True, "memory": True, "infer": False, "optimise": False}  # job -> exclusive?
 
 
 class Child:
@@ -190,6 +190,14 @@ class Supervisor:
             raise Failure("runtime", "this runtime keeps no timing cache")
         path = self.store.path("outgoing", "timing-%s.cache" % self._tag)
         shutil.copyfile(source, path)
+        return {"path": path, "sha256": sha256(path)}
+
+    def do_optimise(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The artifact's graph as the device's runtime optimises it for its own CPU, for the host to fetch."""
+        handle = self._artifact(request["handle"])
+        path = self.store.path("outgoing", "optimised-%s.onnx" % self._tag)
+        self._ensure(handle, request["timeout_s"])
+        self._ask({"op": "optimise", "handle": handle, "path": path}, request["timeout_s"])
         return {"path": path, "sha256": sha256(path)}
 
     def do_forget(self, request: dict[str, Any]) -> dict[str, Any]:

@@ -116,6 +116,14 @@ class Worker:
             rows, fused = model.profile(request["runs"], warmup=max(3, request["runs"] // 4))
         return {"kernels": rows, "fused": fused}
 
+    def do_optimise(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The graph as the runtime rewrites it for this CPU, as a file."""
+        model = self._model(request["handle"])
+        if not hasattr(model, "optimise"):
+            raise Failure("runtime", "this runtime writes no optimised graph")
+        model.optimise(request["path"])
+        return {"path": request["path"]}
+
     def do_memory(self, request: dict[str, Any]) -> dict[str, Any]:
         """Peak resident bytes of this process once it has run the artifact, less those after importing the runtime."""
         self._runtime(request["runtime"]).version()

@@ -2,6 +2,7 @@
 
     python3 run.py                   run the samples that travel along, compare, and time one inference
     python3 run.py IMAGE [IMAGE...]  classify images (.npy: uint8 [H, W, C]; other formats need Pillow)
+    python3 run.py --optimised ...   the same with the graph as the device's runtime optimised it ahead
 
 Python 3.8 and up. Exit code 0: the samples come out as they did when the bundle was made; 1: they do not.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import platform
 import sys
 import tempfile
 import time
@@ -29,12 +31,14 @@ def read(name: str) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def open_model(manifest: dict[str, Any]) -> Any:
-    """Open the artifact as it was measured: same options, same number of threads."""
+def open_model(manifest: dict[str, Any], ahead: bool = False) -> Any:
+    """Open the artifact as it was measured: same options, same number of threads; `ahead`: the optimised graph."""
     sys.path.insert(0, str(HERE))
     artifact = manifest["artifact"]
     runner = importlib.import_module("agent.run_" + artifact["runtime"])
     chosen = flavour(artifact, runner.version()) if artifact.get("flavours") else artifact
+    if ahead:
+        chosen = optimised(artifact, runner.version())
     files = {name: str(HERE / "artifact" / name) for name in chosen["files"]}
     return runner.Model(files, chosen["options"], artifact["threads"], home())
 
@@ -45,6 +49,20 @@ def flavour(artifact: dict[str, Any], version: str) -> dict[str, Any]:
         if entry["since"] and int(version.split(".")[0]) >= int(entry["since"]):
             return dict(entry)
     return artifact
+
+
+def optimised(artifact: dict[str, Any], version: str) -> dict[str, Any]:
+    """The graph that was optimised ahead; it belongs to one version of the runtime and one kind of CPU."""
+    found = artifact.get("optimised") or {"missing": "this runtime's artifact is one file."}
+    if "missing" in found:
+        sys.exit("There is no optimised graph in this bundle: " + found["missing"])
+    made = found["made_on"]
+    if (version, platform.machine()) != (made["runtime_version"], made["machine"]):
+        sys.exit(
+            f"The optimised graph is for {made['runtime']} {made['runtime_version']} on {made['machine']}; here is "
+            f"{version} on {platform.machine()}. Run it without --optimised."
+        )
+    return {"files": [found["file"]], "options": found["options"]}
 
 
 def home() -> str:
@@ -161,9 +179,10 @@ def main() -> int:
         print(__doc__)
         return 0
     manifest = read("manifest.json")
-    model = open_model(manifest)
-    if sys.argv[1:]:
-        classify(model, sys.argv[1:])
+    named = [argument for argument in sys.argv[1:] if argument != "--optimised"]
+    model = open_model(manifest, ahead=len(named) < len(sys.argv) - 1)
+    if named:
+        classify(model, named)
         return 0
     good = check_samples(model)
     print(f"one inference (batch {model.shape[0]}): {latency(model):.3f} ms median here")

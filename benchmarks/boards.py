@@ -37,6 +37,7 @@ def account(run: Path) -> dict[str, Any]:
         "closure_of_budget": search["closure"]["of_budget"],
         "closure_measurements": len(search["closure"]["steps"]),
         "table": {key: table[key] for key in ("median_error", "p90_error", "n", "cells", "networks")},
+        "optimised": result["artifact"].get("optimised"),
         "gates": {gate["name"]: gate["passed"] for gate in result["gates"]},
         "recover_epochs": result["recipe"]["recover"]["epochs"],
         "seconds": {stage["name"]: stage["seconds"] for stage in result["stages"]},

@@ -31,7 +31,7 @@ def command(target_name: str, device: str, install_emulator: bool) -> None:
         if target is not None and target.family != "arm":
             raise UsageError(f"{target.name} cannot be emulated.", "Only ARM targets can: edgeprune targets")
         board.install(lambda text: click.echo(text, err=True))
-    found = list(checks.host(target))
+    found = list(checks.host(target, device))
     missing = [check for check in found if check.state == "missing"]
     if target is not None and not missing:
         found.append(checks.device(target, device))

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
+import re
 import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from edgeprune.devices import board, emulator
+from edgeprune.devices import board, book, emulator
 from edgeprune.devices.connect import connect, transport
 from edgeprune.devices.connect import way as where
 from edgeprune.devices.link import AgentError
 from edgeprune.devices.roofline import LABEL
+from edgeprune.devices.ssh import parse
 from edgeprune.errors import EdgepruneError, MissingDependency
 from edgeprune.target import Target
 
@@ -36,21 +37,22 @@ class Check:
     remedy: str = ""
 
 
-def host(target: Target | None) -> Iterator[Check]:
-    """This machine."""
+def host(target: Target | None, address: str = "") -> Iterator[Check]:
+    """This machine. `address`: the target's device, where it is not the profile's own; a board needs no emulator."""
+    scheme = where(target, address).scheme if target is not None else ""
     yield Check("Python", "ok", sys.version.split()[0])
     for name in ("torch", "onnx", "onnxruntime"):
         yield _package(name, "missing", "pip install --upgrade edgeprune")
-    needed = target is not None and target.runtime == "openvino" and target.connection.transport == "local"
+    needed = target is not None and target.runtime == "openvino" and scheme == "local"
     yield _package("openvino", "missing" if needed else "optional", 'pip install "edgeprune[openvino]"')
     if target is None or target.family == "nvidia":
         yield _package("tensorrt-rtx", "optional", 'pip install "edgeprune[tensorrt-lint]"')
-    if target is None or target.connection.transport in ("ssh", "qemu-board", "model"):
+    if target is None or scheme in ("ssh", "qemu-board", "model"):
         ssh = shutil.which("ssh")
         state: Literal["missing", "optional"] = "optional" if target is None else "missing"
         yield Check("ssh", "ok", ssh) if ssh else Check("ssh", state, "no", "apt-get install openssh-client")
     if target is None or target.family == "arm":
-        yield from _emulation(target)
+        yield from _emulation(scheme.startswith("qemu"))
 
 
 def _package(name: str, otherwise: Literal["missing", "optional"], remedy: str) -> Check:
@@ -60,15 +62,12 @@ def _package(name: str, otherwise: Literal["missing", "optional"], remedy: str) 
         return Check(name, otherwise, "not installed", remedy)
 
 
-def _emulation(target: Target | None) -> Iterator[Check]:
-    needed: Literal["missing", "optional"] = (
-        "missing" if target is not None and target.connection.transport.startswith("qemu") else "optional"
-    )
+def _emulation(needed: bool) -> Iterator[Check]:
     for what, ready in (("ARM emulation", emulator.installed()), ("emulated ARM board", board.installed())):
         if ready:
             yield Check(what, "ok", f"ONNX Runtime {emulator.runtime_version()}, {emulator.folder()}")
         else:
-            yield Check(what, needed, "not set up", _why_not() or INSTALL)
+            yield Check(what, "missing" if needed else "optional", "not set up", _why_not() or INSTALL)
 
 
 def _why_not() -> str:
@@ -99,13 +98,15 @@ def device(target: Target, address: str) -> Check:
 
 
 def install_command(target: Target, address: str) -> str:
-    """What puts the runtime on a device, for its owner to copy."""
-    host = address.removeprefix("ssh://") or "HOST"
+    """What puts the runtime on a device, for its owner to copy; `address` as in --device, a written-down name too."""
+    host, port = parse(where(target, address).where)
+    login = f"ssh -p {port} {host}" if port else f"ssh {host}"
     if target.runtime == "tensorrt":
-        return f"ssh {host} sudo apt-get install -y nvidia-jetpack python3-numpy"
+        return f"{login} sudo apt-get install -y nvidia-jetpack python3-numpy"
     wanted = f"'{target.runtime}{target.requires}'"
+    name = address if address in book.read() else re.sub(r"[^\w-]", "-", host.split("@")[-1])
     return (
-        f'ssh {host} "python3 -m venv edgeprune && edgeprune/bin/pip install numpy {wanted}" && '
-        f"edgeprune devices add {host.split('@')[-1].split(':')[0].replace('.', '-')} ssh://{host} "
+        f'{login} "python3 -m venv edgeprune && edgeprune/bin/pip install numpy {wanted}" && '
+        f"edgeprune devices add {name} ssh://{host}{f':{port}' if port else ''} "
         f"--python edgeprune/bin/python --target {target.name}"
     )

@@ -68,7 +68,11 @@ class AgentDevice:
         self._received: list[str] = []  # keys of answers that the agent need not keep any longer
 
     def __enter__(self) -> AgentDevice:
-        self._connect()
+        try:
+            self._connect()
+        except BaseException:
+            self._transport.close()
+            raise
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -213,6 +217,9 @@ class AgentDevice:
             self._home = str(self._greeting["home"])
             self._check_runtime()
         except BaseException as error:
+            if isinstance(error, AgentError):  # no agent of the wrong runtime stays behind
+                with contextlib.suppress(DeviceError):
+                    link.tell({"op": "bye"})
             link.close()
             if isinstance(error, AgentError) and error.kind == "missing-runtime":
                 raise self._missing_runtime(error) from None
@@ -237,11 +244,9 @@ class AgentDevice:
         name = self._target.runtime
         if self._transport.name == "local":
             return MissingDependency(f"{name} is not installed.", f'pip install "edgeprune[{name}]"')
-        return AgentError(
-            "missing-runtime",
-            error.message,
-            f"edgeprune doctor {self._target.name} prints the command that installs it.",
-        )
+        there = f" --device ssh://{self._transport.where}" if self._transport.name == "ssh" else ""
+        remedy = f"This prints the command that installs it: edgeprune doctor {self._target.name}{there}"
+        return AgentError("missing-runtime", error.message, remedy)
 
     def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
         """One request; a broken link is taken up again where the agent outlives it, and artifacts are loaded again."""

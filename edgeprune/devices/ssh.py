@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import getpass
+import hashlib
 import os
 import re
 import shlex
@@ -71,7 +72,10 @@ class Ssh:
         archive, digest = agent()
         self._remote_agent = f"{FOLDER}/agents/{digest[:16]}.pyz"
         self._send_agent(archive, digest)
-        session = f"{self._claim()}-{digest[:8]}"
+        python = hashlib.sha256(
+            self._python.encode()
+        ).hexdigest()  # another interpreter must not meet the agent of this one
+        session = f"{self._claim()}-{digest[:8]}-{python[:4]}"
         arguments = [self._python, self._remote_agent, "attach", "--home", f"{FOLDER}/agent", "--session", session]
         return spawn([*self._ssh(), "exec " + shlex.join(arguments)], errors)
 
@@ -141,14 +145,16 @@ class Ssh:
         last = words.splitlines()[-1] if words else f"exit code {found.returncode}"
         remedy = "Free space on the device." if "No space left" in words else ""
         if found.returncode == 127:
-            remedy = f'Install Python there, or name the interpreter: python = "..." for {self.where}.'
+            remedy = (
+                f"Install Python there, or say where it is: edgeprune devices add NAME ssh://{self.where} --python PATH"
+            )
         raise DeviceError(f"{self.where}: {last}.", remedy)
 
     def _unreachable(self, words: str) -> DeviceUnreachable:
         last = words.splitlines()[-1] if words else "no reason given"
         remedy = next((text for part, text in REMEDIES.items() if part in words), "Try: ssh {host}")
         kind = DeviceUnreachable if "Permission denied" in words or "verification failed" in words else LinkLost
-        return kind(f"{self.where}: ssh cannot reach it ({last}).", remedy.format(host=self._host))
+        return kind(f"{self.where}: ssh cannot reach it ({last.rstrip('.')}).", remedy.format(host=self._host))
 
     def _claim(self) -> str:
         """A conversation that no other live process of this user on this machine has; the same one in the next run."""

@@ -123,6 +123,8 @@ def test_doctor_on_a_host_without_emulation(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(emulator, "installed", lambda: False)
     found = {check.what: check for check in checks.host(target.load("raspberry-pi-5"))}
     assert found["ARM emulation"].state == "missing"
+    found = {check.what: check for check in checks.host(target.load("raspberry-pi-5"), "ssh://pi5")}
+    assert found["ARM emulation"].state == found["emulated ARM board"].state == "optional"  # it has a board
     monkeypatch.setattr(emulator.platform, "machine", lambda: "riscv64")
     found = {check.what: check for check in checks.host(target.load("raspberry-pi-5"))}
     assert "not on riscv64" in found["ARM emulation"].remedy
@@ -133,3 +135,6 @@ def test_the_command_that_puts_a_runtime_on_a_device() -> None:
     assert command.startswith('ssh pi@10.0.0.7 "python3 -m venv edgeprune') and "onnxruntime>=1.20" in command
     assert "edgeprune devices add 10-0-0-7 ssh://pi@10.0.0.7 --python edgeprune/bin/python" in command
     assert "nvidia-jetpack" in checks.install_command(target.load("jetson-orin-nano"), "ssh://nano")
+    book.add("shed", book.Entry("ssh://pi@10.0.0.8:2222"))
+    command = checks.install_command(target.load("raspberry-pi-5"), "shed")
+    assert command.startswith("ssh -p 2222 pi@10.0.0.8 ") and "devices add shed ssh://pi@10.0.0.8:2222" in command

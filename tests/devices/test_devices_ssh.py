@@ -27,7 +27,7 @@ from edgeprune.devices import Artifact
 from edgeprune.devices.device import AgentDevice
 from edgeprune.devices.link import LinkLost
 from edgeprune.devices.ssh import Ssh, parse
-from edgeprune.errors import DeviceError, DeviceUnreachable, TargetError, UsageError
+from edgeprune.errors import DeviceError, DeviceUnreachable, JobFailed, TargetError, UsageError
 from edgeprune.target import Target
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
@@ -227,6 +227,22 @@ class TestOverSsh:
         (server.parent / "known").write_text("")
         with pytest.raises(DeviceUnreachable, match="confirm its key: ssh pi5"), devices.connect(pi5, "ssh://pi5"):
             pass
+
+    def test_a_runtime_that_was_missing_is_found_once_it_is_there(
+        self, server: Path, pi5: Target, tmp_path: Path
+    ) -> None:
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True)
+        bare = msgspec.structs.replace(pi5.connection, python=str(tmp_path / "bare/bin/python"))
+        without = msgspec.structs.replace(pi5, connection=bare)
+        with pytest.raises(JobFailed, match="not installed") as caught, devices.connect(without, "ssh://pi5"):
+            pass
+        assert caught.value.remedy.endswith(f"edgeprune doctor {pi5.name} --device ssh://pi5")
+        with devices.connect(pi5, "ssh://pi5") as device:  # the same board, the interpreter that has it
+            assert device.runtime_version
+        home = str(server / ".cache/edgeprune/agent")
+        _wait_until(
+            lambda: not any(home in _command(one) for one in Path("/proc").glob("[0-9]*")), "no agent stays behind"
+        )
 
     def test_no_such_interpreter_there(self, server: Path, ort: Target) -> None:
         there = msgspec.structs.replace(ort, connection=msgspec.structs.replace(ort.connection, python="python9"))

@@ -21,7 +21,7 @@ pi5 = target.load("raspberry-pi-5")
 @pytest.mark.device
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_board(artifact: Artifact, int8_artifact: Artifact) -> None:
+def test_the_board(artifact: Artifact, int8_artifact: Artifact, tmp_path: Path) -> None:
     if not board.installed():
         pytest.skip("no emulated board: edgeprune doctor raspberry-pi-5 --install-emulator")
     exact = dataclasses.replace(int8_artifact, options={"session.qdqisint8allowed": "1"})
@@ -35,6 +35,10 @@ def test_the_board(artifact: Artifact, int8_artifact: Artifact) -> None:
         first = device.measure([int8, fp32], counted)
         again = device.measure([int8, fp32], counted)
         kernels = device.profile(int8, runs=5)
+        (tmp_path / "ahead.onnx").write_bytes(device.optimised(int8))
+        done = {**exact.options, "graph_optimization_level": "disable"}
+        ahead = dataclasses.replace(exact, files={"ahead.onnx": tmp_path / "ahead.onnx"}, options=done)
+        (optimised,) = device.infer(device.load(ahead), images)
         with pytest.raises(MeasurementError, match="never a time"):
             device.measure([int8], target.Protocol(unit="ms"))
         device._transport._process.kill()  # type: ignore[attr-defined]
@@ -44,6 +48,7 @@ def test_the_board(artifact: Artifact, int8_artifact: Artifact) -> None:
         fingerprint = device.probe().fingerprint
     np.testing.assert_array_equal(here, there)
     np.testing.assert_array_equal(there, rebooted)
+    np.testing.assert_array_equal(there, optimised)
     assert fingerprint["cpus"] == ["cortex-a76"] and fingerprint["emulation"] == "qemu-board-icount"
     assert in_a_job.valid and in_a_job.minimum == pytest.approx(first[0].minimum, rel=0.01)
     for one, two in zip(first, again, strict=True):

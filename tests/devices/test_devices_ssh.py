@@ -23,11 +23,11 @@ import pytest
 import tinynets
 
 from edgeprune import devices
-from edgeprune.devices import Artifact
+from edgeprune.devices import Artifact, Timing
 from edgeprune.devices.device import AgentDevice
-from edgeprune.devices.link import LinkLost
+from edgeprune.devices.link import AgentError, LinkLost
 from edgeprune.devices.ssh import Ssh, parse
-from edgeprune.errors import DeviceError, DeviceUnreachable, JobFailed, TargetError, UsageError
+from edgeprune.errors import DeviceBusy, DeviceError, DeviceUnreachable, JobFailed, TargetError, UsageError
 from edgeprune.target import Target
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
@@ -218,6 +218,57 @@ class TestOverSsh:
         assert len(written) == 2 and written[0] == written[1]
         assert not list((server / ".cache/edgeprune/agent/outgoing").glob("*.npz"))
 
+    def test_two_hosts_at_once(
+        self, server: Path, pi5: Target, artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        slow = msgspec.structs.replace(pi5.protocol, min_seconds=2.0, rounds=2)
+        with devices.connect(pi5, "ssh://pi5") as one, devices.connect(pi5, "ssh://pi5") as other:
+            assert one.agent_pid != other.agent_pid
+            mine, theirs = one.load(artifact), other.load(artifact)
+            found: list[Timing] = []
+            job = threading.Thread(target=lambda: found.extend(one.measure([mine], slow)))
+            job.start()
+            lock = server / ".cache/edgeprune/agent/lock"
+            _wait_until(lambda: lock.is_file() and lock.read_text(), "the first host holds the device")
+            monkeypatch.setenv("EDGEPRUNE_LOCK_WAIT", "0.3")
+            with pytest.raises(DeviceBusy, match=f"held by .*process {os.getpid()}.* since"):
+                other.measure([theirs], pi5.protocol)
+            job.join()
+            assert len(found) == 1 and found[0].count > 0  # the first lost nothing
+            assert other.measure([theirs], pi5.protocol)[0].count == 10
+
+    def test_a_job_over_its_time_and_a_worker_that_dies(
+        self, server: Path, pi5: Target, artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        endless = msgspec.structs.replace(pi5.protocol, runs=10_000_000)
+        with devices.connect(pi5, "ssh://pi5") as device:
+            loaded = device.load(artifact)
+            monkeypatch.setenv("EDGEPRUNE_JOB_TIMEOUT", "1.5")
+            with pytest.raises(AgentError, match="longer than 2 s and was stopped"):
+                device.measure([loaded], endless)
+            monkeypatch.delenv("EDGEPRUNE_JOB_TIMEOUT")
+            device.measure([loaded], pi5.protocol)
+            threading.Timer(0.7, _signal_worker, [device.agent_pid, signal.SIGILL]).start()
+            with pytest.raises(AgentError, match="SIGILL") as caught:
+                device.measure([loaded], endless)
+            assert caught.value.kind == "illegal-instruction" and "another version" in caught.value.remedy
+            assert device.measure([loaded], pi5.protocol)[0].count == 10
+
+    def test_a_file_altered_there_is_sent_again(self, server: Path, pi5: Target, artifact: Artifact) -> None:
+        original = artifact.files["tiny.onnx"].read_bytes()
+        blob = server / ".cache/edgeprune/agent/blobs" / hashlib.sha256(original).hexdigest()
+        with devices.connect(pi5, "ssh://pi5") as device:
+            device.load(artifact)
+        blob.write_bytes(original[:-1] + b"!")
+        with devices.connect(pi5, "ssh://pi5") as device:
+            device.load(artifact)
+        assert blob.read_bytes() == original
+
+    def test_a_runtime_of_the_wrong_version(self, server: Path, pi5: Target) -> None:
+        newer = msgspec.structs.replace(pi5, requires=">=99")
+        with pytest.raises(AgentError, match=r"is installed, .* needs >=99"), devices.connect(newer, "ssh://pi5"):
+            pass
+
     def test_a_refused_key_says_what_to_do(self, server: Path, pi5: Target, tmp_path: Path) -> None:
         (server.parent / "user.pub").write_text("")
         with pytest.raises(DeviceUnreachable, match="ssh-copy-id pi5"), devices.connect(pi5, "ssh://pi5"):
@@ -293,6 +344,14 @@ def _cut_links(device: AgentDevice) -> None:
         if command.startswith("ssh") and control in command:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(process.name), signal.SIGKILL)
+
+
+def _signal_worker(supervisor: int, number: int) -> None:
+    """Send a signal to the process that holds the runtime."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, IndexError):
+            if int((process / "stat").read_text().rsplit(")", 1)[1].split()[1]) == supervisor:
+                os.kill(int(process.name), number)
 
 
 def _wait_until(condition: object, what: str, seconds: float = 20) -> None:

@@ -31,13 +31,14 @@ OPTIONS = ("-o", "BatchMode=yes", "-o", "ServerAliveCountMax=4")
 SILENCE_S = 60.0  # an agent says something every five seconds; a third of it unanswered, and ssh itself gives up
 FOLDER = ".cache/edgeprune"  # on the device, below the home folder
 PATIENCE_S = (1.0, 3.0, 10.0, 30.0)  # between attempts to reach a device again: a board needs half a minute to boot
-REMEDIES = {
+REMEDIES = {  # the first that ssh says; a changed host key is also one that failed
+    "REMOTE HOST IDENTIFICATION HAS CHANGED": "If the board was set up anew: ssh-keygen -R '{known}' && ssh {host}",
     "Permission denied": "Put your public key there: ssh-copy-id {host}",
     "Host key verification failed": "Log in once by hand and confirm its key: ssh {host}",
     "Could not resolve hostname": "Check the name, or add it to ~/.ssh/config.",
     "Connection refused": "Is the ssh server running there?",
     "timed out": "Is it switched on and connected?",
-    "REMOTE HOST IDENTIFICATION HAS CHANGED": "If the board was set up anew: ssh-keygen -R {host}",
+    "No route to host": "Is it switched on, and in the same network?",
 }
 
 
@@ -154,7 +155,10 @@ class Ssh:
         last = words.splitlines()[-1] if words else "no reason given"
         remedy = next((text for part, text in REMEDIES.items() if part in words), "Try: ssh {host}")
         kind = DeviceUnreachable if "Permission denied" in words or "verification failed" in words else LinkLost
-        return kind(f"{self.where}: ssh cannot reach it ({last.rstrip('.')}).", remedy.format(host=self._host))
+        name, port = self._host.rpartition("@")[2], self._port[-1] if self._port else ""
+        host = " ".join([*self._port, self._host])
+        remedy = remedy.format(host=host, known=f"[{name}]:{port}" if port else name)
+        return kind(f"{self.where}: ssh cannot reach it ({last.rstrip('.')}).", remedy)
 
     def _claim(self) -> str:
         """A conversation that no other live process of this user on this machine has; the same one in the next run."""

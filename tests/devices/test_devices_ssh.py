@@ -279,6 +279,12 @@ class TestOverSsh:
         with pytest.raises(DeviceUnreachable, match="confirm its key: ssh pi5"), devices.connect(pi5, "ssh://pi5"):
             pass
 
+    def test_a_changed_host_key_says_what_to_do(self, server: Path, pi5: Target) -> None:
+        address = (server.parent / "known").read_text().split()[0]
+        (server.parent / "known").write_text(f"{address} {(server.parent / 'user.pub').read_text()}")
+        with pytest.raises(DeviceUnreachable, match="ssh-keygen -R 'pi5' && ssh pi5"):
+            devices.connect(pi5, "ssh://pi5").__enter__()
+
     def test_a_runtime_that_was_missing_is_found_once_it_is_there(
         self, server: Path, pi5: Target, tmp_path: Path
     ) -> None:
@@ -318,6 +324,14 @@ def test_a_board_that_is_slow_to_answer(monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setenv("EDGEPRUNE_SILENCE", wrong)
         with pytest.raises(UsageError, match="no number of seconds"):
             Ssh("pi5")
+
+
+def test_remedies_can_be_copied() -> None:
+    changed = "WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!\nHost key verification failed."
+    there = Ssh("pi@10.0.0.7:2222")
+    assert "ssh-keygen -R '[10.0.0.7]:2222'" in there._unreachable(changed).remedy
+    assert there._unreachable("Permission denied (publickey).").remedy.endswith("ssh-copy-id -p 2222 pi@10.0.0.7")
+    assert Ssh("pi@10.0.0.7")._unreachable("x: No route to host").remedy.startswith("Is it switched on")
 
 
 def test_addresses() -> None:

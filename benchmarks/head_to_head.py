@@ -86,7 +86,7 @@ def compare(name: str, target_name: str, speedups: tuple[float, ...], options: a
     """All methods at all budgets of one network on one runtime."""
     from edgeprune import devices
     from edgeprune import target as targets
-    from edgeprune.graph import trace
+    from edgeprune.graph import Plan, trace
     from edgeprune.latency import Predictor, Table, maker
     from edgeprune.latency import options as grid
     from edgeprune.recover.repair import repair
@@ -132,6 +132,11 @@ def compare(name: str, target_name: str, speedups: tuple[float, ...], options: a
                 rows[key] = row
                 print(key, {k: v for k, v in row.items() if k != "widths"}, flush=True)
                 save(options.out, rows)
+            if options.again:
+                every = [f"{name}/{target_name}/{speedup}/{method}" for method in METHODS]
+                plans = {
+                    k: Plan.load(f) for k in every if k in rows and (f := plan_file(options.work / "plans", k)).exists()
+                }
             if plans and not options.no_measure:
                 ratios = measured_together(made, device, target, plans)
                 for key, ratio in ratios.items():
@@ -215,6 +220,7 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=10000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--closure", type=int, default=8, help="networks that closure may measure for one method")
+    parser.add_argument("--again", action="store_true", help="measure all kept plans of a column together once more")
     parser.add_argument("--no-measure", action="store_true", help="leave the interleaved measurement out")
     parser.add_argument("--out", type=Path, default=HERE / "head_to_head.json")
     options = parser.parse_args()

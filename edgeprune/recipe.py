@@ -68,6 +68,7 @@ class SearchSection(_Section, frozen=True):
     blocks: bool = True  # may whole residual blocks go?
     images: Count = 512  # for the loss curves
     rounds: Count = 3  # of interaction correction
+    trials: Annotated[int, Meta(ge=0)] = 8  # of random corrections near the best, evaluated
     time_limit: Annotated[float, Meta(gt=0)] = 60.0  # seconds for one solve
     seed: int = 0
 

@@ -126,6 +126,7 @@ def joint(context: Context, maker: Maker, folder: Path) -> Chosen:
         curves,
         judge=Stitcher(context.model, structure, images, options.seed),
         rounds=options.rounds,
+        trials=options.trials,
         blocks=options.blocks,
         max_bytes=limit,
         time_limit=options.time_limit,
@@ -141,7 +142,14 @@ def joint(context: Context, maker: Maker, folder: Path) -> Chosen:
 
     def solve(cost: Predictor, ms: float) -> Plan:
         return find(
-            structure, cost, ms, mended, blocks=options.blocks, max_bytes=limit, time_limit=options.time_limit
+            structure,
+            cost,
+            ms,
+            mended,
+            blocks=options.blocks and found.cuts != "widths",
+            widths=found.cuts != "blocks",
+            max_bytes=limit,
+            time_limit=options.time_limit,
         ).plan
 
     closed = latency.close(solve, table, context.device, maker, budget / predictor.dense)
@@ -176,7 +184,7 @@ def weights_limit(context: Context, maker: Maker) -> float:
 
 
 def corrected(curves: Curves, structure: Structure, factors: Mapping[str, float]) -> Curves:
-    """The curves with each stage scaled as the evaluated networks told."""
+    """The curves with each stage's blocks and widths scaled as the evaluated networks told."""
     stage = stages(structure)
 
     def scale(name: str) -> float:

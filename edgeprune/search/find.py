@@ -2,18 +2,23 @@
 
 Losses of single cuts do not add up: several cuts in one stage hurt more than their sum. After each answer every stage's
 share is measured on its own (only that stage cut, repaired) and its curves are scaled by measured / predicted. The
-answers themselves are evaluated whole, and the best *evaluated* one is kept, never merely the best predicted one.
+answers themselves are evaluated whole, and so are those of the program that may cut blocks alone, of the one that may
+cut widths alone, and of some whose factors are random ones near the best. The best *evaluated* one is kept, never the
+best predicted one.
 
 Source: LANA (arXiv 2107.10624) and SPDY (arXiv 2201.13096) correct additive surrogates by evaluating stitched networks.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 from edgeprune.errors import BudgetError
 from edgeprune.graph.structure import Structure
@@ -27,6 +32,9 @@ if TYPE_CHECKING:
     from edgeprune.graph import Plan
 
 Judge = Callable[["Plan"], Verdict]
+Cuts = Literal["both", "blocks", "widths"]
+SPREAD = 0.4  # of the logarithm of what a trial multiplies a factor with
+SIMPLER: tuple[Cuts, ...] = ("blocks", "widths")
 
 
 @dataclass(frozen=True)
@@ -37,8 +45,9 @@ class Round:
         predicted: loss by the (uncorrected) curves, in nats.
         loss, agreement: of the stitched network after repair.
         ms: predicted latency.
-        factors: stage -> what its curves were multiplied with when this answer was found.
+        factors: stage and kind of cut -> what its curves were multiplied with when this answer was found.
         removed: blocks left out.
+        cuts: what the program was free to cut.
     """
 
     predicted: float
@@ -47,6 +56,7 @@ class Round:
     ms: float
     factors: Mapping[str, float]
     removed: tuple[str, ...]
+    cuts: Cuts
 
 
 @dataclass(frozen=True)
@@ -67,8 +77,10 @@ class SearchResult:
     Attributes:
         plan: the network.
         predicted: its latency in ms by the table.
-        bound, gap: certificate of the program that gave it: no network within the budget has a smaller surrogate loss
-            than `bound`. The surrogate and the table are certified, not the accuracy.
+        bound, gap: certificate of the program that gave it: no network within the budget, of those that cut only what
+            it was free to cut, has a smaller surrogate loss than `bound`. The surrogate and the table are certified,
+            not the accuracy.
+        cuts: what that program was free to cut.
         surrogate: loss of the answer by that program.
         loss, agreement: of the repaired network on images that the repair did not see; NaN when nobody judged.
         rounds: every answer that was evaluated.
@@ -84,6 +96,7 @@ class SearchResult:
     surrogate: float
     loss: float
     agreement: float
+    cuts: Cuts
     rounds: tuple[Round, ...]
     front: tuple[Point, ...]
     widths: Mapping[str, int]
@@ -115,6 +128,7 @@ def find(
     *,
     judge: Judge | None = None,
     rounds: int = 3,
+    trials: int = 0,
     blocks: bool = True,
     widths: bool = True,
     max_bytes: float = float("inf"),
@@ -128,7 +142,9 @@ def find(
         cost: the latency predictor.
         curves: from `measure`.
         judge: evaluates a plan (`stitch.Stitcher`); without it the program's first answer is taken.
-        rounds: answers to evaluate; each costs one evaluation and one for each stage that is cut.
+        rounds: answers to evaluate; each costs one evaluation and one for each stage that is cut. Two more answers cut
+            blocks alone and widths alone.
+        trials: answers of factors near the best ones, evaluated too; one that is known already costs only its solve.
         blocks, widths: may blocks go, may groups be narrowed?
         max_bytes: of the INT8 weights.
         time_limit: seconds for one solve.
@@ -138,29 +154,50 @@ def find(
         BudgetError: the budget lies under the floor of the table, or `max_bytes` under the smallest network.
     """
     start = time.perf_counter()
-    program = formulate(structure, cost, curves, blocks=blocks, widths=widths, sizes=math.isfinite(max_bytes))
-    stage_of = stages(structure)
+
+    def formulated(cuts: Cuts) -> Program:
+        sizes = math.isfinite(max_bytes)
+        return formulate(structure, cost, curves, blocks=cuts != "widths", widths=cuts != "blocks", sizes=sizes)
+
+    free: Cuts = "both" if blocks and widths else "blocks" if blocks else "widths"
+    whole, stage_of = formulated(free), stages(structure)
     factors: dict[str, float] = {}
     done: list[tuple[Round, Solution, Plan]] = []
     seen: set[str] = set()
-    for k in range(max(1, rounds) if judge is not None else 1):
-        scaled = _scaled(program, stage_of, factors)
-        answer = solve(scaled, [budget], max_bytes=max_bytes, seconds=time_limit)[0]
-        plan = to_plan(structure, curves, answer.choice)
+
+    def evaluate(program: Program, cuts: Cuts) -> Choice | None:
+        """Solve with the present factors and judge the answer; None where it is known already."""
+        answer = solve(_scaled(program, stage_of, factors), [budget], max_bytes=max_bytes, seconds=time_limit)[0]
         key = repr((sorted(answer.choice.widths.items()), answer.choice.removed))
         if key in seen:
-            break
+            return None
         seen.add(key)
+        plan = to_plan(structure, curves, answer.choice)
         verdict = judge(plan) if judge is not None else Verdict(float("nan"), float("nan"))
-        predicted = program.totals(answer.choice).loss
-        item = Round(predicted, verdict.loss, verdict.agreement, answer.ms, dict(factors), tuple(answer.choice.removed))
+        predicted, removed = program.totals(answer.choice).loss, tuple(answer.choice.removed)
+        item = Round(predicted, verdict.loss, verdict.agreement, answer.ms, dict(factors), removed, cuts)
         done.append((item, answer, plan))
         if progress is not None:
             progress(item)
+        return answer.choice
+
+    for k in range(max(1, rounds) if judge is not None else 1):
+        choice = evaluate(whole, free)
+        if choice is None:
+            break
         if judge is not None and k + 1 < rounds:
-            factors = _corrected(structure, program, curves, answer.choice, stage_of, factors, judge)
+            factors = _corrected(structure, whole, curves, choice, stage_of, factors, judge)
+    if judge is not None and free == "both" and structure.blocks:
+        for cuts in SIMPLER:
+            with contextlib.suppress(BudgetError):
+                evaluate(formulated(cuts), cuts)
+    random = np.random.default_rng(0)
+    for _ in range(trials if judge is not None else 0):
+        best = min((item for item, _, _ in done), key=lambda item: item.loss)
+        factors = _perturbed(stage_of, best.factors, random)
+        evaluate(whole, free)
     best, answer, plan = min(done, key=lambda entry: entry[0].loss if judge is not None else entry[0].predicted)
-    points = _front(_scaled(program, stage_of, best.factors), front, max_bytes, time_limit)
+    points = _front(_scaled(whole, stage_of, best.factors), front, max_bytes, time_limit)
     return SearchResult(
         plan=plan,
         budget=budget,
@@ -170,6 +207,7 @@ def find(
         surrogate=answer.loss,
         loss=best.loss,
         agreement=best.agreement,
+        cuts=best.cuts,
         rounds=tuple(item for item, _, _ in done),
         front=points,
         widths=dict(answer.choice.widths),
@@ -203,10 +241,11 @@ def _corrected(
     dense = {group.name: group.widths[-1] for group in program.groups}
     home = {group.name: group.block for group in program.groups}
     result = dict(factors)
-    for stage in dict.fromkeys(stage_of.values()):
-        removed = tuple(name for name in choice.removed if stage_of[name] == stage)
+    for stage in dict.fromkeys(name.rpartition(" ")[0] for name in stage_of.values()):
+        kinds = (f"{stage} blocks", f"{stage} widths")
+        removed = tuple(name for name in choice.removed if stage_of[name] in kinds)
         chosen = {
-            name: (choice.widths.get(name, dense[name]) if stage_of[name] == stage else dense[name])
+            name: (choice.widths.get(name, dense[name]) if stage_of[name] in kinds else dense[name])
             for name in dense
             if home[name] not in removed or not home[name]
         }
@@ -217,8 +256,16 @@ def _corrected(
         if predicted <= 0:
             continue
         ratio = min(max(judge(to_plan(structure, curves, part)).loss / predicted, 0.1), 10.0)
-        result[stage] = (factors.get(stage, 1.0) * ratio) ** 0.5 if stage in factors else ratio
+        result |= {kind: (factors[kind] * ratio) ** 0.5 if kind in factors else ratio for kind in kinds}
     return result
+
+
+def _perturbed(
+    stage_of: Mapping[str, str], factors: Mapping[str, float], random: np.random.Generator
+) -> dict[str, float]:
+    """Every factor times a random one; a stage's blocks and its widths apart."""
+    kinds = dict.fromkeys(stage_of.values())
+    return {kind: factors.get(kind, 1.0) * float(np.exp(random.normal(0, SPREAD))) for kind in kinds}
 
 
 def _front(program: Program, budgets: Sequence[float], max_bytes: float, time_limit: float) -> tuple[Point, ...]:

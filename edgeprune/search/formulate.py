@@ -72,12 +72,14 @@ def to_plan(structure: Structure, curves: Curves, choice: Choice) -> Plan:
 
 
 def stages(structure: Structure) -> dict[str, str]:
-    """Group or block -> its stage: where in the network its first layer works, by output size ("32x32")."""
+    """Group or block -> its kind of cut: by the output size of its first layer ("32x32 widths", "32x32 blocks")."""
     size = {layer.name: "x".join(map(str, layer.output_size)) for layer in structure.layers}
-    named = {
-        group.name: next((size[name] for name in group.producers if name in size), "") for group in structure.groups
+    kinds = {group.name: (group.producers, "widths") for group in structure.groups}
+    kinds |= {block.module: (tuple(block.layers), "blocks") for block in structure.blocks}
+    return {
+        name: f"{next((size[layer] for layer in layers if layer in size), '')} {kind}"
+        for name, (layers, kind) in kinds.items()
     }
-    return named | {b.module: next((size[name] for name in b.layers if name in size), "") for b in structure.blocks}
 
 
 def _kernels(layer: Layer, cost: Cost, widths: Mapping[str, Sequence[int]], block: str, sizes: bool) -> list[Kernel]:

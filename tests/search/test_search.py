@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -202,6 +203,40 @@ def test_the_best_evaluated_network_is_kept(net: Net, structure: Structure, curv
     assert [point.budget for point in result.front] == [0.7 * budget, 0.9 * budget]
     assert json.loads(json.dumps(result.to_dict()))["rounds"][0]["loss"] == 9.0
     assert isinstance(result, SearchResult)
+
+
+@pytest.mark.parametrize("cuts", ["blocks", "widths"])
+def test_blocks_alone_and_widths_alone_are_evaluated_too(structure: Structure, curves: Curves, cuts: str) -> None:
+    dense = {group.name: group.size for group in structure.groups}
+    budget = 0.7 * formulate(structure, Steps(), curves).totals(formulate(structure, Steps(), curves).dense()).ms
+
+    def judge(plan: edgeprune.Plan) -> Verdict:
+        narrowed = any(len(units) < dense[name] for name, units in plan.kept.items())
+        wanted = (bool(plan.removed), narrowed) == (cuts == "blocks", cuts == "widths")
+        return Verdict(1.0 if wanted else 2.0, 0.5)
+
+    result = find(structure, Steps(), budget, curves, judge=judge)
+    assert result.loss == 1.0 and result.predicted <= budget, [(item.cuts, item.removed) for item in result.rounds]
+    assert bool(result.plan.removed) == (cuts == "blocks")
+
+
+def test_trials_are_evaluated_and_never_make_it_worse(structure: Structure, curves: Curves) -> None:
+    close = {  # so that a small change of a factor changes the answer
+        name: tuple((1 - width / max(widths)) ** 2 for width in widths) for name, widths in curves.widths.items()
+    }
+    curves = replace(curves, losses=close, blocks=dict.fromkeys(curves.blocks, 0.36))
+    program = formulate(structure, Steps(), curves)
+    budget = 0.5 * program.totals(program.dense()).ms
+
+    def judge(plan: edgeprune.Plan) -> Verdict:
+        return Verdict(1.0 + abs(sum(map(len, plan.kept.values())) - 60) + len(plan.removed), 0.5)
+
+    few = find(structure, Steps(), budget, curves, judge=judge, rounds=1)
+    more = find(structure, Steps(), budget, curves, judge=judge, rounds=1, trials=12)
+    again = find(structure, Steps(), budget, curves, judge=judge, rounds=1, trials=12)
+    assert len(more.rounds) > len(few.rounds) and more.loss <= few.loss
+    assert all(item.ms <= budget for item in more.rounds)
+    assert again.widths == more.widths and again.plan.removed == more.plan.removed  # seeded
 
 
 def test_a_stitched_network_is_judged_after_its_repair(net: Net, structure: Structure, curves: Curves) -> None:

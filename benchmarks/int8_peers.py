@@ -7,6 +7,7 @@ they pin versions that do not go together.
 from __future__ import annotations
 
 import importlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +61,10 @@ def nncf(model: Path, images: Images, out: Path) -> None:
 
 
 def modelopt(model: Path, images: Images, maker: str, out: Path, kind: str) -> None:
-    """INT8 with one of its two methods; `kind`, "fp32" or "fp16", around it."""
+    """INT8 with one of its two methods; `kind`, "fp32" or "fp16", around it; on a copy, as it rewrites its input."""
+    own = Path(shutil.copy(model, out.with_suffix(".input.onnx")))
     importlib.import_module("modelopt.onnx.quantization").quantize(
-        str(model),
+        str(own),
         calibration_data={"input": images},
         calibration_method=MODELOPT[maker],
         calibration_eps=["cpu"],
@@ -70,3 +72,4 @@ def modelopt(model: Path, images: Images, maker: str, out: Path, kind: str) -> N
         output_path=str(out),
         log_level="ERROR",
     )
+    own.unlink()

@@ -1,11 +1,13 @@
-"""What runs on emulated boards came to, side by side: figures, closure, and how far the chosen networks differ.
+"""What runs without a device at hand came to, side by side: figures, closure, and how far the chosen networks differ.
 
     edgeprune raspberry-pi-4 run examples/cifar10/recipe.toml
     edgeprune raspberry-pi-5 run examples/cifar10/recipe.toml
+    edgeprune jetson-orin-nano run examples/cifar10/jetson.toml
     python benchmarks/boards.py runs/resnet56-cifar10-raspberry-pi-4 runs/resnet56-cifar10-raspberry-pi-5
+    python benchmarks/boards.py runs/resnet56-cifar10-jetson-orin-nano --out benchmarks/results/jetson.json
 
-Reads each run's result.json, search.json and plan.json; measures nothing itself. Latencies are executed instructions,
-never times.
+Reads each run's result.json, search.json and plan.json; measures nothing itself. Latencies are in the run's own unit:
+on emulated boards executed instructions, never times; for a Jetson milliseconds of a model that nobody measured.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-NETWORKS = ("dense_fp32", "dense_int8", "pruned_fp32", "pruned_int8")
+NETWORKS = ("dense_fp32", "dense_int8", "pruned_fp32", "pruned_int8", "pruned_int8_b")  # the last: flavour B
 
 
 def account(run: Path) -> dict[str, Any]:
@@ -28,16 +30,18 @@ def account(run: Path) -> dict[str, Any]:
     return {
         "target": result["target"],
         "device": {
-            key: result["device"][key] for key in ("cpus", "features", "kernel", "emulation", "runtime_version")
+            key: result["device"].get(key) for key in ("cpus", "features", "kernel", "emulation", "runtime_version")
         },
         "verdict": result["verdict"],
-        "networks": {name: _network(result[name]) for name in NETWORKS},
+        "unit": result["unit"],
+        "networks": {name: _network(result[name], result["unit"]) for name in NETWORKS if name in result},
         "speedup_vs_dense_int8": result["speedup_vs_dense_int8"],
         "drop_points": -result["difference"]["points"],
         "closure_of_budget": search["closure"]["of_budget"],
         "closure_measurements": len(search["closure"]["steps"]),
         "table": {key: table[key] for key in ("median_error", "p90_error", "n", "cells", "networks")},
         "optimised": result["artifact"].get("optimised"),
+        "flavours": result["quantize"].get("flavours"),
         "gates": {gate["name"]: gate["passed"] for gate in result["gates"]},
         "recover_epochs": result["recipe"]["recover"]["epochs"],
         "seconds": {stage["name"]: stage["seconds"] for stage in result["stages"]},
@@ -46,10 +50,10 @@ def account(run: Path) -> dict[str, Any]:
     }
 
 
-def _network(figures: Mapping[str, Any]) -> dict[str, Any]:
-    latency = figures["latency_instructions"]
+def _network(figures: Mapping[str, Any], unit: str) -> dict[str, Any]:
+    latency = figures[f"latency_{unit.replace(' ', '_')}"]
     kept = {key: figures[key] for key in ("accuracy", "correct", "images", "bytes")}
-    return {**kept, "instructions": latency["median"], "spread": latency["spread"], "emulated": figures["emulated"]}
+    return {**kept, unit: latency["median"], "spread": latency["spread"], "emulated": figures.get("emulated")}
 
 
 def differ(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,7 +77,8 @@ def main() -> None:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     for run in runs:
-        int8, images = run["networks"]["pruned_int8"], run["networks"]["pruned_int8"]["emulated"]["images"]
+        int8 = run["networks"]["pruned_int8"]
+        images = (int8["emulated"] or {"images": 0})["images"]
         print(
             f"{run['target']}: {run['verdict']}, {run['speedup_vs_dense_int8']:.3f}x, top-1 {int8['accuracy']:.2%} "
             f"({images} of {int8['images']} images on the true runtime), {len(run['removed'])} blocks removed"

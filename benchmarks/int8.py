@@ -14,8 +14,9 @@ keeps what it made and goes on where it stopped:
     python benchmarks/int8.py compiler DIR    # TensorRT-RTX: which convolutions became INT8 kernels
     python benchmarks/int8.py table DIR       # figures into benchmarks/int8.json, tables into docs/int8.md
 
-ARM64 figures are x86 with session.qdqisint8allowed, which computes the same bits. TensorRT figures are ONNX Runtime
-without optimisation on the very graph that is shipped. No test image took part in a choice of settings.
+ARM64 figures are x86 with session.qdqisint8allowed, which computes the same bits but for QLinearAdd near ties. TensorRT
+figures are ONNX Runtime without optimisation on the very graph that is shipped. No test image took part in a choice of
+settings.
 """
 
 from __future__ import annotations
@@ -273,7 +274,7 @@ def on_device(case: Case, runtime: str, maker: str, images: NDArray[Any]) -> NDA
 
 
 def in_process(case: Case, runtime: str, maker: str, images: NDArray[Any]) -> NDArray[np.float32]:
-    """Outputs where x86 stands in: ARM64 with the flag that makes the bits equal, TensorRT without optimisation."""
+    """Outputs where x86 stands in: ARM64 with the flag that makes the kernels equal, TensorRT without optimisation."""
     ort = importlib.import_module("onnxruntime")
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3

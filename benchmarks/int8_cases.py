@@ -259,7 +259,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--photos", type=Path, required=True)
     parser.add_argument("--wheels", type=Path, default=ROOT / ".cache" / "wheels")
-    parser.add_argument("--minutes", type=float, default=10, help="of one core, to train the one network that needs it")
+    parser.add_argument("--minutes", type=float, default=17, help="of one core, to train the one network that needs it")
     parser.add_argument("--only", nargs="+")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)

@@ -73,9 +73,8 @@ class Ssh:
         archive, digest = agent()
         self._remote_agent = f"{FOLDER}/agents/{digest[:16]}.pyz"
         self._send_agent(archive, digest)
-        python = hashlib.sha256(
-            self._python.encode()
-        ).hexdigest()  # another interpreter must not meet the agent of this one
+        # Another interpreter must not meet the agent of this one.
+        python = hashlib.sha256(self._python.encode()).hexdigest()
         session = f"{self._claim()}-{digest[:8]}-{python[:4]}"
         arguments = [self._python, self._remote_agent, "attach", "--home", f"{FOLDER}/agent", "--session", session]
         return spawn([*self._ssh(), "exec " + shlex.join(arguments)], errors)

@@ -127,6 +127,7 @@ def joint(context: Context, maker: Maker, folder: Path) -> Chosen:
         judge=Stitcher(context.model, structure, images, options.seed),
         rounds=options.rounds,
         trials=options.trials,
+        seed=options.seed,
         blocks=options.blocks,
         max_bytes=limit,
         time_limit=options.time_limit,

@@ -129,6 +129,7 @@ def find(
     judge: Judge | None = None,
     rounds: int = 3,
     trials: int = 0,
+    seed: int = 0,
     blocks: bool = True,
     widths: bool = True,
     max_bytes: float = float("inf"),
@@ -145,6 +146,7 @@ def find(
         rounds: answers to evaluate; each costs one evaluation and one for each stage that is cut. Two more answers cut
             blocks alone and widths alone.
         trials: answers of factors near the best ones, evaluated too; one that is known already costs only its solve.
+        seed: of the trials.
         blocks, widths: may blocks go, may groups be narrowed?
         max_bytes: of the INT8 weights.
         time_limit: seconds for one solve.
@@ -191,7 +193,7 @@ def find(
         for cuts in SIMPLER:
             with contextlib.suppress(BudgetError):
                 evaluate(formulated(cuts), cuts)
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     for _ in range(trials if judge is not None else 0):
         best = min((item for item, _, _ in done), key=lambda item: item.loss)
         factors = _perturbed(stage_of, best.factors, random)

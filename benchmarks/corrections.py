@@ -1,0 +1,59 @@
+"""What interaction correction and trials win: the loss of every answer that the search evaluates, at equal latency.
+
+    python benchmarks/corrections.py --data cifar10.npz --tables DIR [--trials 24]
+
+ResNet-56 on both runtimes of this machine, from the tables that benchmarks/prediction.py left in --tables; nothing is
+measured and nothing trained, so this may run on a busy machine. Loss is the softened KL to the dense network after
+repair, on images that the repair did not see (256 training images, half of them judge). Writes
+benchmarks/results/corrections.json: for each runtime and speed-up the answers in the order of their evaluation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from head_to_head import HERE, load, save, splits
+
+from edgeprune import devices
+from edgeprune import target as targets
+from edgeprune.graph import trace
+from edgeprune.latency import Predictor, Table, maker
+from edgeprune.latency import options as grid
+from edgeprune.search import Stitcher, find, measure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--tables", type=Path, required=True)
+    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--trials", type=int, default=24)
+    parser.add_argument("--speedups", type=float, nargs="+", default=[1.5, 2.0, 3.0])
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "corrections.json")
+    options = parser.parse_args()
+    model, (images, *_) = load("resnet56", None), splits(options.data, options.images, 1)
+    structure, judge = trace(model, images[:1]), Stitcher(model, trace(model, images[:1]), images)
+    rows: dict[str, Any] = json.loads(options.out.read_text("utf-8")) if options.out.exists() else {}
+    for name in ("intel-cpu", "x86-onnxruntime"):
+        target = targets.load(name)
+        with tempfile.TemporaryDirectory() as folder, devices.connect(target) as device:
+            made = maker(model, structure, images[:1], target, Path(folder))
+            table = Table.load(options.tables / f"resnet56.{name}.jsonl", device.probe().fingerprint)
+        predictor = Predictor(table, structure, made.network)
+        curves = measure(model, structure, images, grid(structure, target.channels))
+        for speedup in options.speedups:
+            if (key := f"{name}/{speedup:g}") in rows:
+                continue
+            budget = predictor.dense / speedup
+            found = find(structure, predictor, budget, curves, judge=judge, trials=options.trials)
+            rows[key] = [{"cuts": item.cuts, "loss": item.loss, "removed": len(item.removed)} for item in found.rounds]
+            save(options.out, rows)
+            print(key, rows[key], flush=True)
+
+
+if __name__ == "__main__":
+    main()

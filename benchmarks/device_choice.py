@@ -127,11 +127,12 @@ class Bench:
 
     def program(self, name: str, predictor: Any, factors: Mapping[str, float]) -> Any:
         """The target's program, its loss curves scaled by `factors`."""
-        from edgeprune.pipeline.choose import corrected
         from edgeprune.search import formulate
+        from edgeprune.search.formulate import stages
 
-        curves = corrected(dataclasses.replace(self.curves, allowed=self.grid(name)), self.structure, factors)
-        return formulate(self.structure, predictor, curves)
+        curves = dataclasses.replace(self.curves, allowed=self.grid(name))
+        times = {name: factors.get(kind, 1.0) for name, kind in stages(self.structure).items()}
+        return formulate(self.structure, predictor, curves, factors=times)
 
     def fastest(self, name: str, predictor: Any, level: Mapping[str, Any]) -> Any:
         """The network that is predicted to be fastest of those that lose no more than the level, by bisection."""

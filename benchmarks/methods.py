@@ -41,9 +41,8 @@ class Bench:
 
 
 def ours(bench: Bench, ms: float, **options: bool) -> Any:
-    """The joint search, or half of it. Curves are corrected by evaluated networks in the first round of closure."""
-    from edgeprune.pipeline.choose import corrected
-    from edgeprune.search import find
+    """The joint search, or half of it; later rounds of closure solve and evaluate its best programs again."""
+    from edgeprune.search import Again, find
 
     key = f"ours {sorted(options.items())}"
     if key not in bench.memory:
@@ -51,9 +50,8 @@ def ours(bench: Bench, ms: float, **options: bool) -> Any:
             bench.structure, bench.predictor, ms, bench.curves, judge=bench.judge, rounds=bench.rounds,
             trials=TRIALS, **options
         )  # fmt: skip
-        factors = min(found.rounds, key=lambda item: item.loss).factors
-        bench.memory[key] = corrected(bench.curves, bench.structure, factors)
-    return find(bench.structure, bench.predictor, ms, bench.memory[key], **options).plan
+        bench.memory[key] = Again(bench.structure, bench.curves, found, bench.judge)
+    return bench.memory[key](bench.predictor, ms)
 
 
 def uniform(bench: Bench, ms: float) -> Any:

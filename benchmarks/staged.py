@@ -28,12 +28,11 @@ from edgeprune.graph import Plan, trace
 from edgeprune.latency import Predictor, Table, close, maker, quick
 from edgeprune.latency import options as grid
 from edgeprune.latency.variants import DENSE
-from edgeprune.pipeline.choose import corrected
 from edgeprune.recipe import RecoverSection
 from edgeprune.recover.batches import evaluate
 from edgeprune.recover.repair import repair
 from edgeprune.recover.train import train
-from edgeprune.search import Stitcher, find, measure
+from edgeprune.search import Again, Stitcher, find, measure
 
 
 def search(
@@ -46,13 +45,10 @@ def search(
         table = quick(table, device, made).table
     predictor = Predictor(table, structure, made.network)
     curves = measure(model, structure, images, grid(structure, target.channels))
-    found = find(
-        structure, predictor, ratio * predictor.dense, curves, judge=Stitcher(model, structure, images), rounds=2
-    )
-    mended = corrected(curves, structure, min(found.rounds, key=lambda item: item.loss).factors)
-    closed = close(
-        lambda cost, ms: find(structure, cost, ms, mended).plan, table, device, made, ratio, rounds=6
-    )  # fmt: skip
+    judge = Stitcher(model, structure, images)
+    found = find(structure, predictor, ratio * predictor.dense, curves, judge=judge, rounds=2)
+    again = Again(structure, curves, found, judge)
+    closed = close(again, table, device, made, ratio, rounds=6, loss=again.loss)
     assert isinstance(closed.answer, Plan)
     return closed.answer, structure, closed.table, closed.ratio
 

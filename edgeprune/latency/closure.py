@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from edgeprune.devices.types import Device
 from edgeprune.errors import BudgetError
@@ -83,6 +84,7 @@ def close(
     rounds: int = 10,
     refits: int = 3,
     effort: Effort | None = None,
+    loss: Callable[[Any], float] | None = None,
     keep: Callable[[Table], None] | None = None,
     progress: Callable[[Step], None] | None = None,
 ) -> Closure:
@@ -100,6 +102,7 @@ def close(
         aim: the share of the budget that is aimed at; the margin covers the noise of the measurement.
         low, good: share of the budget that is acceptable, and that ends the search at once. Defaults: MARGINS.
         rounds: at most so many networks are measured.
+        loss: of an answer; of the networks within the budget the one of least loss is taken, without it the slowest.
 
     Raises:
         BudgetError: no network measured within the budget was found.
@@ -112,7 +115,7 @@ def close(
     predictor = Predictor(table, maker.structure, maker.network)
     steps: list[Step] = []
     tried: dict[str, Step] = {}
-    best: tuple[Step, Variant | PlanLike] | None = None
+    best: tuple[float, Step, Variant | PlanLike] | None = None
     enclosed = Enclosed(aim * budget)
     asked = aim * budget
     for index in range(rounds):
@@ -132,8 +135,10 @@ def close(
                 keep(table)
             if progress:
                 progress(step)
-        if step.measured <= budget and (best is None or step.measured > best[0].measured):
-            best = (step, answer)
+        if step.measured <= budget:
+            rank = -step.measured if loss is None else loss(answer)
+            if best is None or rank < best[0]:
+                best = (rank, step, answer)
         if step.confirmed and good * budget <= step.measured <= budget:
             break
         if index < refits:
@@ -148,7 +153,7 @@ def close(
             f"the budget is {budget:.3f}.",
             "Ask for less speed-up, or let blocks go: [search] blocks = true.",
         )
-    step, answer = best
+    _, step, answer = best
     of_budget = step.measured / budget
     return Closure(
         answer, step.variant, step.measured, budget, of_budget, of_budget >= low, tuple(steps), table, predictor

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,16 @@ import torch
 from edgeprune import latency, validate
 from edgeprune.devices import Loaded
 from edgeprune.errors import BudgetError
-from edgeprune.graph import Plan, Structure
+from edgeprune.graph import Plan
 from edgeprune.latency import Maker, Predictor, Table, Variant
 from edgeprune.latency.variants import DENSE
 from edgeprune.pipeline.context import Context
 from edgeprune.pipeline.feasible import load_variant, variant_maker
 from edgeprune.pipeline.rundir import write_json
 from edgeprune.report import write_profile
-from edgeprune.search.curves import Curves, measure
+from edgeprune.search.again import Again
+from edgeprune.search.curves import measure
 from edgeprune.search.find import find
-from edgeprune.search.formulate import stages
 from edgeprune.search.stitch import Stitcher
 
 FRACTIONS = tuple(step / 20 for step in range(1, 20))
@@ -119,12 +118,13 @@ def joint(context: Context, maker: Maker, folder: Path) -> Chosen:
         progress=lambda done, total: report(done, total, "loss curves"),
     )
     budget = validate.deadline(predictor.dense, context.recipe.budget, predictor.unit)
+    judge = Stitcher(context.model, structure, images, options.seed)
     found = find(
         structure,
         predictor,
         AIM * budget,
         curves,
-        judge=Stitcher(context.model, structure, images, options.seed),
+        judge=judge,
         rounds=options.rounds,
         trials=options.trials,
         seed=options.seed,
@@ -138,34 +138,25 @@ def joint(context: Context, maker: Maker, folder: Path) -> Chosen:
         f"{len(found.plan.removed)} blocks and {sum(found.widths.values())} units stay or go by a program solved to "
         f"{found.gap:.2%}; KL to the dense network {found.loss:.3f}, agreement {found.agreement:.1%}",
     )
-    factors = min(found.rounds, key=lambda item: item.loss).factors
-    mended = corrected(curves, structure, factors)
-
-    def solve(cost: Predictor, ms: float) -> Plan:
-        return find(
-            structure,
-            cost,
-            ms,
-            mended,
-            blocks=options.blocks and found.cuts != "widths",
-            widths=found.cuts != "blocks",
-            max_bytes=limit,
-            time_limit=options.time_limit,
-        ).plan
-
-    closed = latency.close(solve, table, context.device, maker, budget / predictor.dense)
+    again = Again(structure, curves, found, judge, max_bytes=limit, time_limit=options.time_limit)
+    closed = latency.close(again, table, context.device, maker, budget / predictor.dense, loss=again.loss)
     assert isinstance(closed.answer, Plan)
-    context.say("search", f"closed in {len(closed.steps)} measurements: {closed.of_budget:.1%} of the budget")
+    context.say(
+        "search",
+        f"closed in {len(closed.steps)} measurements: {closed.of_budget:.1%} of the budget; "
+        f"KL {again.loss(closed.answer):.3f}",
+    )
     closed.table.save(folder / TABLE)
     steps = [
         {"asked": step.asked, "predicted": step.predicted, "measured": step.measured, "spread": step.spread}
         for step in closed.steps
     ]
+    closure = {"of_budget": closed.of_budget, "loss": again.loss(closed.answer), "steps": steps}
     answer = {
         "widths": {name: len(kept) for name, kept in closed.answer.kept.items()},
         "removed": list(closed.answer.removed),
     }
-    details = {**found.to_dict(), **answer, "closure": {"of_budget": closed.of_budget, "steps": steps}}
+    details = {**found.to_dict(), **answer, "closure": closure}
     return Chosen(closed.answer, "joint", closed.ratio, closed.budget, details)
 
 
@@ -182,17 +173,6 @@ def weights_limit(context: Context, maker: Maker) -> float:
             "Allow more.",
         )
     return limit - rest
-
-
-def corrected(curves: Curves, structure: Structure, factors: Mapping[str, float]) -> Curves:
-    """The curves with each stage's blocks and widths scaled as the evaluated networks told."""
-    stage = stages(structure)
-
-    def scale(name: str) -> float:
-        return factors.get(stage.get(name, ""), 1.0)
-
-    losses = {name: tuple(scale(name) * value for value in values) for name, values in curves.losses.items()}
-    return replace(curves, losses=losses, blocks={name: scale(name) * value for name, value in curves.blocks.items()})
 
 
 def uniform(context: Context, maker: Maker, folder: Path) -> Chosen:

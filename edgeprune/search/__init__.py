@@ -10,6 +10,7 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from edgeprune.search.again import Again as Again
 from edgeprune.search.curves import Curves as Curves
 from edgeprune.search.curves import measure as measure
 from edgeprune.search.find import SearchResult as SearchResult

@@ -132,6 +132,7 @@ def find(
     seed: int = 0,
     blocks: bool = True,
     widths: bool = True,
+    factors: Mapping[str, float] | None = None,
     max_bytes: float = float("inf"),
     time_limit: float = 60.0,
     front: Sequence[float] = (),
@@ -148,6 +149,7 @@ def find(
         trials: answers of factors near the best ones, evaluated too; one that is known already costs only its solve.
         seed: of the trials.
         blocks, widths: may blocks go, may groups be narrowed?
+        factors: stage and kind of cut -> what its curves are multiplied with at first; 1 where not named.
         max_bytes: of the INT8 weights.
         time_limit: seconds for one solve.
         front: further budgets whose answers are reported.
@@ -163,13 +165,13 @@ def find(
 
     free: Cuts = "both" if blocks and widths else "blocks" if blocks else "widths"
     whole, stage_of = formulated(free), stages(structure)
-    factors: dict[str, float] = {}
+    present: dict[str, float] = dict(factors or {})
     done: list[tuple[Round, Solution, Plan]] = []
     seen: set[str] = set()
 
     def evaluate(program: Program, cuts: Cuts) -> Choice | None:
         """Solve with the present factors and judge the answer; None where it is known already."""
-        answer = solve(_scaled(program, stage_of, factors), [budget], max_bytes=max_bytes, seconds=time_limit)[0]
+        answer = solve(_scaled(program, stage_of, present), [budget], max_bytes=max_bytes, seconds=time_limit)[0]
         key = repr((sorted(answer.choice.widths.items()), answer.choice.removed))
         if key in seen:
             return None
@@ -177,7 +179,7 @@ def find(
         plan = to_plan(structure, curves, answer.choice)
         verdict = judge(plan) if judge is not None else Verdict(float("nan"), float("nan"))
         predicted, removed = program.totals(answer.choice).loss, tuple(answer.choice.removed)
-        item = Round(predicted, verdict.loss, verdict.agreement, answer.ms, dict(factors), removed, cuts)
+        item = Round(predicted, verdict.loss, verdict.agreement, answer.ms, dict(present), removed, cuts)
         done.append((item, answer, plan))
         if progress is not None:
             progress(item)
@@ -188,7 +190,7 @@ def find(
         if choice is None:
             break
         if judge is not None and k + 1 < rounds:
-            factors = _corrected(structure, whole, curves, choice, stage_of, factors, judge)
+            present = _corrected(structure, whole, curves, choice, stage_of, present, judge)
     if judge is not None and free == "both" and structure.blocks:
         for cuts in SIMPLER:
             with contextlib.suppress(BudgetError):
@@ -196,7 +198,7 @@ def find(
     random = np.random.default_rng(seed)
     for _ in range(trials if judge is not None else 0):
         best = min((item for item, _, _ in done), key=lambda item: item.loss)
-        factors = _perturbed(stage_of, best.factors, random)
+        present = _perturbed(stage_of, best.factors, random)
         evaluate(whole, free)
     best, answer, plan = min(done, key=lambda entry: entry[0].loss if judge is not None else entry[0].predicted)
     points = _front(_scaled(whole, stage_of, best.factors), front, max_bytes, time_limit)

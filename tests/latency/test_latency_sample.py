@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -298,3 +299,20 @@ def test_smooth_growth_has_no_step() -> None:
     widths = tuple(range(16, 49))
     assert find_step(widths, tuple(1.0 + 0.1 * w for w in widths)) == 1
     assert find_step(widths, tuple(1.0 + 0.1 * (-(-w // 16) * 16) for w in widths)) == 16
+
+
+def test_of_the_networks_within_the_budget_the_one_of_least_loss_is_taken(noisy_table: tuple[Maker, Table]) -> None:
+    made, table = noisy_table
+    narrow, wide = Variant({"first.conv1": 8}), Variant({"first.conv1": 16})
+    answers = iter([narrow, wide] * 3)
+
+    def closed(loss: Callable[[Variant], float] | None) -> Variant:
+        nonlocal answers
+        answers = iter([narrow, wide] * 3)
+        return close(
+            lambda predictor, latency: next(answers), table, SimulatedDevice(), made, 1.5, effort=EFFORT, rounds=4,
+            loss=loss,
+        ).variant  # fmt: skip
+
+    assert closed(None) == closed(lambda variant: -sum(variant.widths.values())) == wide
+    assert closed(lambda variant: sum(variant.widths.values())) == narrow

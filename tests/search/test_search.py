@@ -15,8 +15,9 @@ import edgeprune
 from edgeprune.errors import BudgetError
 from edgeprune.graph import Structure
 from edgeprune.latency.variants import options
-from edgeprune.search import Curves, SearchResult, Stitcher, find, formulate, measure, to_plan
+from edgeprune.search import Again, Curves, SearchResult, Stitcher, find, formulate, measure, to_plan
 from edgeprune.search.curves import isotonic, spread
+from edgeprune.search.program import Choice
 from edgeprune.search.stitch import Verdict
 from edgeprune.target import Channels
 
@@ -261,3 +262,28 @@ def test_pieces() -> None:
     assert spread([8]) == (8,)
     assert spread([8, 16]) == (8, 16)
     assert len(spread(list(range(8, 520, 8)))) == 5 and spread(list(range(8, 520, 8)))[0] == 8
+
+
+def test_closure_asks_several_programs_and_keeps_the_best_evaluated(structure: Structure, curves: Curves) -> None:
+    program = formulate(structure, Steps(), curves)
+    dense = program.totals(program.dense()).ms
+    judged: list[str] = []
+
+    def judge(plan: edgeprune.Plan) -> Verdict:
+        """Fewer removed blocks are better, whatever the curves say."""
+        judged.append(repr((sorted(plan.kept.items()), plan.removed)))
+        return Verdict(1.0 + len(plan.removed), 0.5)
+
+    found = find(structure, Steps(), 0.6 * dense, curves, judge=judge, rounds=1, trials=6)
+    judged.clear()
+    again, one = Again(structure, curves, found, judge), Again(structure, curves, found, judge, programs=1)
+    for budget in (0.7 * dense, 0.65 * dense, 0.7 * dense):
+        best = again(Steps(), budget)
+        widths = {group.name: len(best.kept.get(group.name, range(group.size))) for group in structure.groups}
+        assert program.totals(Choice(widths, tuple(best.removed))).ms <= budget
+        assert again.loss(best) <= one.loss(one(Steps(), budget))
+    assert len(again.programs) == min(4, len(found.rounds)) and len(one.programs) == 1
+    counts = [judged.count(name) for name in set(judged)]
+    assert max(counts) <= 2  # once by each of the two
+    with pytest.raises(BudgetError, match="0.00"):
+        again(Steps(), 1e-6 * dense)

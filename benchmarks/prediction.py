@@ -20,7 +20,7 @@ import json
 import os
 import sys
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,8 @@ def measure(name: str, target_name: str, arguments: argparse.Namespace) -> dict[
 
         found = profile(table, device, made, arguments.count, arguments.unseen, progress=tell, keep=keep)
         keep(found.table)
-        repeated = again(device, made, found.table, len(found.measured))
+        repeated = np.array(again(device, made, found.table, len(found.measured)))
+        both = np.isfinite(repeated)
         return {
             "network": name,
             "target": target_name,
@@ -97,7 +98,7 @@ def measure(name: str, target_name: str, arguments: argparse.Namespace) -> dict[
             "dense": found.predictor.dense,
             "errors": asdict(found.errors),
             "errors_by_macs": asdict(found.by_macs),
-            "repeatability": asdict(errors(np.array(repeated), np.array(found.measured))),
+            "repeatability": asdict(errors(repeated[both], np.array(found.measured)[both])),
             "seconds": round(found.seconds, 1),
             "networks": found.networks,
             "cells": found.cells,
@@ -111,24 +112,17 @@ def measure(name: str, target_name: str, arguments: argparse.Namespace) -> dict[
 
 def again(device: Any, made: Any, table: Any, count: int) -> list[float]:
     """The last `count` runs of the table, measured once more in another order; latency over the dense one's."""
+    from edgeprune.latency import Table
     from edgeprune.latency.profiling import variant
-    from edgeprune.latency.sample import Effort, measure_together
-    from edgeprune.latency.variants import DENSE
+    from edgeprune.latency.sample import extend
 
     record = table.networks[made.network]
-    effort = Effort().for_latency(record.dense, table.unit)
     runs = record.runs[-count:]
     order = np.random.default_rng(0).permutation(count)
-    found = [0.0] * count
-    dense = made.build(DENSE, "dense")
-    for start in range(0, count, effort.batch):
-        batch = [int(index) for index in order[start : start + effort.batch]]
-        built = [made.build(variant(runs[index]), f"again-{index}") for index in batch]
-        measured = measure_together(device, [dense, *built], made.target.protocol, effort, profile=False)
-        for index, one in zip(batch, measured[1:], strict=True):
-            found[index] = one.ratio
-            made.forget(one.built)
-    return found
+    fewer = table.with_network(made.network, replace(record, runs=record.runs[:-count]))
+    found: Table = extend(fewer, device, made, [variant(runs[int(index)]) for index in order])
+    ratios = {run.key: run.ratio for run in found.networks[made.network].runs}
+    return [ratios.get(run.key, float("nan")) for run in runs]
 
 
 def patiently(work: Any, times: int = 3) -> Any:

@@ -10,6 +10,7 @@ by that error (a fixed-point iteration; the model's error varies slowly along th
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,8 @@ from edgeprune.devices.types import Device
 from edgeprune.errors import BudgetError
 from edgeprune.latency.build import Built, Maker
 from edgeprune.latency.predict import PlanLike, Predictor, as_variant
-from edgeprune.latency.sample import Effort, measure_together, record, start
+from edgeprune.latency.rounds import Pace
+from edgeprune.latency.sample import Effort, measure_quietly, record, start
 from edgeprune.latency.table import Table
 from edgeprune.latency.variants import DENSE, Variant
 from edgeprune.target import Protocol
@@ -110,7 +112,8 @@ def close(
     default = MARGINS["ms" if table.unit == "ms" else "repeats"]
     aim, low, good = (d if given is None else given for given, d in zip((aim, low, good), default, strict=True))
     effort = effort or Effort(batch=1, rounds=48, runs=16)
-    table, _ = start(table, device, maker, effort)
+    pace = Pace()
+    table, _ = start(table, device, maker, effort, pace)
     effort = effort.for_latency(table.networks[maker.network].dense, table.unit)
     predictor = Predictor(table, maker.structure, maker.network)
     steps: list[Step] = []
@@ -128,7 +131,7 @@ def close(
         variant = as_variant(answer)
         step = tried.get(_name(variant))
         if step is None:
-            step, table = _try(table, device, maker, variant, asked, predictor, budget, low, effort)
+            step, table = _try(table, device, maker, variant, asked, predictor, budget, low, effort, pace)
             tried[_name(variant)] = step
             steps.append(step)
             if keep:
@@ -192,11 +195,13 @@ def _try(
     budget: float,
     low: float,
     effort: Effort,
+    pace: Pace,
 ) -> tuple[Step, Table]:
     """Build and measure one network; the step, and the table with what was measured."""
     built = [maker.build(DENSE, "dense"), maker.build(variant, "candidate")]
     try:
-        found = measure_together(device, built, maker.target.protocol, effort)
+        once = dataclasses.replace(effort, retries=0)
+        found = measure_quietly(device, built, maker.target.protocol, once, pace)
         measured = found[1].ratio
         fits = low * budget <= measured <= budget
         if fits and table.unit == "ms":  # a clock that counts instructions repeats itself

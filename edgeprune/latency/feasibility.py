@@ -15,7 +15,8 @@ from edgeprune.devices.types import Device, Unit
 from edgeprune.graph.structure import Structure
 from edgeprune.latency.build import Built, Maker
 from edgeprune.latency.kernels import entries
-from edgeprune.latency.sample import Effort, Measured, attribute, measure_together
+from edgeprune.latency.rounds import Measured
+from edgeprune.latency.sample import Effort, attribute, measure_together
 from edgeprune.latency.sites import find_sites
 from edgeprune.latency.table import Site
 from edgeprune.latency.variants import DENSE, Variant, options

@@ -19,6 +19,7 @@ from edgeprune.graph.structure import Structure
 from edgeprune.latency.build import Maker
 from edgeprune.latency.fit import Array
 from edgeprune.latency.predict import Predictor
+from edgeprune.latency.rounds import Pace
 from edgeprune.latency.sample import QUICK, Effort, Progress, extend, settle
 from edgeprune.latency.table import Run, Table
 from edgeprune.latency.variants import Variant, draw
@@ -82,18 +83,20 @@ def profile(
     began = time.monotonic()
     structure, steps = maker.structure, maker.target.channels
     known = {run.key for run in table.networks[maker.network].runs} if maker.network in table.networks else set()
-    total = count + unseen
+    total, pace = count + unseen, Pace()
 
     def shift(by: int) -> Progress | None:
         return (lambda done, _, what: progress(done + by, total, what)) if progress else None
 
-    table = extend(table, device, maker, draw(structure, steps, count, seed, blocks), effort, shift(0), keep)
+    table = extend(table, device, maker, draw(structure, steps, count, seed, blocks), effort, shift(0), keep, pace)
     predictor = Predictor(table, structure, maker.network)
-    table = settle(table, device, maker, surprising(predictor, table, maker), effort)
+    table = settle(table, device, maker, surprising(predictor, table, maker), effort, pace)
     predictor = Predictor(table, structure, maker.network)
     seen = {run.key for run in table.networks[maker.network].runs}
-    full = extend(table, device, maker, draw(structure, steps, unseen, seed + 1, blocks), effort, shift(count), keep)
-    full = settle(full, device, maker, surprising(predictor, full, maker, seen), effort)
+    full = extend(
+        table, device, maker, draw(structure, steps, unseen, seed + 1, blocks), effort, shift(count), keep, pace
+    )
+    full = settle(full, device, maker, surprising(predictor, full, maker, seen), effort, pace)
     new = [run for run in full.networks[maker.network].runs if run.key not in seen]
     measured = np.array([run.ratio for run in new])
     predicted = np.array([predictor.predict(variant(run)) / predictor.dense for run in new])

@@ -7,6 +7,8 @@ The protocol, against a device whose speed drifts and that others may be using:
 - The profiler says how a network's time divides among its kernels, the interleaved measurement how much it is: a
   kernel's time is its share of the profile (less the profiler's own cost a kernel) times the end-to-end latency.
   Profiles are taken at another moment than the rounds, often at another speed; shares do not depend on it.
+- A device that is shared or throttled has several paces; rounds at the fastest one count (`rounds.py`), and what was
+  timed at a slower one is timed again later.
 - A noisy batch is timed again. A network whose latency still cannot be told within `Effort.max_spread` is refused and
   said so. While that happens to half of all, they are timed again after the others, and every round counts; in the
   end MeasurementError.
@@ -22,6 +24,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TypeVar
 
 import numpy as np
 
@@ -29,6 +32,7 @@ from edgeprune.devices.types import Device, KernelTime, Loaded
 from edgeprune.errors import MeasurementError
 from edgeprune.latency.build import Built, Maker
 from edgeprune.latency.kernels import Entry, Family, entries
+from edgeprune.latency.rounds import Measured, Pace, least
 from edgeprune.latency.sites import find_sites
 from edgeprune.latency.table import Cell, Record, Run, Site, Table
 from edgeprune.latency.variants import DENSE, Variant, floor
@@ -38,7 +42,9 @@ log = logging.getLogger(__name__)
 
 DISTURBED = 3.0  # a kernel that takes so many times what it takes in the dense network was disturbed
 ATTEMPTS = 3  # at networks that were too noisy, while they are more than half
+WAITS = 3  # measurements more of a batch, until the device is at its fastest pace again
 TOO_WIDE = 1 / 3  # relative MAD of a kernel that is not recorded
+T = TypeVar("T")
 Progress = Callable[[int, int, str], None]  # done, of how many, what
 
 
@@ -78,48 +84,6 @@ class Effort:
 QUICK = Effort(profile_runs=12, rounds=16, retries=1)
 
 
-@dataclass(frozen=True)
-class Measured:
-    """One network of a batch: kernel medians (least of several profiles), and round medians beside the anchor's.
-
-    Attributes:
-        rounds, anchor: medians of each round, of this network and of the anchor, in the device's unit.
-    """
-
-    built: Built
-    kernels: tuple[KernelTime, ...]
-    rounds: tuple[float, ...]
-    anchor: tuple[float, ...]
-
-    @property
-    def latency(self) -> float:
-        """End to end, in the device's unit."""
-        return quiet(self.rounds)
-
-    @property
-    def ratio(self) -> float:
-        """Latency over the anchor's."""
-        return quiet(self.rounds) / quiet(self.anchor)
-
-    @property
-    def spread(self) -> float:
-        """How far the even and the odd rounds disagree about the ratio (relative)."""
-        if len(self.rounds) < 4:
-            return float(np.ptp(self.rounds) / min(self.rounds)) / 2
-        halves = [quiet(self.rounds[i::2]) / quiet(self.anchor[i::2]) for i in (0, 1)]
-        return abs(halves[0] - halves[1]) / self.ratio
-
-    def and_again(self, other: Measured) -> Measured:
-        """Both measurements of one network as one."""
-        kernels = least([self.kernels, other.kernels])
-        return Measured(self.built, kernels, self.rounds + other.rounds, self.anchor + other.anchor)
-
-
-def quiet(rounds: Sequence[float]) -> float:
-    """The 20 % quantile of the rounds' medians: the latency while nothing interferes (interference only ever adds)."""
-    return float(np.quantile(np.asarray(rounds), 0.2))
-
-
 def measure_together(
     device: Device, networks: Sequence[Built], protocol: Protocol, effort: Effort, profile: bool = True
 ) -> list[Measured]:
@@ -157,18 +121,6 @@ def _protocol(protocol: Protocol, effort: Effort) -> Protocol:
     )
 
 
-def least(profiles: Sequence[Sequence[KernelTime]]) -> tuple[KernelTime, ...]:
-    """Each kernel with the least of its medians over several profiles, in the order of the first."""
-    if not profiles:
-        return ()
-    best = {kernel.name: kernel for kernel in profiles[0]}
-    for kernel in (kernel for profile in profiles[1:] for kernel in profile):
-        if kernel.name in best and kernel.median < best[kernel.name].median:
-            best[kernel.name] = kernel
-    runs = {name: sum(k.count for profile in profiles for k in profile if k.name == name) for name in best}
-    return tuple(dataclasses.replace(kernel, count=runs[name]) for name, kernel in best.items())
-
-
 def profiler_cost(raw: Sequence[Entry], latency: float) -> float:
     """What the profiler adds to each kernel: what a network's kernels have over its latency, a kernel.
 
@@ -203,7 +155,7 @@ def _calmed(entry: Entry, dense: float) -> Entry:
     return dataclasses.replace(entry, time=dense, mad=entry.time) if entry.time > DISTURBED * dense else entry
 
 
-def start(table: Table, device: Device, maker: Maker, effort: Effort) -> tuple[Table, Built]:
+def start(table: Table, device: Device, maker: Maker, effort: Effort, pace: Pace | None = None) -> tuple[Table, Built]:
     """Build the dense artifact; the first time, profile and time it, and record its sites and its latency."""
     dense = maker.build(DENSE, "dense")
     if maker.network in table.networks:
@@ -211,7 +163,7 @@ def start(table: Table, device: Device, maker: Maker, effort: Effort) -> tuple[T
     more = dataclasses.replace(effort, passes=max(4, effort.passes), rounds=2 * effort.rounds)
     narrowest = maker.build(floor(maker.structure, maker.target.channels, blocks=False), "narrowest")
     try:
-        found, least_of_all = measure_together(device, [dense, narrowest], maker.target.protocol, more)
+        found, least_of_all = measure_quietly(device, [dense, narrowest], maker.target.protocol, more, pace or Pace())
     finally:
         maker.forget(narrowest)
     cost = profiler_cost(_raw(least_of_all, table, maker), least_of_all.latency)
@@ -230,6 +182,7 @@ def extend(
     effort: Effort | None = None,
     progress: Progress | None = None,
     keep: Callable[[Table], None] | None = None,
+    pace: Pace | None = None,
 ) -> Table:
     """Measure variants and add their cells and runs to the table.
 
@@ -238,52 +191,67 @@ def extend(
         effort: default by the dense network's latency.
         progress: called after each batch.
         keep: called with the table after each batch, to save it.
+        pace: the device's, as measurements before this one have seen it.
 
     Raises:
         MeasurementError: half of the networks stayed too noisy, three times over.
         DeviceError: the device's own trouble.
     """
-    table, dense = start(table, device, maker, effort or Effort())
+    pace = pace or Pace()
+    table, dense = start(table, device, maker, effort or Effort(), pace)
     effort = (effort or Effort()).for_latency(table.networks[maker.network].dense, table.unit)
     known = {run.key for run in table.networks[maker.network].runs}
-    wanted = [variant for variant in _distinct(variants) if _key(variant) not in known]
-    waiting, earlier, reason = wanted, dict[str, Measured](), ""
+    wanted = {_key(variant): variant for variant in variants if _key(variant) not in known}
+    waiting, every, reason = list(wanted), dict[str, Measured](), ""
     for _ in range(ATTEMPTS):
-        refused: list[Variant] = []
-        for batch in _batches(waiting, effort.batch):
-            with _built(maker, batch) as built:
-                found = _measure_quietly(device, [dense, *built], maker.target.protocol, effort)
-            for i, key in enumerate(map(_key, batch), 1):
-                found[i] = earlier[key] = earlier[key].and_again(found[i]) if key in earlier else found[i]
-            noisy = [one for one in found[1:] if one.spread > effort.max_spread]
-            refused += [one.built.variant for one in noisy]
+        for keys in _batches(waiting, effort.batch):
+            with _built(maker, [wanted[key] for key in keys]) as built:
+                found = measure_quietly(device, [dense, *built], maker.target.protocol, effort, pace)
+            for i, key in enumerate(keys, 1):
+                found[i] = every[key] = every[key].and_again(found[i]) if key in every else found[i]
             table = record(table, maker, found, effort.max_spread)
+            noisy = [one for one in found[1:] if one.spread > effort.max_spread]
             reason = _reason(noisy, effort) or reason
             if noisy:
                 log.info("%s", reason)
             if progress:
                 measured = {run.key for run in table.networks[maker.network].runs}
-                progress(sum(_key(one) in measured for one in wanted), len(wanted), reason if noisy else "")
+                progress(sum(key in measured for key in wanted), len(wanted), reason if noisy else "")
             if keep:
                 keep(table)
-        if len(refused) * 2 <= max(2, len(wanted)):
+        known_now = {key: pace.known(one) for key, one in every.items()}
+        refused = [key for key, one in known_now.items() if one.spread > effort.max_spread]
+        slow = [key for key, one in known_now.items() if not one.at_pace]
+        unquiet = len(refused) * 2 > max(2, len(wanted))
+        again = list(dict.fromkeys([*(refused if unquiet else ()), *slow]))
+        if slow:
+            log.info("%d networks were timed while the device was slower than at other times", len(slow))
+        if not unquiet and (not again or set(again) >= set(waiting)):  # the faster pace did not come back
             return table
-        waiting = refused
+        waiting = again
+    if not unquiet:
+        return table
     raise MeasurementError(
-        f"{len(waiting)} of {len(wanted)} networks could not be timed: {reason}.",
+        f"{len(refused)} of {len(wanted)} networks could not be timed: {reason}.",
         "Close what else runs on the device, or lock its clocks, and profile again; what was good is kept.",
     )
 
 
 def settle(
-    table: Table, device: Device, maker: Maker, variants: Sequence[Variant], effort: Effort | None = None
+    table: Table,
+    device: Device,
+    maker: Maker,
+    variants: Sequence[Variant],
+    effort: Effort | None = None,
+    pace: Pace | None = None,
 ) -> Table:
     """Measure networks that the table has already twice more, at other times; the median of the three counts.
 
     What else a machine does for a second or two can slow one network by a fifth and spare its anchor, and every round
     agrees: nothing within one measurement tells. Raises DeviceError.
     """
-    effort = (effort or Effort()).for_latency(table.networks[maker.network].dense, table.unit)
+    effort, pace = (effort or Effort()).for_latency(table.networks[maker.network].dense, table.unit), pace or Pace()
+    once = dataclasses.replace(effort, retries=0)
     ratios: dict[str, list[float]] = {
         run.key: [run.ratio] for run in table.networks[maker.network].runs if run.key in {_key(v) for v in variants}
     }
@@ -291,7 +259,7 @@ def settle(
     for _ in range(2):
         for batch in _batches(variants, effort.batch):
             with _built(maker, batch) as built:
-                found = measure_together(device, [dense, *built], maker.target.protocol, effort)
+                found = measure_quietly(device, [dense, *built], maker.target.protocol, once, pace)
             for again in found[1:]:
                 ratios.setdefault(_key(again.built.variant), []).append(again.ratio)
             table = record(table, maker, found, effort.max_spread)
@@ -320,14 +288,20 @@ def _reason(noisy: Sequence[Measured], effort: Effort) -> str:
     return f"the two halves of a measurement differ by {widest:.0%}, allowed are {effort.max_spread:.0%}"
 
 
-def _measure_quietly(device: Device, networks: Sequence[Built], protocol: Protocol, effort: Effort) -> list[Measured]:
-    """Measure, and once more (both count) while half of the networks are noisier than wished for."""
-    found = measure_together(device, networks, protocol, effort)
-    for _ in range(effort.retries):
-        if float(np.median([one.spread for one in found[1:]])) <= effort.good_spread:
+def measure_quietly(
+    device: Device, networks: Sequence[Built], protocol: Protocol, effort: Effort, pace: Pace, profile: bool = True
+) -> list[Measured]:
+    """Measure together, and again (all rounds count) while half of the networks are noisier than wished for.
+
+    Where the device is not at the fastest pace that `pace` knows, a little longer.
+    """
+    found = pace.mark(measure_together(device, networks, protocol, effort, profile))
+    for attempt in range(effort.retries + WAITS):
+        noisy = float(np.median([one.spread for one in found[1:] or found])) > effort.good_spread
+        if found[0].at_pace and not (noisy and attempt < effort.retries):
             break
         again = measure_together(device, networks, protocol, effort, profile=False)
-        found = [old.and_again(new) for old, new in zip(found, again, strict=True)]
+        found = pace.mark([old.and_again(new) for old, new in zip(found, again, strict=True)])
     return found
 
 
@@ -378,7 +352,7 @@ def _key(variant: Variant) -> str:
     return Run(variant.widths, tuple(variant.removed), 0.0, 0.0, "").key
 
 
-def _batches(items: Sequence[Variant], size: int) -> Iterator[Sequence[Variant]]:
+def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     for begin in range(0, len(items), size):
         yield items[begin : begin + size]
 

@@ -285,5 +285,5 @@ def test_closure_asks_several_programs_and_keeps_the_best_evaluated(structure: S
     assert len(again.programs) == min(4, len(found.rounds)) and len(one.programs) == 1
     counts = [judged.count(name) for name in set(judged)]
     assert max(counts) <= 2  # once by each of the two
-    with pytest.raises(BudgetError, match="0.00"):
+    with pytest.raises(BudgetError, match="below the floor"):
         again(Steps(), 1e-6 * dense)

@@ -1,0 +1,111 @@
+"""One network timed beside the anchor, in rounds; and in which of them the device was at its own pace.
+
+A shared or a throttled device has several paces: on one machine the dense ResNet-56 took 0.97 ms for a while and 1.34
+ms for another while, in turns of a fraction of a second to minutes. A ratio to the anchor does not cancel that: at the
+slower pace small networks were 12 % slower against the dense one than at the faster. So the anchor's fastest pace is
+remembered, and only rounds at that pace count where there are enough of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgeprune.devices.types import KernelTime
+from edgeprune.latency.build import Built
+
+SLOWER = 1.08  # a round whose anchor takes so many times what it takes at the fastest pace is of another pace
+ENOUGH = 6  # rounds at the fastest pace; fewer where there are few rounds at all
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One network of a batch: kernel medians (least of several profiles), and round medians beside the anchor's.
+
+    Attributes:
+        rounds, anchor: medians of each round, of this network and of the anchor, in the device's unit.
+        pace: the anchor's latency at the device's fastest pace, as far as it is known; 0: not at all.
+    """
+
+    built: Built
+    kernels: tuple[KernelTime, ...]
+    rounds: tuple[float, ...]
+    anchor: tuple[float, ...]
+    pace: float = 0.0
+
+    @property
+    def at_pace(self) -> bool:
+        """Enough rounds were at the fastest pace that is known."""
+        return len(self._fast()) >= max(1, min(ENOUGH, len(self.rounds) // 4))
+
+    @property
+    def latency(self) -> float:
+        """End to end, in the device's unit."""
+        return quiet([self.rounds[i] for i in self._counted()])
+
+    @property
+    def ratio(self) -> float:
+        """Latency over the anchor's."""
+        return self._ratio(self._counted())
+
+    @property
+    def spread(self) -> float:
+        """How far the even and the odd rounds disagree about the ratio (relative)."""
+        counted = self._counted()
+        if len(counted) < 4:
+            rounds = [self.rounds[i] for i in counted]
+            return float(np.ptp(rounds) / min(rounds)) / 2
+        return abs(self._ratio(counted[::2]) - self._ratio(counted[1::2])) / self.ratio
+
+    def and_again(self, other: Measured) -> Measured:
+        """Both measurements of one network as one."""
+        kernels = least([self.kernels, other.kernels])
+        pace = min(self.pace or other.pace, other.pace or self.pace)
+        return Measured(self.built, kernels, self.rounds + other.rounds, self.anchor + other.anchor, pace)
+
+    def _fast(self) -> list[int]:
+        limit = SLOWER * (self.pace or quiet(self.anchor))
+        return [i for i, anchor in enumerate(self.anchor) if anchor <= limit]
+
+    def _counted(self) -> list[int]:
+        return self._fast() if self.at_pace else list(range(len(self.rounds)))
+
+    def _ratio(self, counted: Sequence[int]) -> float:
+        return quiet([self.rounds[i] for i in counted]) / quiet([self.anchor[i] for i in counted])
+
+
+class Pace:
+    """The fastest pace that the anchor was seen at."""
+
+    def __init__(self) -> None:
+        self.fastest = 0.0
+
+    def mark(self, found: Sequence[Measured]) -> list[Measured]:
+        """Networks measured together, anchor first, with the pace that is known now."""
+        now = quiet(found[0].anchor)
+        self.fastest = min(self.fastest or now, now)
+        return [self.known(one) for one in found]
+
+    def known(self, one: Measured) -> Measured:
+        """`one` as it looks with the pace that is known now."""
+        return dataclasses.replace(one, pace=self.fastest)
+
+
+def quiet(rounds: Sequence[float]) -> float:
+    """The 20 % quantile of the rounds' medians: the latency while nothing interferes (interference only ever adds)."""
+    return float(np.quantile(np.asarray(rounds), 0.2))
+
+
+def least(profiles: Sequence[Sequence[KernelTime]]) -> tuple[KernelTime, ...]:
+    """Each kernel with the least of its medians over several profiles, in the order of the first."""
+    if not profiles:
+        return ()
+    best = {kernel.name: kernel for kernel in profiles[0]}
+    for kernel in (kernel for profile in profiles[1:] for kernel in profile):
+        if kernel.name in best and kernel.median < best[kernel.name].median:
+            best[kernel.name] = kernel
+    runs = {name: sum(k.count for profile in profiles for k in profile if k.name == name) for name in best}
+    return tuple(dataclasses.replace(kernel, count=runs[name]) for name, kernel in best.items())

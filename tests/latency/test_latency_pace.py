@@ -1,0 +1,89 @@
+"""A device of two paces: what is timed at the slower one does not count where the faster one comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from simulated import SimulatedDevice
+
+from edgeprune.devices.types import Timing
+from edgeprune.latency.build import Maker
+from edgeprune.latency.profiling import profile
+from edgeprune.latency.rounds import Measured, Pace
+from edgeprune.latency.sample import Effort, extend
+from edgeprune.latency.table import Table
+from edgeprune.latency.variants import DENSE, Variant, draw
+from edgeprune.target import Protocol
+
+EFFORT = Effort(profile_runs=4, rounds=8, runs=2, retries=0)
+
+
+class TwoPaces(SimulatedDevice):
+    """At the slower pace every network takes a fifth and 0.02 ms more: small ones lose more than large ones."""
+
+    def __init__(self, slow: Callable[[int], bool]) -> None:
+        super().__init__(noise=0.002, seed=3)
+        self.slow, self.calls = slow, 0
+
+    def measure(self, loaded: Sequence[Any], protocol: Protocol) -> list[Timing]:
+        self.calls += 1
+        if not self.slow(self.calls):
+            return super().measure(loaded, protocol)
+        rounds = [[1.2 * one.truth + 0.02 for _ in range(protocol.rounds)] for one in loaded]
+        self.measured += [one.artifact for one in loaded]
+        return [self._timing(found) for found in rounds]
+
+
+def ratios(made: Maker, device: TwoPaces, variants: Sequence[Variant]) -> tuple[np.ndarray, np.ndarray]:
+    """Of each variant, over the dense one: as the table has it, and at the device's faster pace."""
+    table = extend(Table(device.probe().fingerprint), device, made, variants, EFFORT)
+    runs = [run for run in table.networks[made.network].runs if run.widths or run.removed]
+    opened = [device.load(made.build(DENSE, "dense").artifact)]
+    opened += [
+        device.load(made.build(Variant(run.widths, run.removed), f"r{i}").artifact) for i, run in enumerate(runs)
+    ]
+    truths = np.array([one.truth for one in opened])
+    for one in opened:
+        device.unload(one)
+    return np.array([run.ratio for run in runs]), truths[1:] / truths[0]
+
+
+@pytest.mark.parametrize("slow", [lambda call: call % 10 >= 3, lambda call: call < 4, lambda call: call in (3, 5)])
+def test_the_faster_pace_counts(made: Maker, slow: Callable[[int], bool]) -> None:
+    found, true = ratios(made, TwoPaces(slow), draw(made.structure, made.target.channels, 16, seed=4))
+    assert len(found) == 15  # one of those drawn is the dense one
+    assert found == pytest.approx(true, rel=0.02)
+
+
+def test_a_pace_that_does_not_come_back_is_not_waited_for(made: Maker) -> None:
+    device = TwoPaces(lambda call: call > 2)
+    variants = draw(made.structure, made.target.channels, 16, seed=4)
+    found, true = ratios(made, device, variants)
+    assert len(found) == 15 and device.calls < 40
+    assert found == pytest.approx(true, rel=0.35)  # those of the slower pace are what they were
+
+
+def test_a_network_counts_its_rounds_at_the_pace() -> None:
+    pace = Pace()
+    anchor, rounds = (1.0, 1.4) * 12, (0.4, 0.63) * 12
+    mixed = Measured(None, (), rounds, anchor)  # type: ignore[arg-type]
+    slow = Measured(None, (), (0.63,) * 24, (1.4,) * 24)  # type: ignore[arg-type]
+    assert slow.at_pace and slow.ratio == pytest.approx(0.45)  # no other pace is known
+    (mixed,) = pace.mark([mixed])
+    assert mixed.ratio == pytest.approx(0.4) and mixed.spread == 0.0
+    slow = pace.known(slow)
+    assert pace.fastest == 1.0 and not slow.at_pace and slow.ratio == pytest.approx(0.45)
+    assert slow.and_again(mixed).at_pace and slow.and_again(mixed).ratio == pytest.approx(0.4)
+
+
+def test_a_table_of_the_slower_pace_is_measured_once_more(made: Maker) -> None:
+    device = TwoPaces(lambda call: call < 8)
+    found = profile(Table(device.probe().fingerprint), device, made, 12, 6, EFFORT)
+    assert found.networks >= 16 and found.errors.p90 < 0.08
+    other = TwoPaces(lambda call: False)
+    alone = profile(Table(other.probe().fingerprint), other, made, 12, 6, EFFORT)
+    assert device.calls > other.calls
+    assert sorted(found.measured) == pytest.approx(sorted(alone.measured), rel=0.02)

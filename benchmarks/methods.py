@@ -213,3 +213,4 @@ METHODS: dict[str, Callable[[Bench, float], Any]] = {
     "Torch-Pruning Taylor, rounded to 8": lambda b, ms: torch_pruning(b, ms, "taylor", 8),
     "Torch-Pruning Taylor, rounded to 16": lambda b, ms: torch_pruning(b, ms, "taylor", 16),
 }
+EVALUATED = {METHODS[name] for name in ("ours", "ours without blocks", "ours, blocks alone")}  # their memory: `Again`

@@ -18,7 +18,7 @@ from edgeprune.devices.types import KernelTime
 from edgeprune.latency.build import Built
 
 SLOWER = 1.08  # a round whose anchor takes so many times what it takes at the fastest pace is of another pace
-ENOUGH = 6  # rounds at the fastest pace; fewer where there are few rounds at all
+FEWEST, ENOUGH = 4, 6  # rounds at the fastest pace: of up to 16 rounds, of 24 and more
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Measured:
     @property
     def at_pace(self) -> bool:
         """Enough rounds were at the fastest pace that is known."""
-        return len(self._fast()) >= max(1, min(ENOUGH, len(self.rounds) // 4))
+        return len(self._fast()) >= min(len(self.rounds), max(FEWEST, min(ENOUGH, len(self.rounds) // 4)))
 
     @property
     def latency(self) -> float:

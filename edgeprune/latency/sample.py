@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 DISTURBED = 3.0  # a kernel that takes so many times what it takes in the dense network was disturbed
 ATTEMPTS = 3  # at networks that were too noisy, while they are more than half
-WAITS = 3  # measurements more of a batch, until the device is at its fastest pace again
+WAITS = 1  # measurements more of a batch, until the device is at its fastest pace again
 TOO_WIDE = 1 / 3  # relative MAD of a kernel that is not recorded
 T = TypeVar("T")
 Progress = Callable[[int, int, str], None]  # done, of how many, what
@@ -203,7 +203,7 @@ def extend(
     known = {run.key for run in table.networks[maker.network].runs}
     wanted = {_key(variant): variant for variant in variants if _key(variant) not in known}
     waiting, every, reason = list(wanted), dict[str, Measured](), ""
-    for _ in range(ATTEMPTS):
+    for attempt in range(ATTEMPTS):
         for keys in _batches(waiting, effort.batch):
             with _built(maker, [wanted[key] for key in keys]) as built:
                 found = measure_quietly(device, [dense, *built], maker.target.protocol, effort, pace)
@@ -226,7 +226,7 @@ def extend(
         again = list(dict.fromkeys([*(refused if unquiet else ()), *slow]))
         if slow:
             log.info("%d networks were timed while the device was slower than at other times", len(slow))
-        if not unquiet and (not again or set(again) >= set(waiting)):  # the faster pace did not come back
+        if not unquiet and (not again or (attempt and 2 * len(again) > len(waiting))):  # the pace hardly comes back
             return table
         waiting = again
     if not unquiet:

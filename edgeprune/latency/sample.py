@@ -226,7 +226,7 @@ def extend(
         again = list(dict.fromkeys([*(refused if unquiet else ()), *slow]))
         if slow:
             log.info("%d networks were timed while the device was slower than at other times", len(slow))
-        if not unquiet and (not again or (attempt and 2 * len(again) > len(waiting))):  # the pace hardly comes back
+        if not unquiet and (attempt or not again):  # what stays slow is waited for once
             return table
         waiting = again
     if not unquiet:

@@ -7,8 +7,8 @@ benchmarks/prediction.py leaves them). The solver is a plain one, so that what i
 few blocks as it must, evenly, keeps one fraction of every group, then widens single groups while the prediction still
 fits. After closure the chosen network is built once more and measured against the dense one with the target's own
 protocol; `of_budget` is that independent figure (medians), `of_budget_at_pace` the same rounds, those at the device's
-fastest pace alone, `of_budget_in_closure` what closure ended with. Wanted: 0.97 -
-1.00. Writes benchmarks/budget.json, a row a run.
+fastest pace alone, `of_budget_in_closure` what closure ended with. Wanted: 0.97 - 1.00. Writes benchmarks/budget.json,
+a row a run.
 """
 
 from __future__ import annotations

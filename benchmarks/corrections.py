@@ -23,7 +23,7 @@ from edgeprune import target as targets
 from edgeprune.graph import trace
 from edgeprune.latency import Predictor, Table, maker
 from edgeprune.latency import options as grid
-from edgeprune.search import Stitcher, find, measure
+from edgeprune.search import Curves, Stitcher, find, measure
 
 
 def main() -> None:
@@ -39,12 +39,7 @@ def main() -> None:
     structure, judge = trace(model, images[:1]), Stitcher(model, trace(model, images[:1]), images)
     rows: dict[str, Any] = json.loads(options.out.read_text("utf-8")) if options.out.exists() else {}
     for name in ("intel-cpu", "x86-onnxruntime"):
-        target = targets.load(name)
-        with tempfile.TemporaryDirectory() as folder, devices.connect(target) as device:
-            made = maker(model, structure, images[:1], target, Path(folder))
-            table = Table.load(options.tables / f"resnet56.{name}.jsonl", device.probe().fingerprint)
-        predictor = Predictor(table, structure, made.network)
-        curves = measure(model, structure, images, grid(structure, target.channels))
+        predictor, curves = prepared(name, model, structure, images, options.tables)
         for speedup in options.speedups:
             if (key := f"{name}/{speedup:g}") in rows:
                 continue
@@ -53,6 +48,16 @@ def main() -> None:
             rows[key] = [{"cuts": item.cuts, "loss": item.loss, "removed": len(item.removed)} for item in found.rounds]
             save(options.out, rows)
             print(key, rows[key], flush=True)
+
+
+def prepared(name: str, model: Any, structure: Any, images: Any, tables: Path) -> tuple[Predictor, Curves]:
+    """The latency predictor of one target from its kept table, and the loss curves on that target's channel grid."""
+    target = targets.load(name)
+    with tempfile.TemporaryDirectory() as folder, devices.connect(target) as device:
+        made = maker(model, structure, images[:1], target, Path(folder))
+        table = Table.load(tables / f"resnet56.{name}.jsonl", device.probe().fingerprint)
+    curves = measure(model, structure, images, grid(structure, target.channels))
+    return Predictor(table, structure, made.network), curves
 
 
 if __name__ == "__main__":

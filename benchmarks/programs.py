@@ -14,19 +14,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from corrections import HERE, load, save, splits
+from corrections import HERE, load, prepared, save, splits
 
-from edgeprune import devices
-from edgeprune import target as targets
 from edgeprune.graph import trace
-from edgeprune.latency import Predictor, Table, maker
-from edgeprune.latency import options as grid
-from edgeprune.search import Again, Stitcher, find, measure
+from edgeprune.search import Again, Stitcher, find
 
 SHARES = (0.91, 0.94, 0.97, 1.03, 1.06, 1.09)  # of the searched budget
 UNSEEN = range(45_000, 45_768)  # of the training set
@@ -47,12 +42,7 @@ def main() -> None:
     rows: dict[str, Any] = json.loads(options.out.read_text("utf-8")) if options.out.exists() else {}
     for key in options.only:
         name, _, speedup = key.partition("/")
-        target = targets.load(name)
-        with tempfile.TemporaryDirectory() as folder, devices.connect(target) as device:
-            made = maker(model, structure, images[:1], target, Path(folder))
-            table = Table.load(options.tables / f"resnet56.{name}.jsonl", device.probe().fingerprint)
-        predictor = Predictor(table, structure, made.network)
-        curves = measure(model, structure, images, grid(structure, target.channels))
+        predictor, curves = prepared(name, model, structure, images, options.tables)
         budget = predictor.dense / float(speedup)
         found = find(structure, predictor, budget, curves, judge=judge, trials=8)
         row: dict[str, Any] = {"searched": found.loss}

@@ -70,7 +70,7 @@ class SearchSection(_Section, frozen=True):
     rounds: Count = 3  # of interaction correction
     trials: Annotated[int, Meta(ge=0)] = 8  # of random corrections near the best, evaluated
     time_limit: Annotated[float, Meta(gt=0)] = 60.0  # seconds for one solve
-    seed: int = 0
+    seed: Annotated[int, Meta(ge=0)] = 0
 
 
 class RecoverSection(_Section, frozen=True):
@@ -88,7 +88,7 @@ class RecoverSection(_Section, frozen=True):
     label_weight: Annotated[float, Meta(ge=0)] = 0.0  # of cross-entropy; 0: label-free
     temperature: Annotated[float, Meta(gt=0)] = 4.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of training; auto: bf16 where the processor has it
-    seed: int = 0
+    seed: Annotated[int, Meta(ge=0)] = 0
 
 
 class LayerOverride(_Section, frozen=True):

@@ -1,8 +1,7 @@
 """One network timed beside the anchor, in rounds; and in which of them the device was at its own pace.
 
-A shared or a throttled device has several paces: on one machine the dense ResNet-56 took 0.97 ms for a while and 1.34
-ms for another while, in turns of a fraction of a second to minutes. A ratio to the anchor does not cancel that: at the
-slower pace small networks were 12 % slower against the dense one than at the faster. So the anchor's fastest pace is
+A shared or a throttled device has several paces, in turns of a fraction of a second to minutes. A ratio to the anchor
+does not cancel that: at the slower pace small networks lose more than the dense one. So the anchor's fastest pace is
 remembered, and only rounds at that pace count where there are enough of them.
 """
 

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -15,6 +16,7 @@ import edgeprune
 from edgeprune.errors import BudgetError
 from edgeprune.graph import Structure
 from edgeprune.latency.variants import options
+from edgeprune.recipe import RecoverSection, SearchSection
 from edgeprune.search import Again, Curves, SearchResult, Stitcher, find, formulate, measure, to_plan
 from edgeprune.search.curves import isotonic, spread
 from edgeprune.search.program import Choice
@@ -287,3 +289,9 @@ def test_closure_asks_several_programs_and_keeps_the_best_evaluated(structure: S
     assert max(counts) <= 2  # once by each of the two
     with pytest.raises(BudgetError, match="below the floor"):
         again(Steps(), 1e-6 * dense)
+
+
+def test_a_negative_seed_is_refused_before_anything_is_measured() -> None:
+    for section in (SearchSection, RecoverSection):
+        with pytest.raises(msgspec.ValidationError, match=">= 0"):
+            msgspec.convert({"seed": -1}, section)

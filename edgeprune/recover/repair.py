@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from edgeprune.recover.leastsquares import Moments, choose_ridge, effective, fit, install
+from edgeprune.recover.leastsquares import Gathered, choose_ridge, effective, fit, install
 from edgeprune.recover.tape import Route, Tape, Values, batch_size, batches, weights_of
 from edgeprune.recover.units import Target, Unit, positions, results, rows, target, units
 
@@ -183,25 +183,26 @@ def _refit(
     ridges: dict[str, float],
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
-    parts: list[Moments] = []
     if unit.groups > 1:
         unit = replace(unit, groups=mine[0][source].shape[1] // weights[unit.weight].shape[1])
     images = sum(len(values[source]) for values in mine)
     unknowns = int(weights[unit.weight][0].numel())
     count = -(-min(max(ROWS * unknowns, LEAST), MOST) // images)
+    data: Gathered | None = None
     for own, other in zip(mine, theirs, strict=True):
         picks = positions(unit, own[source], count, generator)
         wanted = results(unit, _outputs(other[goal.dense], outputs, unit), picks)
         if goal.minus >= 0:
             wanted = wanted - results(unit, own[goal.minus], picks)
-        part = Moments.of(rows(unit, own[source], picks), wanted)
-        parts = [*parts, part] if len(parts) < 2 else [parts[1], parts[0] + part]
+        data = data or Gathered(images * len(picks), unknowns)
+        data.add(rows(unit, own[source], picks), wanted)
+    assert data is not None
     intercept = unit.norm is not None or bool(unit.bias)
     start = effective(unit, weights)
     if ridge is None:
-        ridge = ridges[unit.name] if unit.name in ridges else choose_ridge(parts, start, intercept)
+        ridge = ridges[unit.name] if unit.name in ridges else choose_ridge(data.parts, start, intercept)
         ridges[unit.name] = ridge
-    return install(unit, fit(parts, start, intercept, ridge), weights)
+    return install(unit, fit(data.parts, start, intercept, ridge), weights)
 
 
 def _outputs(value: Tensor, kept: Tensor | None, unit: Unit) -> Tensor:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from edgeprune.errors import GraphError, RunError
 from edgeprune.graph.structure import Group, Structure
-from edgeprune.recover.leastsquares import Moments, effective, fit, install
+from edgeprune.recover.leastsquares import Gathered, effective, fit, install
 from edgeprune.recover.saliency import Inputs, Kind, consumers, input_moments, obs_orders, orders
 from edgeprune.recover.tape import Route, Tape, Values, batch_size, batches, layout, weights_of
 from edgeprune.recover.units import Unit, matrix, positions, results, rows, target, tensor, units
@@ -291,9 +291,10 @@ class _Session:
         goal = target(self.tape, route, heir)
 
         def make(states: Sequence[Values]) -> dict[str, Tensor]:
-            generator, parts = torch.Generator().manual_seed(self.seed), list[Moments]()
+            generator, images = torch.Generator().manual_seed(self.seed), sum(len(batch) for batch in self.fit)
             unknowns = int(self.weights[heir.weight][0].numel())
-            count = -(-min(max(24 * unknowns, 8192), 32768) // sum(len(batch) for batch in self.fit))
+            count = -(-min(max(24 * unknowns, 8192), 32768) // images)
+            data: Gathered | None = None
             for values in states:
                 ahead = dict(values)
                 self.tape.run(ahead, full, self.weights, heir.step, goal.dense + 1, keep={goal.dense, goal.minus})
@@ -301,10 +302,11 @@ class _Session:
                 wanted = results(heir, ahead[goal.dense], picks)
                 if goal.minus >= 0:
                     wanted = wanted - results(heir, ahead[goal.minus], picks)
-                part = Moments.of(rows(heir, values[heir.source], picks), wanted)
-                parts = [*parts, part] if len(parts) < 2 else [parts[1], parts[0] + part]
+                data = data or Gathered(images * len(picks), unknowns)
+                data.add(rows(heir, values[heir.source], picks), wanted)
+            assert data is not None
             intercept = heir.norm is not None or bool(heir.bias)
-            return install(heir, fit(parts, effective(heir, self.weights), intercept), self.weights)
+            return install(heir, fit(data.parts, effective(heir, self.weights), intercept), self.weights)
 
         return Candidate(block, heir.step, route, make)
 

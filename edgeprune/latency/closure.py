@@ -20,9 +20,9 @@ from edgeprune.errors import BudgetError
 from edgeprune.latency.build import Built, Maker
 from edgeprune.latency.predict import PlanLike, Predictor, as_variant
 from edgeprune.latency.rounds import Pace
-from edgeprune.latency.sample import Effort, measure_quietly, record, start
+from edgeprune.latency.sample import Effort, kept_open, measure_quietly, record, start
 from edgeprune.latency.table import Table
-from edgeprune.latency.variants import DENSE, Variant
+from edgeprune.latency.variants import Variant
 from edgeprune.target import Protocol
 
 # Shares of the budget: aimed at, acceptable, good enough to stop. A clock that repeats within 0.2 % needs less room.
@@ -113,7 +113,7 @@ def close(
     aim, low, good = (d if given is None else given for given, d in zip((aim, low, good), default, strict=True))
     effort = effort or Effort(batch=1, rounds=48, runs=16)
     pace = Pace()
-    table, _ = start(table, device, maker, effort, pace)
+    table, dense = start(table, device, maker, effort, pace)
     effort = effort.for_latency(table.networks[maker.network].dense, table.unit)
     predictor = Predictor(table, maker.structure, maker.network)
     steps: list[Step] = []
@@ -121,34 +121,35 @@ def close(
     best: tuple[float, Step, Variant | PlanLike] | None = None
     enclosed = Enclosed(aim * budget)
     asked = aim * budget
-    for index in range(rounds):
-        try:
-            answer = solve(predictor, asked * predictor.dense)
-        except BudgetError:
-            if best is None:
-                raise
-            break
-        variant = as_variant(answer)
-        step = tried.get(_name(variant))
-        if step is None:
-            step, table = _try(table, device, maker, variant, asked, predictor, budget, low, effort, pace)
-            tried[_name(variant)] = step
-            steps.append(step)
-            if keep:
-                keep(table)
-            if progress:
-                progress(step)
-        if step.measured <= budget:
-            rank = -step.measured if loss is None else loss(answer)
-            if best is None or rank < best[0]:
-                best = (rank, step, answer)
-        if step.confirmed and good * budget <= step.measured <= budget:
-            break
-        if index < refits:
-            predictor = Predictor(table, maker.structure, maker.network)
-            asked = aim * budget * predictor.predict(variant) / predictor.dense / step.measured
-        else:
-            asked = enclosed.after(asked, step.measured)
+    with kept_open(device, dense):
+        for index in range(rounds):
+            try:
+                answer = solve(predictor, asked * predictor.dense)
+            except BudgetError:
+                if best is None:
+                    raise
+                break
+            variant = as_variant(answer)
+            step = tried.get(_name(variant))
+            if step is None:
+                step, table = _try(table, device, maker, dense, variant, asked, predictor, budget, low, effort, pace)
+                tried[_name(variant)] = step
+                steps.append(step)
+                if keep:
+                    keep(table)
+                if progress:
+                    progress(step)
+            if step.measured <= budget:
+                rank = -step.measured if loss is None else loss(answer)
+                if best is None or rank < best[0]:
+                    best = (rank, step, answer)
+            if step.confirmed and good * budget <= step.measured <= budget:
+                break
+            if index < refits:
+                predictor = Predictor(table, maker.structure, maker.network)
+                asked = aim * budget * predictor.predict(variant) / predictor.dense / step.measured
+            else:
+                asked = enclosed.after(asked, step.measured)
     if best is None:
         nearest = min(steps, key=lambda step: step.measured)
         raise BudgetError(
@@ -189,6 +190,7 @@ def _try(
     table: Table,
     device: Device,
     maker: Maker,
+    dense: Built,
     variant: Variant,
     asked: float,
     predictor: Predictor,
@@ -198,7 +200,7 @@ def _try(
     pace: Pace,
 ) -> tuple[Step, Table]:
     """Build and measure one network; the step, and the table with what was measured."""
-    built = [maker.build(DENSE, "dense"), maker.build(variant, "candidate")]
+    built = [dense, maker.build(variant, "candidate")]
     try:
         once = dataclasses.replace(effort, retries=0)
         found = measure_quietly(device, built, maker.target.protocol, once, pace)

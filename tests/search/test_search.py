@@ -242,6 +242,23 @@ def test_trials_are_evaluated_and_never_make_it_worse(structure: Structure, curv
     assert again.widths == more.widths and again.plan.removed == more.plan.removed  # seeded
 
 
+def test_trials_find_a_better_block_of_the_same_stage(structure: Structure, curves: Curves) -> None:
+    names = sorted(curves.blocks)
+    curves = replace(curves, blocks={name: 1 + 0.01 * k for k, name in enumerate(names)})
+    program = formulate(structure, Steps(), curves, widths=False)
+    dense = program.totals(program.dense()).ms
+
+    def judge(plan: edgeprune.Plan) -> Verdict:
+        return Verdict(1.0 + (names[0] in plan.removed), 0.5)
+
+    few, more = (
+        find(structure, Steps(), 0.95 * dense, curves, judge=judge, rounds=1, widths=False, trials=trials)
+        for trials in (0, 12)
+    )
+    assert few.plan.removed == (names[0],) and few.loss == 2.0
+    assert len(more.plan.removed) == 1 and more.loss == 1.0
+
+
 def test_a_stitched_network_is_judged_after_its_repair(net: Net, structure: Structure, curves: Curves) -> None:
     judge = Stitcher(net, structure, IMAGES)
     assert judge(structure.plan({})).loss == pytest.approx(0.0, abs=1e-6)

@@ -6,7 +6,8 @@
 Takes the plans that benchmarks/head_to_head.py chose (its --work/plans) and gives every one the same: least-squares
 repair on the same images, then the same number of images of training by the product's own recovery, the same loss,
 schedule and seeds. Training images are the first 45,000; the last 5,000 of the training set, which the dense ResNet-56
-was never trained on, choose the epoch; the test images are only counted, in FP32. Checkpoints let a killed run go on.
+was never trained on, choose the epoch; the test images are only counted, in FP32. Checkpoints let a killed run go on; the
+trained weights stay in --work.
 Writes benchmarks/recovery.json, a row a plan and seed, with the accuracy before training and after.
 """
 
@@ -67,12 +68,14 @@ def recover(key: str, options: argparse.Namespace, seed: int, data: tuple[Any, A
     folder = options.work / f"{key.replace('/', '-')}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     found = train(pruned, model, images, selection, section, folder, augment=("crop", "flip"))
+    torch.save(pruned.state_dict(), folder / "trained.pt")
     return {
         "dense": 100 * dense,
         "repaired": 100 * repaired,
         "trained": 100 * evaluate(pruned, test),
         "selection": 100 * found.best_accuracy,
         "epochs": options.epochs,
+        "lr": options.lr,
         "images": len(images),
         "test_images": len(test),
         "seconds": round(time.perf_counter() - began, 1),

@@ -6,9 +6,9 @@
 Takes the plans that benchmarks/head_to_head.py chose (its --work/plans) and gives every one the same: least-squares
 repair on the same images, then the same number of images of training by the product's own recovery, the same loss,
 schedule and seeds. Training images are the first 45,000; the last 5,000 of the training set, which the dense ResNet-56
-was never trained on, choose the epoch; the test images are only counted, in FP32. Checkpoints let a killed run go on; the
-trained weights stay in --work.
-Writes benchmarks/recovery.json, a row a plan and seed, with the accuracy before training and after.
+was never trained on, choose the epoch; the test images are only counted, in FP32. Checkpoints let a killed run go on.
+Writes benchmarks/recovery.json, a row a plan and seed, with the accuracy before training and after; trained weights
+stay in --work.
 """
 
 from __future__ import annotations

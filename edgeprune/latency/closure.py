@@ -25,8 +25,9 @@ from edgeprune.latency.table import Table
 from edgeprune.latency.variants import Variant
 from edgeprune.target import Protocol
 
-# Shares of the budget: aimed at, acceptable, good enough to stop. A clock that repeats within 0.2 % needs less room.
-MARGINS = {"ms": (0.986, 0.97, 0.975), "repeats": (0.996, 0.99, 0.991)}
+# Shares of the budget: aimed at, acceptable, good enough to stop (from, to). What is within the budget by less than the
+# noise of a measurement would often be refused by the next one. A clock that repeats within 0.2 % needs less room.
+MARGINS = {"ms": (0.985, 0.97, 0.975, 0.994), "repeats": (0.996, 0.99, 0.991, 1.0)}
 Solve = Callable[[Predictor, float], Variant | PlanLike]
 
 
@@ -82,7 +83,7 @@ def close(
     budget: float,
     aim: float | None = None,
     low: float | None = None,
-    good: float | None = None,
+    good: tuple[float, float] | None = None,
     rounds: int = 10,
     refits: int = 3,
     effort: Effort | None = None,
@@ -102,15 +103,18 @@ def close(
             may raise BudgetError when there is none.
         budget: latency over the dense artifact's: 0.5 for a speed-up of two.
         aim: the share of the budget that is aimed at; the margin covers the noise of the measurement.
-        low, good: share of the budget that is acceptable, and that ends the search at once. Defaults: MARGINS.
+        low: least share of the budget that is acceptable. Default: MARGINS.
+        good: shares of the budget between which the search ends at once. A network nearer to the budget than that is
+            only taken where no other fits. Default: MARGINS.
         rounds: at most so many networks are measured.
         loss: of an answer; of the networks within the budget the one of least loss is taken, without it the slowest.
 
     Raises:
         BudgetError: no network measured within the budget was found.
     """
-    default = MARGINS["ms" if table.unit == "ms" else "repeats"]
-    aim, low, good = (d if given is None else given for given, d in zip((aim, low, good), default, strict=True))
+    margins = MARGINS["ms" if table.unit == "ms" else "repeats"]
+    aim, low = margins[0] if aim is None else aim, margins[1] if low is None else low
+    least, most = margins[2:] if good is None else good
     effort = effort or Effort(batch=1, rounds=48, runs=16)
     pace = Pace()
     table, dense = start(table, device, maker, effort, pace)
@@ -118,7 +122,7 @@ def close(
     predictor = Predictor(table, maker.structure, maker.network)
     steps: list[Step] = []
     tried: dict[str, Step] = {}
-    best: tuple[float, Step, Variant | PlanLike] | None = None
+    best: tuple[tuple[bool, float], Step, Variant | PlanLike] | None = None
     enclosed = Enclosed(aim * budget)
     asked = aim * budget
     with kept_open(device, dense):
@@ -140,10 +144,10 @@ def close(
                 if progress:
                     progress(step)
             if step.measured <= budget:
-                rank = -step.measured if loss is None else loss(answer)
+                rank = step.measured > most * budget, -step.measured if loss is None else loss(answer)
                 if best is None or rank < best[0]:
                     best = (rank, step, answer)
-            if step.confirmed and good * budget <= step.measured <= budget:
+            if step.confirmed and least * budget <= step.measured <= most * budget:
                 break
             if index < refits:
                 predictor = Predictor(table, maker.structure, maker.network)

@@ -316,3 +316,19 @@ def test_of_the_networks_within_the_budget_the_one_of_least_loss_is_taken(noisy_
 
     assert closed(None) == closed(lambda variant: -sum(variant.widths.values())) == wide
     assert closed(lambda variant: sum(variant.widths.values())) == narrow
+
+
+def test_a_network_too_near_to_the_budget_is_taken_only_where_no_other_fits(noisy_table: tuple[Maker, Table]) -> None:
+    made, table = noisy_table
+    device = SimulatedDevice()
+    near, room = Variant({"first.conv1": 16}), Variant({"first.conv1": 8})
+    dearest = truth(device, made, near) / 0.997  # so that `near` takes 0.997 of the budget
+
+    def closed(*given: Variant) -> Variant:
+        answers = iter(given * 4)
+        return close(
+            lambda predictor, latency: next(answers), table, device, made, dearest, effort=EFFORT, rounds=4
+        ).variant
+
+    assert closed(near, room) == room
+    assert closed(near) == near

@@ -60,7 +60,7 @@ class Protocol(_Section, frozen=True):
     min_seconds: Annotated[float, Meta(ge=0)] = 0.0  # a round, a candidate: at least this long
     max_seconds: Annotated[float, Meta(gt=0)] = 60.0  # then no further round begins, once there are five
     max_spread: Annotated[float, Meta(gt=0)] = 0.15  # MAD of the round medians / their median; wider is refused
-    fresh_process: bool = False
+    processes: Positive = 1  # the rounds are spread over so many fresh processes: where a file lands in memory matters
 
 
 class Connection(_Section, frozen=True):

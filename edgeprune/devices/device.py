@@ -160,7 +160,7 @@ class AgentDevice:
             "min_seconds": 0.0 if counted else protocol.min_seconds,
             "max_seconds": protocol.max_seconds,
             "max_spread": protocol.max_spread,
-            "fresh_process": protocol.fresh_process,
+            "processes": 1 if counted else protocol.processes,
         }
         found = self._ask(request)
         return [self._timing(one, found, protocol) for one in found["summaries"]]

@@ -115,6 +115,7 @@ def _protocol(protocol: Protocol, effort: Effort) -> Protocol:
         protocol,
         runs=effort.runs,
         rounds=effort.rounds,
+        processes=1,
         warmup_runs=min(protocol.warmup_runs, 5),
         min_seconds=0.0,
         max_spread=1.0,

@@ -142,11 +142,16 @@ def test_memory_of_a_larger_network_is_larger(ort: Target, artifact: Artifact, t
     assert large > small + 2 * 1024 * 1024 * 9 * 4 * 0.9  # the weights of two wide layers, in bytes
 
 
-def test_rounds_in_fresh_processes(ort: Target, artifact: Artifact) -> None:
-    fresh = msgspec.structs.replace(ort.protocol, fresh_process=True)
+def test_rounds_are_spread_over_fresh_processes(ort: Target, artifact: Artifact, tmp_path: Path) -> None:
+    wide = dataclasses.replace(artifact, name="wide", files={"w.onnx": tinynets.float_net(tmp_path / "w.onnx", 64)})
+    spread = msgspec.structs.replace(ort.protocol, rounds=5, processes=3, max_spread=10.0)
     with devices.connect(ort) as device:
-        (timing,) = device.measure([device.load(artifact)], fresh)
-    assert len(timing.rounds) == 2
+        narrow, broad = device.measure([device.load(artifact), device.load(wide)], spread)
+        assert len(narrow.rounds) == len(broad.rounds) == 5
+        assert narrow.count == broad.count == 5 * ort.protocol.runs
+        assert narrow.median < broad.median
+        (few,) = device.measure([device.load(artifact)], msgspec.structs.replace(spread, rounds=2))
+        assert len(few.rounds) == 2  # no process without a round
 
 
 def test_a_real_machine_gives_milliseconds_whatever_the_profile_of_an_emulated_one_says(

@@ -125,7 +125,7 @@ def _entries(folder: str) -> list[tuple[str, os.stat_result]]:
     found = []
     for name in os.listdir(folder):
         with contextlib.suppress(FileNotFoundError):
-            found.append((os.path.join(folder, name), os.stat(os.path.join(folder, name))))
+            found.append((os.path.join(folder, name), os.lstat(os.path.join(folder, name))))
     return found
 
 

@@ -151,14 +151,15 @@ class Supervisor:
         return {"path": result, "sha256": sha256(result), "reused": False}
 
     def do_measure(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Latency of several artifacts, interleaved; with `fresh_process`, each round in a process of its own."""
+        """Latency of several artifacts, interleaved; with several `processes`, each takes a share of the rounds."""
         handles = [self._artifact(handle) for handle in request["handles"]]
-        if not request["fresh_process"]:
+        processes = min(request["processes"], request["rounds"])
+        if processes == 1:
             for handle in handles:
                 self._ensure(handle, request["timeout_s"])
             found = self._ask(dict(request, op="measure", handles=handles), request["timeout_s"])
         else:
-            found = self._fresh_rounds(request, handles)
+            found = self._in_fresh_processes(request, handles, processes)
         found["summaries"] = [timing.summary(rounds) for rounds in found["samples"]]
         write_whole(self.store.path("outgoing", "samples-%s.json" % self._tag), found["samples"])
         del found["samples"]
@@ -209,21 +210,24 @@ class Supervisor:
 
     # How it is done.
 
-    def _fresh_rounds(self, request: dict[str, Any], handles: list[str]) -> dict[str, Any]:
+    def _in_fresh_processes(self, request: dict[str, Any], handles: list[str], processes: int) -> dict[str, Any]:
+        """The rounds, spread over processes that each open every artifact anew: no one luck of placement decides."""
         merged = {"samples": [[] for _ in handles], "reasons": [], "notes": [], "pinned": []}  # type: dict[str, Any]
-        for _ in range(request["rounds"]):
-            for index, handle in enumerate(handles):
-                child = self._spawn()
-                try:
+        for index in range(processes):
+            share = request["rounds"] * (index + 1) // processes - request["rounds"] * index // processes
+            part = dict(request, op="measure", rounds=share, max_seconds=request["max_seconds"] / processes)
+            child = self._spawn()
+            try:
+                for handle in handles:
                     self._ask(dict(self._known[handle], op="load"), request["timeout_s"], child)
-                    once = dict(request, op="measure", handles=[handle], rounds=1)
-                    found = self._ask(once, request["timeout_s"], child)
-                finally:
-                    child.kill()
-                merged["samples"][index].extend(found["samples"][0])
-                for part in ("reasons", "notes"):
-                    merged[part].extend(text for text in found[part] if text not in merged[part])
-                merged["pinned"] = found["pinned"]
+                found = self._ask(part, request["timeout_s"], child)
+            finally:
+                child.kill()
+            for number, rounds in enumerate(found["samples"]):
+                merged["samples"][number].extend(rounds)
+            for name in ("reasons", "notes"):
+                merged[name].extend(text for text in found[name] if text not in merged[name])
+            merged["pinned"] = found["pinned"]
         return merged
 
     def _folder(self, handle: str) -> str:

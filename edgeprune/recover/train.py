@@ -28,6 +28,7 @@ from edgeprune.recipe import RecoverSection
 from edgeprune.recover.batches import Batches, evaluate
 
 CHECKPOINT_SECONDS = 20.0
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 Progress = Callable[[float, float, str], None]  # done, total, message
 
 
@@ -71,7 +72,8 @@ def train(
 ) -> Training:
     """Train `student` in place; afterwards it holds the weights that did best on `selection`, in eval mode.
 
-    The student before training is a candidate too, so training never makes it worse on `selection`.
+    The student before training is a candidate too, so training never makes it worse on `selection`. Dropout is off
+    while it learns from the teacher: the soft outputs regularise, and a narrow network has no features to spare.
 
     Args:
         images: what to learn from; labels are used with weight `options.label_weight`.
@@ -185,6 +187,8 @@ class _Run:
 
     def _one_step(self) -> float:
         self.student.train()
+        if self.options.distill != "none":
+            _without_dropout(self.student)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * _schedule(self.step / self.total, self.options.warmup)
         pixels, labels = self.batches.at(self.step)
@@ -280,6 +284,12 @@ def dist(logits: Tensor, wanted: Tensor, temperature: float) -> Tensor:
 
 def _pearson(a: Tensor, b: Tensor) -> Tensor:
     return F.cosine_similarity(a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True), dim=1, eps=1e-8)
+
+
+def _without_dropout(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, DROPOUTS):
+            module.eval()
 
 
 def _schedule(done: float, warmup: float) -> float:

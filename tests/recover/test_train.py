@@ -79,6 +79,17 @@ def test_training_never_makes_the_held_out_accuracy_worse(tmp_path: Path) -> Non
     assert all(torch.equal(value, state[key]) for key, value in student.state_dict().items())
 
 
+@pytest.mark.parametrize("distill", ["kl", "none"])
+def test_dropout_is_off_while_the_student_learns_from_the_teacher(tmp_path: Path, distill: str) -> None:
+    student = nn.Sequential(*list(network(1))[:-1], nn.Dropout(0.5), nn.Linear(8 * 36, 3))
+    seen: set[bool] = set()
+    student[-2].register_forward_hook(lambda module, inputs, output: seen.add(module.training))
+    options = RecoverSection(epochs=1, batch=32, distill=distill, label_weight=float(distill == "none"))
+    train(student, network(0), split(64, 0), split(32, 1), options, tmp_path)
+    assert seen == ({False, True} if distill == "none" else {False})  # evaluations never use it
+    assert not student[-2].training
+
+
 def test_an_interrupted_run_ends_with_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TRAIN, "CHECKPOINT_SECONDS", 0.0)
     whole = network(1)

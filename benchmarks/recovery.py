@@ -8,7 +8,7 @@ repair on the same images, then the same number of images of training by the pro
 schedule and seeds. Training images are the first 45,000; the last 5,000 of the training set, which the dense ResNet-56
 was never trained on, choose the epoch; the test images are only counted, in FP32. Checkpoints let a killed run go on.
 Writes benchmarks/recovery.json, a row a plan and seed, with the accuracy before training and after; trained weights
-stay in --work.
+stay in --work, and --start goes on from them.
 """
 
 from __future__ import annotations
@@ -61,7 +61,11 @@ def recover(key: str, options: argparse.Namespace, seed: int, data: tuple[Any, A
     dense = evaluate(model, test)
     few = torch.from_numpy(images.take(options.repair).arrays())
     structure, plan = trace(model, few[:1]), Plan.load(plan_file(options.plans, key))
-    pruned = repair(model, plan.apply(model), structure, plan, few, seed=seed)
+    if options.start:
+        pruned = plan.apply(model)
+        pruned.load_state_dict(torch.load(options.start, weights_only=True))
+    else:
+        pruned = repair(model, plan.apply(model), structure, plan, few, seed=seed)
     repaired = evaluate(pruned, test)
     pruned, model = pruned.to(options.device), model.to(options.device)
     section = RecoverSection(epochs=options.epochs, lr=options.lr, seed=seed)
@@ -71,7 +75,7 @@ def recover(key: str, options: argparse.Namespace, seed: int, data: tuple[Any, A
     torch.save(pruned.state_dict(), folder / "trained.pt")
     return {
         "dense": 100 * dense,
-        "repaired": 100 * repaired,
+        "start" if options.start else "repaired": 100 * repaired,
         "trained": 100 * evaluate(pruned, test),
         "selection": 100 * found.best_accuracy,
         "epochs": options.epochs,
@@ -88,6 +92,7 @@ def main() -> None:
     parser.add_argument("--plans", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints")
     parser.add_argument("--weights", type=Path, help="safetensors of the one network of this call")
+    parser.add_argument("--start", type=Path, help="trained.pt of an earlier run of the one method of this call: go on")
     parser.add_argument("--only", default="resnet56/intel-cpu/2.0", help="network/target/speed-up")
     methods = ["ours", "ours without blocks", "ours, blocks alone", "FLOPs-driven", "uniform L1"]
     parser.add_argument("--methods", nargs="+", default=methods)
@@ -107,7 +112,7 @@ def main() -> None:
     for seed in options.seeds:
         for method in options.methods:
             key = f"{options.only}/{method}"
-            name = f"{key}/{options.epochs:g} epochs of {len(data[0])}/seed {seed}"
+            name = f"{key}/{options.epochs:g} {'more ' if options.start else ''}epochs of {len(data[0])}/seed {seed}"
             if name in rows:
                 continue
             if not plan_file(options.plans, key).exists():

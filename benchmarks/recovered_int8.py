@@ -1,6 +1,6 @@
-"""The networks that benchmarks/recovery.py trained, as INT8 artifacts: accuracy and latency on the target's own runtime.
+"""The networks that benchmarks/recovery.py trained, as INT8 artifacts: accuracy and latency on the device's runtime.
 
-    python benchmarks/recovered_int8.py --data cifar10.npz --plans DIR --trained FILE --row "resnet56/intel-cpu/2.0/ours/..."
+    python benchmarks/recovered_int8.py --data cifar10.npz --plans DIR --trained FILE --row "resnet56/intel-cpu/2.0/..."
 
 Calibrates the dense and the trained network with the product's defaults on 512 training images, builds both, runs all
 10,000 test images through the device's runtime and times both in one interleaved run. The figures go into the row of

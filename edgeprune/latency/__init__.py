@@ -10,8 +10,8 @@ from edgeprune.latency.predict import Predictor as Predictor
 from edgeprune.latency.profiling import Profile as Profile
 from edgeprune.latency.profiling import profile as profile
 from edgeprune.latency.profiling import quick as quick
-from edgeprune.latency.sample import Effort as Effort
 from edgeprune.latency.sample import extend as extend
 from edgeprune.latency.table import Table as Table
+from edgeprune.latency.timing import Effort as Effort
 from edgeprune.latency.variants import Variant as Variant
 from edgeprune.latency.variants import options as options

@@ -1,8 +1,8 @@
 """Closure: solve, build, measure, refit, solve again, until measured latency meets the budget, before any epoch.
 
-Everything is a ratio to the dense artifact measured in the same interleaved run, so a device whose speed drifts still
-closes. What is measured stays in the table: the kernels of every network tried (the lazy table fills exactly the cells
-that solutions use) and its whole run, which recalibrates alpha and beta where the answer lies.
+Everything is a ratio to an anchor measured in the same interleaved run, so a device whose speed drifts still closes.
+What is measured stays in the table: the kernels of every network tried (the lazy table fills exactly the cells that
+solutions use) and its whole run, which recalibrates alpha and beta where the answer lies.
 
 What calibration still gets wrong at the answer is corrected by asking the solver for a budget that is smaller or larger
 by that error (a fixed-point iteration; the model's error varies slowly along the front of solutions).
@@ -11,23 +11,26 @@ by that error (a fixed-point iteration; the model's error varies slowly along th
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from edgeprune.devices.types import Device
 from edgeprune.errors import BudgetError
 from edgeprune.latency.build import Built, Maker
 from edgeprune.latency.predict import PlanLike, Predictor, as_variant
-from edgeprune.latency.rounds import Pace
-from edgeprune.latency.sample import Effort, kept_open, measure_quietly, record, start
+from edgeprune.latency.rounds import Measured, Pace
+from edgeprune.latency.sample import kept_open, start
 from edgeprune.latency.table import Table
-from edgeprune.latency.variants import Variant
-from edgeprune.target import Protocol
+from edgeprune.latency.timing import Effort, measure_quietly, record
+from edgeprune.latency.variants import DENSE, Variant
 
 # Shares of the budget: aimed at, acceptable, good enough to stop (from, to). What is within the budget by less than the
 # noise of a measurement would often be refused by the next one. A clock that repeats within 0.2 % needs less room.
 MARGINS = {"ms": (0.985, 0.97, 0.975, 0.994), "repeats": (0.996, 0.99, 0.991, 1.0)}
+SLACK = (0.93, 1.05)  # what is wanted, while there is no verdict yet
 Solve = Callable[[Predictor, float], Variant | PlanLike]
 
 
@@ -87,6 +90,7 @@ def close(
     rounds: int = 10,
     refits: int = 3,
     effort: Effort | None = None,
+    absolute: bool = False,
     loss: Callable[[Any], float] | None = None,
     keep: Callable[[Table], None] | None = None,
     progress: Callable[[Step], None] | None = None,
@@ -107,6 +111,8 @@ def close(
         good: shares of the budget between which the search ends at once. A network nearer to the budget than that is
             only taken where no other fits. Default: MARGINS.
         rounds: at most so many networks are measured.
+        absolute: the deadline is a latency, not a speed-up: what the dense artifact takes today does not matter, nor
+            how well it repeats itself.
         loss: of an answer; of the networks within the budget the one of least loss is taken, without it the slowest.
 
     Raises:
@@ -117,15 +123,19 @@ def close(
     least, most = margins[2:] if good is None else good
     effort = effort or Effort(batch=1, rounds=48, runs=16)
     pace = Pace()
-    table, dense = start(table, device, maker, effort, pace)
+    table, anchor = start(table, device, maker, effort, pace)
+    dense = maker.build(DENSE, "dense")
     effort = effort.for_latency(table.networks[maker.network].dense, table.unit)
+    fixed = table.networks[maker.network].dense if absolute else None
+    once = dataclasses.replace(effort, retries=0)
+    timer = _Timer(device, maker, anchor, dense, once, pace, (low * budget, budget), fixed)
     predictor = Predictor(table, maker.structure, maker.network)
     steps: list[Step] = []
     tried: dict[str, Step] = {}
     best: tuple[tuple[bool, float], Step, Variant | PlanLike] | None = None
     enclosed = Enclosed(aim * budget)
     asked = aim * budget
-    with kept_open(device, dense):
+    with kept_open(device, anchor):
         for index in range(rounds):
             try:
                 answer = solve(predictor, asked * predictor.dense)
@@ -136,7 +146,10 @@ def close(
             variant = as_variant(answer)
             step = tried.get(_name(variant))
             if step is None:
-                step, table = _try(table, device, maker, dense, variant, asked, predictor, budget, low, effort, pace)
+                found, ratio, confirmed = timer(variant, table.unit == "ms")
+                predicted = predictor.predict(variant) / predictor.dense
+                step = Step(variant, asked, predicted, ratio, found[1].spread, confirmed)
+                table = record(table, maker, found, effort.max_spread)
                 tried[_name(variant)] = step
                 steps.append(step)
                 if keep:
@@ -190,44 +203,57 @@ class Enclosed:
         return max(following, asked * (1 + least)) if measured <= self.wanted else min(following, asked * (1 - least))
 
 
-def _try(
-    table: Table,
-    device: Device,
-    maker: Maker,
-    dense: Built,
-    variant: Variant,
-    asked: float,
-    predictor: Predictor,
-    budget: float,
-    low: float,
-    effort: Effort,
-    pace: Pace,
-) -> tuple[Step, Table]:
-    """Build and measure one network; the step, and the table with what was measured."""
-    built = [dense, maker.build(variant, "candidate")]
-    try:
-        once = dataclasses.replace(effort, retries=0)
-        found = measure_quietly(device, built, maker.target.protocol, once, pace)
-        measured = found[1].ratio
-        fits = low * budget <= measured <= budget
-        if fits and table.unit == "ms":  # a clock that counts instructions repeats itself
-            measured = _confirm(device, built, maker.target.protocol)
-    finally:
-        maker.forget(built[1])
-    predicted = predictor.predict(variant) / predictor.dense
-    step = Step(variant, asked, predicted, measured, found[1].spread, fits)
-    return step, record(table, maker, found, effort.max_spread)
+class _Timer:
+    """Builds networks and times them: beside the anchor, and those that seem to fit under the target's own protocol.
 
+    What that protocol, whose verdict counts, finds over what the anchor told (the median of all so far) corrects what
+    the anchor tells of the next network: the dense latency that the table knows is of another day.
+    """
 
-def _confirm(device: Device, built: Sequence[Built], protocol: Protocol) -> float:
-    """Latency over the dense artifact's under the target's own protocol."""
-    loaded = [device.load(one.artifact) for one in built]
-    try:
-        dense, pruned = device.measure(loaded, protocol)
-    finally:
-        for one in loaded:
-            device.unload(one)
-    return pruned.median / dense.median
+    def __init__(
+        self,
+        device: Device,
+        maker: Maker,
+        anchor: Built,
+        dense: Built,
+        effort: Effort,
+        pace: Pace,
+        wanted: tuple[float, float],
+        fixed: float | None,
+    ) -> None:
+        """`wanted`: latency over the dense one's, from and to; `fixed`: that dense latency, None: today's."""
+        self.fixed = fixed
+        self.device, self.maker, self.anchor, self.dense = device, maker, anchor, dense
+        self.effort, self.pace, self.wanted = effort, pace, wanted
+        self.verdicts: list[float] = []
+
+    def __call__(self, variant: Variant, judged: bool) -> tuple[list[Measured], float, bool]:
+        """What was found (anchor first), latency over the dense artifact's, and whether the network seemed to fit.
+
+        `judged`: the release will be judged by medians of this clock; one that counts instructions repeats itself.
+        """
+        protocol = self.maker.target.protocol
+        candidate = self.maker.build(variant, "candidate")
+        try:
+            found = measure_quietly(self.device, [self.anchor, candidate], protocol, self.effort, self.pace)
+            ratio = found[1].ratio * (float(np.median(self.verdicts)) if self.verdicts else 1.0)
+            slack = (1.0, 1.0) if self.verdicts or not judged else SLACK
+            fits = slack[0] * self.wanted[0] <= ratio <= slack[1] * self.wanted[1]
+            if fits and judged:
+                ratio = self._verdict(candidate)
+                self.verdicts.append(ratio / found[1].ratio)
+        finally:
+            self.maker.forget(candidate)
+        return found, ratio, fits
+
+    def _verdict(self, candidate: Built) -> float:
+        loaded = [self.device.load(one.artifact) for one in (self.dense, candidate)]
+        try:
+            dense, pruned = self.device.measure(loaded, self.maker.target.protocol)
+        finally:
+            for one in loaded:
+                self.device.unload(one)
+        return pruned.median / (dense.median if self.fixed is None else self.fixed)
 
 
 def _name(variant: Variant) -> str:

@@ -16,9 +16,9 @@ from edgeprune.graph.structure import Structure
 from edgeprune.latency.build import Built, Maker
 from edgeprune.latency.kernels import entries
 from edgeprune.latency.rounds import Measured
-from edgeprune.latency.sample import Effort, attribute, measure_together
 from edgeprune.latency.sites import find_sites
 from edgeprune.latency.table import Site
+from edgeprune.latency.timing import Effort, attribute, measure_together
 from edgeprune.latency.variants import DENSE, Variant, options
 from edgeprune.recipe import BudgetSection
 from edgeprune.target import Channels

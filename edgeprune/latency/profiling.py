@@ -22,8 +22,9 @@ from edgeprune.latency.build import Maker
 from edgeprune.latency.fit import Array
 from edgeprune.latency.predict import Predictor
 from edgeprune.latency.rounds import SLOWER, Pace
-from edgeprune.latency.sample import QUICK, Effort, Progress, extend, settle
+from edgeprune.latency.sample import Progress, extend, settle
 from edgeprune.latency.table import Run, Table
+from edgeprune.latency.timing import QUICK, Effort
 from edgeprune.latency.variants import Variant, draw
 
 log = logging.getLogger(__name__)

@@ -27,6 +27,7 @@ class Measured:
     Attributes:
         rounds, anchor: medians of each round, of this network and of the anchor, in the device's unit.
         pace: the anchor's latency at the device's fastest pace, as far as it is known; 0: not at all.
+        share: the anchor's latency over the dense network's.
     """
 
     built: Built
@@ -34,6 +35,7 @@ class Measured:
     rounds: tuple[float, ...]
     anchor: tuple[float, ...]
     pace: float = 0.0
+    share: float = 1.0
 
     @property
     def at_pace(self) -> bool:
@@ -47,7 +49,7 @@ class Measured:
 
     @property
     def ratio(self) -> float:
-        """Latency over the anchor's."""
+        """Latency over the dense network's."""
         return self._ratio(self._counted())
 
     @property
@@ -63,7 +65,7 @@ class Measured:
         """Both measurements of one network as one."""
         kernels = least([self.kernels, other.kernels])
         pace = min(self.pace or other.pace, other.pace or self.pace)
-        return Measured(self.built, kernels, self.rounds + other.rounds, self.anchor + other.anchor, pace)
+        return Measured(self.built, kernels, self.rounds + other.rounds, self.anchor + other.anchor, pace, other.share)
 
     def _fast(self) -> list[int]:
         limit = SLOWER * (self.pace or quiet(self.anchor))
@@ -73,14 +75,21 @@ class Measured:
         return self._fast() if self.at_pace else list(range(len(self.rounds)))
 
     def _ratio(self, counted: Sequence[int]) -> float:
-        return quiet([self.rounds[i] for i in counted]) / quiet([self.anchor[i] for i in counted])
+        return self.share * quiet([self.rounds[i] for i in counted]) / quiet([self.anchor[i] for i in counted])
 
 
 class Pace:
-    """The fastest pace that the anchor was seen at."""
+    """What measurements of one device have in common: the anchor.
+
+    Attributes:
+        fastest: the anchor's latency at the fastest pace that it was seen at.
+        dense: the dense network beside the anchor, all measurements together.
+        share: the anchor's latency over the dense network's.
+    """
 
     def __init__(self) -> None:
-        self.fastest = 0.0
+        self.fastest, self.share = 0.0, 1.0
+        self.dense: Measured | None = None
 
     def mark(self, found: Sequence[Measured]) -> list[Measured]:
         """Networks measured together, anchor first, with the pace that is known now."""
@@ -88,9 +97,15 @@ class Pace:
         self.fastest = min(self.fastest or now, now)
         return [self.known(one) for one in found]
 
+    def weigh(self, dense: Measured) -> float:
+        """The anchor's share of the dense network, which was measured beside it (again)."""
+        self.dense = dense if self.dense is None else self.dense.and_again(dense)
+        self.share = self.share / self.known(self.dense).ratio
+        return self.share
+
     def known(self, one: Measured) -> Measured:
         """`one` as it looks with the pace that is known now."""
-        return dataclasses.replace(one, pace=self.fastest)
+        return dataclasses.replace(one, pace=self.fastest, share=self.share)
 
 
 def quiet(rounds: Sequence[float]) -> float:

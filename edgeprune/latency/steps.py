@@ -17,9 +17,10 @@ from edgeprune.errors import GraphError
 from edgeprune.graph.structure import Structure, width
 from edgeprune.latency.build import Maker
 from edgeprune.latency.fit import Array
-from edgeprune.latency.sample import Effort, Progress, extend
+from edgeprune.latency.sample import Progress, extend
 from edgeprune.latency.sites import channels
 from edgeprune.latency.table import Site, Table
+from edgeprune.latency.timing import Effort
 from edgeprune.latency.variants import Variant
 
 CANDIDATES = (1, 2, 4, 8, 16, 32)

@@ -85,11 +85,11 @@ class Site:
 
 @dataclass(frozen=True)
 class Run:
-    """One network measured end to end, interleaved with its dense anchor.
+    """One network measured end to end, interleaved with the anchor.
 
     Attributes:
         widths, removed: what was kept; both empty for the dense network.
-        ratio: latency over the dense artifact's, measured in the same interleaved run.
+        ratio: latency over the dense artifact's, by way of the anchor (`sample.py`).
         spread: median absolute deviation of the rounds' ratios over their median.
     """
 
@@ -110,7 +110,7 @@ class Record:
     """What a table knows of one network.
 
     Attributes:
-        dense: latency of the dense artifact, the anchor, when the network was first seen.
+        dense: latency of the dense artifact when the network was first seen.
         profiler_cost: what the profiler added to each kernel then.
         sites: its kernels; runs: the networks cut from it.
     """

@@ -68,6 +68,16 @@ def floor(structure: Structure, channels: Channels, blocks: bool = True) -> Vari
     return Variant(least, tuple(block.module for block in structure.blocks) if blocks else ())
 
 
+def half(structure: Structure, channels: Channels) -> Variant:
+    """Every group at half of its width or less, every block there; groups that cannot be stay whole."""
+    middle = {
+        name: max((units for units in allowed if 2 * units <= allowed[-1]), default=allowed[-1])
+        for name, allowed in options(structure, channels).items()
+    }
+    sizes = {group.name: group.size for group in structure.groups}
+    return Variant({name: units for name, units in middle.items() if units < sizes[name]})
+
+
 def draw(structure: Structure, channels: Channels, count: int, seed: int = 0, blocks: bool = True) -> list[Variant]:
     """Random variants: an overall fraction from small to dense, each group's own around it, some blocks removed.
 

@@ -139,7 +139,9 @@ def joint(context: Context, maker: Maker, folder: Path) -> Chosen:
         f"{found.gap:.2%}; KL to the dense network {found.loss:.3f}, agreement {found.agreement:.1%}",
     )
     again = Again(structure, curves, found, judge, max_bytes=limit, time_limit=options.time_limit)
-    closed = latency.close(again, table, context.device, maker, budget / predictor.dense, loss=again.loss)
+    absolute = context.recipe.budget.latency_ms is not None
+    ratio = budget / predictor.dense
+    closed = latency.close(again, table, context.device, maker, ratio, absolute=absolute, loss=again.loss)
     assert isinstance(closed.answer, Plan)
     context.say(
         "search",

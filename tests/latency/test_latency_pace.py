@@ -11,11 +11,14 @@ from simulated import SimulatedDevice
 
 from edgeprune.devices.types import Timing
 from edgeprune.latency.build import Maker
+from edgeprune.latency.closure import close
+from edgeprune.latency.predict import Predictor
 from edgeprune.latency.profiling import profile
 from edgeprune.latency.rounds import Measured, Pace
-from edgeprune.latency.sample import Effort, extend
+from edgeprune.latency.sample import extend
 from edgeprune.latency.table import Table
-from edgeprune.latency.variants import DENSE, Variant, draw
+from edgeprune.latency.timing import Effort
+from edgeprune.latency.variants import DENSE, Variant, draw, half, options
 from edgeprune.target import Protocol
 
 EFFORT = Effort(profile_runs=4, rounds=8, runs=2, retries=0)
@@ -40,7 +43,8 @@ class TwoPaces(SimulatedDevice):
 def ratios(made: Maker, device: TwoPaces, variants: Sequence[Variant]) -> tuple[np.ndarray, np.ndarray]:
     """Of each variant, over the dense one: as the table has it, and at the device's faster pace."""
     table = extend(Table(device.probe().fingerprint), device, made, variants, EFFORT)
-    runs = [run for run in table.networks[made.network].runs if run.widths or run.removed]
+    anchor = half(made.structure, made.target.channels).widths
+    runs = [run for run in table.networks[made.network].runs if run.removed or run.widths not in ({}, anchor)]
     opened = [device.load(made.build(DENSE, "dense").artifact)]
     opened += [
         device.load(made.build(Variant(run.widths, run.removed), f"r{i}").artifact) for i, run in enumerate(runs)
@@ -51,7 +55,7 @@ def ratios(made: Maker, device: TwoPaces, variants: Sequence[Variant]) -> tuple[
     return np.array([run.ratio for run in runs]), truths[1:] / truths[0]
 
 
-@pytest.mark.parametrize("slow", [lambda call: call % 10 >= 3, lambda call: call < 4, lambda call: call in (3, 5)])
+@pytest.mark.parametrize("slow", [lambda call: call % 8 >= 3, lambda call: call < 4, lambda call: call in (3, 5)])
 def test_the_faster_pace_counts(made: Maker, slow: Callable[[int], bool]) -> None:
     found, true = ratios(made, TwoPaces(slow), draw(made.structure, made.target.channels, 16, seed=4))
     assert len(found) == 15  # one of those drawn is the dense one
@@ -77,6 +81,51 @@ def test_a_network_counts_its_rounds_at_the_pace() -> None:
     slow = pace.known(slow)
     assert pace.fastest == 1.0 and not slow.at_pace and slow.ratio == pytest.approx(0.45)
     assert slow.and_again(mixed).at_pace and slow.and_again(mixed).ratio == pytest.approx(0.4)
+
+
+class Neighbours(SimulatedDevice):
+    """What else runs on the machine moves the dense network, whose weights do not fit the core's cache, alone."""
+
+    def measure(self, loaded: Sequence[Any], protocol: Protocol) -> list[Timing]:
+        timings = super().measure(loaded, protocol)
+        slower = 1 + 0.4 * float(self.random.random())
+        return [
+            self._timing([slower * value for value in timing.rounds]) if one.artifact.name == "dense" else timing
+            for one, timing in zip(loaded, timings, strict=True)
+        ]
+
+
+def test_a_dense_network_that_does_not_repeat_itself_spoils_no_other(made: Maker) -> None:
+    """All ratios share one error, that of the dense network when it was measured."""
+    device = Neighbours(noise=0.002, seed=5)
+    found, true = ratios(made, device, draw(made.structure, made.target.channels, 16, seed=4))
+    shared = found / true
+    assert shared == pytest.approx(np.median(shared), rel=0.02)
+    assert 0.7 < np.median(shared) < 0.99, "the device must have moved the dense network for this test to mean anything"
+
+
+def test_a_deadline_in_milliseconds_is_met_whatever_the_dense_network_does(made: Maker) -> None:
+    device, steps = Neighbours(noise=0.002, seed=5), made.target.channels
+    table = extend(Table(device.probe().fingerprint), device, made, draw(made.structure, steps, 16, seed=4), EFFORT)
+    groups, dense = options(made.structure, steps), table.networks[made.network].dense
+    shares = np.linspace(0.1, 1, 40)
+    narrowed = [{n: max(u for u in w if u <= max(w[0], share * w[-1])) for n, w in groups.items()} for share in shares]
+    allowed = [Variant(widths) for widths in narrowed]
+
+    def widest(predictor: Predictor, latency: float) -> Variant:
+        return max((v for v in allowed if predictor.predict(v) <= latency), key=predictor.predict)
+
+    def milliseconds(variant: Variant) -> float:
+        opened = device.load(made.build(variant, "asked").artifact)
+        device.unload(opened)
+        return float(opened.truth)
+
+    deadline = 0.6 * milliseconds(DENSE)
+    closed = close(widest, table, device, made, deadline / dense, effort=EFFORT, absolute=True)
+    assert milliseconds(closed.variant) < 1.01 * deadline
+    wider = allowed[allowed.index(closed.variant) + 1 :]
+    fitting = [milliseconds(v) for v in wider if milliseconds(v) < 0.97 * deadline]
+    assert max(fitting, default=0.0) < 1.02 * milliseconds(closed.variant), "a slower network would have fitted too"
 
 
 def test_a_table_of_the_slower_pace_is_measured_once_more(made: Maker) -> None:

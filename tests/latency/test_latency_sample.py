@@ -17,9 +17,10 @@ from edgeprune.latency.closure import Enclosed, close
 from edgeprune.latency.feasibility import feasibility
 from edgeprune.latency.predict import Predictor
 from edgeprune.latency.profiling import profile, surprising
-from edgeprune.latency.sample import Effort, extend, settle
+from edgeprune.latency.sample import extend, settle
 from edgeprune.latency.steps import find_step, probe_steps
 from edgeprune.latency.table import Table
+from edgeprune.latency.timing import Effort
 from edgeprune.latency.variants import DENSE, Variant, draw, floor, options
 from edgeprune.recipe import BudgetSection
 
@@ -119,11 +120,13 @@ def test_sampling_resumes_and_measures_nothing_twice(made: Maker) -> None:
     extend(empty(device), device, made, variants[:4], EFFORT, keep=saved.append)
     before = len(device.measured)
     table = extend(saved[-1], device, made, variants, EFFORT)
-    assert len(device.measured) - before == 3  # the anchor and the two that were missing
-    assert len(table.networks[made.network].runs) == 7
+    assert (
+        len(device.measured) - before == 5
+    )  # the anchor and the two that were missing; the anchor and the dense network
+    assert len(table.networks[made.network].runs) == 8  # the anchor's too
     assert extend(table, device, made, variants, EFFORT) == table
     assert not device.opened
-    assert [path.name for path in made.folder.iterdir()] == ["dense.onnx"]
+    assert [path.name for path in made.folder.iterdir()] == ["anchor.onnx"]
 
 
 def test_a_slower_device_gives_the_same_table(made: Maker) -> None:
@@ -292,7 +295,7 @@ def test_probing_finds_the_devices_steps(made: Maker) -> None:
     table, sweeps = probe_steps(empty(device), device, made, span=24, effort=EFFORT)
     conv = next(sweep for sweep in sweeps if sweep.cls == "conv")
     assert conv.step == 8 and len(conv.widths) == 25
-    assert len(table.networks[made.network].runs) == 25
+    assert len(table.networks[made.network].runs) == 26  # the anchor's too
 
 
 def test_smooth_growth_has_no_step() -> None:

@@ -85,10 +85,12 @@ class Pace:
         fastest: the anchor's latency at the fastest pace that it was seen at.
         dense: the dense network beside the anchor, all measurements together.
         share: the anchor's latency over the dense network's.
+        earlier: the same as a table of an earlier day has it; counts as much as all of today's measurements.
     """
 
     def __init__(self) -> None:
         self.fastest, self.share = 0.0, 1.0
+        self.earlier: float | None = None
         self.dense: Measured | None = None
 
     def mark(self, found: Sequence[Measured]) -> list[Measured]:
@@ -100,7 +102,8 @@ class Pace:
     def weigh(self, dense: Measured) -> float:
         """The anchor's share of the dense network, which was measured beside it (again)."""
         self.dense = dense if self.dense is None else self.dense.and_again(dense)
-        self.share = self.share / self.known(self.dense).ratio
+        today = self.share / self.known(self.dense).ratio
+        self.share = today if self.earlier is None else (today * self.earlier) ** 0.5
         return self.share
 
     def known(self, one: Measured) -> Measured:

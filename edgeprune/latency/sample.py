@@ -67,6 +67,8 @@ def start(table: Table, device: Device, maker: Maker, effort: Effort, pace: Pace
         known[key] = pace.weigh(_dense(device, maker, anchor, effort, pace))
         table = table.with_runs(maker.network, [Run(dict(anchor.variant.widths), (), known[key], 0.01, today())])
     pace.share = known[key]
+    if pace.dense is None and pace.earlier is None:
+        pace.earlier = pace.share
     return table, anchor
 
 

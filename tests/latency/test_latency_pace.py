@@ -128,6 +128,16 @@ def test_a_deadline_in_milliseconds_is_met_whatever_the_dense_network_does(made:
     assert max(fitting, default=0.0) < 1.02 * milliseconds(closed.variant), "a slower network would have fitted too"
 
 
+def test_the_dense_network_of_an_earlier_day_counts_as_much_as_todays() -> None:
+    pace = Pace()
+    dense = Measured(None, (), (0.8,) * 8, (0.2,) * 8)  # type: ignore[arg-type]
+    assert pace.weigh(dense) == pytest.approx(0.25) == pace.weigh(dense)
+    resumed = Pace()
+    resumed.earlier = resumed.share = 0.36
+    assert resumed.weigh(dense) == pytest.approx(0.3) == resumed.weigh(dense)
+    assert resumed.known(dense).ratio == pytest.approx(1.2)
+
+
 def test_a_table_of_the_slower_pace_is_measured_once_more(made: Maker) -> None:
     device, other = TwoPaces(lambda call: call < 8), TwoPaces(lambda call: False)
     found, alone = (profile(Table(one.probe().fingerprint), one, made, 24, 8, EFFORT) for one in (device, other))

@@ -1,33 +1,44 @@
 # make demo    the main job on real data, in minutes, without a GPU
+# make example NAME=detection    one of examples/, the same way
+# make docs    the pages of docs/ and the Python reference, in site/; a broken link fails
 # make test    the whole test suite; make quick: under a minute
 PYTHON ?= python3
 BIN := .venv/bin
 RECIPE ?= examples/cifar10/recipe.toml
 TARGET ?= intel-cpu
+NAME ?= detection
+SIDE_BY_SIDE ?= -n logical --maxprocesses 4 --dist loadfile
 
-.PHONY: demo test quick lint wheel clean
+.PHONY: demo example test quick lint docs wheel clean
 
 demo: .venv/ready
 	$(BIN)/edgeprune $(TARGET) run $(RECIPE)
 
+example: .venv/ready
+	$(BIN)/edgeprune $(TARGET) run examples/$(NAME)/recipe.toml
+
 test: .venv/ready
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 quick: .venv/ready
-	$(BIN)/python -m pytest -m "not slow and not device"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow and not device"
 
 lint: .venv/ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
+docs: .venv/ready
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 wheel: .venv/ready
 	$(BIN)/pip wheel --no-deps --wheel-dir dist .
 
-.venv/ready: pyproject.toml constraints.txt
+.venv/ready: Makefile pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "edgeprune needs Python 3.11 or newer; say which: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[openvino,sign,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[openvino,sign,detection,metrics,text,dev]'
 	touch .venv/ready
 
 clean:
-	rm -rf .venv runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv runs build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis

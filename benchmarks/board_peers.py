@@ -116,7 +116,7 @@ class Bench:
         from edgeprune import quantize
         from edgeprune.model import export_onnx
         from edgeprune.recover import evaluate, repair, train
-        from edgeprune.runtimes.dialects import DIALECTS
+        from edgeprune.runtimes import DIALECTS
 
         folder = self.work / name.replace(" ", "-").replace(",", "")
         folder.mkdir(exist_ok=True)
@@ -146,7 +146,7 @@ class Bench:
 
     def measure(self, graphs: dict[str, Path]) -> dict[str, dict[str, Any]]:
         """Accuracy by the pre-check, instructions on the board."""
-        from edgeprune import devices, runtimes, validate
+        from edgeprune import devices, runtimes, tasks, validate
 
         artifacts = {
             name: runtimes.build(path, self.work / "artifacts", self.target, f"network-{index}", "int8")
@@ -156,7 +156,7 @@ class Bench:
         with devices.connect(self.target, "local") as here:
             for name, artifact in artifacts.items():
                 (outputs,) = here.infer(here.load(artifact), test.arrays())
-                scored = validate.accuracy(outputs, test.labels)
+                scored = validate.network(tasks.Classification(), outputs, test.labels)
                 rows[name] = {"accuracy": scored.accuracy, "correct": scored.correct, "images": scored.images}
         with devices.connect(self.target) as board:
             protocol = devices.reached(self.target).protocol

@@ -75,7 +75,7 @@ def plain_solver(made: Any) -> Any:
 def measure(name: str, target_name: str, speedup: float, arguments: argparse.Namespace) -> dict[str, Any]:
     """One row."""
     from edgeprune.errors import BudgetError
-    from edgeprune.latency import close, profile
+    from edgeprune.latency import profile, refine
     from edgeprune.latency.rounds import Measured, Pace
     from edgeprune.latency.variants import DENSE
 
@@ -86,7 +86,7 @@ def measure(name: str, target_name: str, speedup: float, arguments: argparse.Nam
             table = profile(table, device, made, arguments.count, 4, keep=keep).table
         row["table_seconds"] = round(time.monotonic() - began, 1)
         try:
-            closed = close(plain_solver(made), table, device, made, 1 / speedup, keep=keep)
+            closed = refine(plain_solver(made), table, device, made, 1 / speedup, keep=keep)
         except BudgetError as error:
             return {**row, "of_budget": None, "error": error.message, "load_average": os.getloadavg()[1]}
         dense, pruned = made.build(DENSE, "dense"), made.build(closed.variant, "chosen")

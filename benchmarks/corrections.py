@@ -20,10 +20,11 @@ from head_to_head import HERE, load, save, splits
 
 from edgeprune import devices
 from edgeprune import target as targets
+from edgeprune.engine import Session
 from edgeprune.graph import trace
 from edgeprune.latency import Predictor, Table, maker
 from edgeprune.latency import options as grid
-from edgeprune.search import Curves, Stitcher, find, measure
+from edgeprune.search import Evaluator, Sensitivity, find, measure
 
 
 def main() -> None:
@@ -36,10 +37,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results" / "corrections.json")
     options = parser.parse_args()
     model, (images, *_) = load("resnet56", None), splits(options.data, options.images, 1)
-    structure, judge = trace(model, images[:1]), Stitcher(model, trace(model, images[:1]), images)
+    structure, session = trace(model, images[:1]), Session(model, images)
+    judge = Evaluator(structure, session)
     rows: dict[str, Any] = json.loads(options.out.read_text("utf-8")) if options.out.exists() else {}
     for name in ("intel-cpu", "x86-onnxruntime"):
-        predictor, curves = prepared(name, model, structure, images, options.tables)
+        predictor, curves = prepared(name, structure, session, options.tables)
         for speedup in options.speedups:
             if (key := f"{name}/{speedup:g}") in rows:
                 continue
@@ -50,13 +52,13 @@ def main() -> None:
             print(key, rows[key], flush=True)
 
 
-def prepared(name: str, model: Any, structure: Any, images: Any, tables: Path) -> tuple[Predictor, Curves]:
+def prepared(name: str, structure: Any, session: Session, tables: Path) -> tuple[Predictor, Sensitivity]:
     """The latency predictor of one target from its kept table, and the loss curves on that target's channel grid."""
     target = targets.load(name)
     with tempfile.TemporaryDirectory() as folder, devices.connect(target) as device:
-        made = maker(model, structure, images[:1], target, Path(folder))
+        made = maker(session.model, structure, session.examples[:1], target, Path(folder))
         table = Table.load(tables / f"resnet56.{name}.jsonl", device.probe().fingerprint)
-    curves = measure(model, structure, images, grid(structure, target.channels))
+    curves = measure(structure, session, grid(structure, target.channels))
     return Predictor(table, structure, made.network), curves
 
 

@@ -70,19 +70,25 @@ class Bench:
         return trace(self.model, self.images[:1])
 
     @cached_property
+    def session(self) -> Any:
+        from edgeprune.engine import Session
+
+        return Session(self.model, self.images)
+
+    @cached_property
     def curves(self) -> Any:
         """Loss curves on the union of all devices' grids."""
         from edgeprune.search import measure
 
         grids = [self.grid(name) for name in TARGETS]
         union = {group: tuple(sorted({w for grid in grids for w in grid[group]})) for group in grids[0]}
-        return measure(self.model, self.structure, self.images, union, cache=self.work / "curves.json")
+        return measure(self.structure, self.session, union, cache=self.work / "curves.json")
 
     @cached_property
     def judge(self) -> Any:
-        from edgeprune.search import Stitcher
+        from edgeprune.search import Evaluator
 
-        return Stitcher(self.model, self.structure, self.images)
+        return Evaluator(self.structure, self.session)
 
     def grid(self, name: str) -> dict[str, tuple[int, ...]]:
         """Group -> widths that the target's kernels are made for."""
@@ -132,7 +138,13 @@ class Bench:
 
         curves = dataclasses.replace(self.curves, allowed=self.grid(name))
         times = {name: factors.get(kind, 1.0) for name, kind in stages(self.structure).items()}
-        return formulate(self.structure, predictor, curves, factors=times)
+        program = formulate(self.structure, predictor, curves)
+        groups = [
+            dataclasses.replace(one, losses=tuple(times.get(one.name, 1.0) * value for value in one.losses))
+            for one in program.groups
+        ]
+        blocks = [dataclasses.replace(one, loss=times.get(one.name, 1.0) * one.loss) for one in program.blocks]
+        return dataclasses.replace(program, groups=tuple(groups), blocks=tuple(blocks))
 
     def fastest(self, name: str, predictor: Any, level: Mapping[str, Any]) -> Any:
         """The network that is predicted to be fastest of those that lose no more than the level, by bisection."""
@@ -155,10 +167,10 @@ class Bench:
     def evaluate(self, network: Mapping[str, Any], kept: Mapping[str, Sequence[int]] | None = None) -> dict[str, float]:
         """KL to the dense network and agreement with it, after least-squares repair."""
         from edgeprune.search import to_plan
-        from edgeprune.search.program import Choice
+        from edgeprune.search.program import Assignment
 
         if kept is None:
-            plan = to_plan(self.structure, self.curves, Choice(network["widths"], tuple(network["removed"])))
+            plan = to_plan(self.structure, self.curves, Assignment(network["widths"], tuple(network["removed"])))
         else:
             plan = self.structure.plan(kept)
         verdict = self.judge(plan)
@@ -211,7 +223,7 @@ def choose(bench: Bench, rows: dict[str, Any], names: Sequence[str]) -> None:
             return variant
 
         with devices.connect(target.load(name)) as device:
-            closed = latency.close(ask, table, device, bench.maker(name), 1.0, rounds=ROUNDS, refits=ROUNDS)
+            closed = latency.refine(ask, table, device, bench.maker(name), 1.0, rounds=ROUNDS, refits=ROUNDS)
         best = min(closed.steps, key=lambda step: step.measured)
         network = {"widths": dict(best.variant.widths), "removed": list(best.variant.removed)}
         steps = [{"predicted": step.predicted, "measured": step.measured} for step in closed.steps]
@@ -228,10 +240,10 @@ def choose(bench: Bench, rows: dict[str, Any], names: Sequence[str]) -> None:
 
 def loss(bench: Bench, name: str, network: Mapping[str, Any], level: Mapping[str, Any]) -> float:
     """What a network loses by the common curves."""
-    from edgeprune.search.program import Choice
+    from edgeprune.search.program import Assignment
 
     program = bench.program(name, bench.predictor(bench.table(name), name), level["factors"])
-    return float(program.totals(Choice(network["widths"], tuple(network["removed"]))).loss)
+    return float(program.totals(Assignment(network["widths"], tuple(network["removed"]))).loss)
 
 
 def measure(bench: Bench, rows: dict[str, Any], names: Sequence[str], peers: bool, rounds: int) -> None:

@@ -86,11 +86,12 @@ def compare(name: str, target_name: str, speedups: tuple[float, ...], options: a
     """All methods at all budgets of one network on one runtime."""
     from edgeprune import devices
     from edgeprune import target as targets
+    from edgeprune.engine import Session
     from edgeprune.graph import Plan, trace
     from edgeprune.latency import Predictor, Table, maker
     from edgeprune.latency import options as grid
     from edgeprune.recover.repair import repair
-    from edgeprune.search import Stitcher, measure
+    from edgeprune.search import Evaluator, measure
 
     model = load(name, options.weights)
     images, labels, test, answers = splits(options.data, max(options.repair, options.images), options.test)
@@ -100,14 +101,9 @@ def compare(name: str, target_name: str, speedups: tuple[float, ...], options: a
         table = Table.load(options.tables / f"{name}.{target_name}.jsonl", device.probe().fingerprint)
         predictor = Predictor(table, structure, made.network)
         allowed = grid(structure, target.channels)
-        curves = measure(
-            model,
-            structure,
-            images[: options.images],
-            allowed,
-            cache=options.work / f"{name}.{target_name}.curves.json",
-        )
-        judge = Stitcher(model, structure, images[: options.images])
+        session = Session(model, images[: options.images])
+        curves = measure(structure, session, allowed, cache=options.work / f"{name}.{target_name}.curves.json")
+        judge = Evaluator(structure, session)
         by_fp32 = _fp32_predictor(name, model, structure, images[:1], target, Path(folder), device, options)
         bench = Bench(
             model, structure, predictor, allowed, curves, images[: options.images], labels[: options.images], judge,
@@ -148,7 +144,7 @@ def closed_row(
     bench: Bench, method: str, choose: Any, speedup: float, options: argparse.Namespace, place: tuple[Any, Any, Any]
 ) -> dict[str, Any]:
     from edgeprune.errors import BudgetError
-    from edgeprune.latency import close
+    from edgeprune.latency import refine
 
     if method.startswith("Torch-Pruning") and not options.site:
         return {"result": "not run: no --site with torch_pruning"}
@@ -165,7 +161,7 @@ def closed_row(
     table, device, made = place
     evaluated = loss if METHODS[method] in EVALUATED else None
     try:
-        closed = close(solve, table, device, made, 1 / speedup, rounds=options.closure, loss=evaluated)
+        closed = refine(solve, table, device, made, 1 / speedup, rounds=options.closure, loss=evaluated)
     except BudgetError as error:
         return {"result": f"cannot reach: {error.message}"}
     plan = closed.answer

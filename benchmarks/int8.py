@@ -140,7 +140,7 @@ def ours(case: Case, runtime: str, maker: str, out: Path) -> None:
 
     from edgeprune import quantize
     from edgeprune.recipe import QuantizeSection
-    from edgeprune.runtimes.dialects import DIALECTS
+    from edgeprune.runtimes import DIALECTS
 
     kept = out.with_suffix(".ranges.json")
     twin = case.graph("ort-x86", maker).with_suffix(".ranges.json")
@@ -183,7 +183,7 @@ def fallback(given: argparse.Namespace) -> None:
 
     from edgeprune import quantize
     from edgeprune.quantize import fallback as program
-    from edgeprune.runtimes.dialects import DIALECTS
+    from edgeprune.runtimes import DIALECTS
 
     for case in cases(given):
         for runtime in given.runtime or TARGETS:
@@ -194,7 +194,9 @@ def fallback(given: argparse.Namespace) -> None:
             measured, model = json.loads(timed_at.read_text()), read(case.model)
             ranges = quantize.Ranges.load(source.with_suffix(".ranges.json"))
             losses = program.sensitivities(model, ranges, DIALECTS[runtime], case.data["calibration"], 12)
-            costs = {n: program.Cost(measured["fp32"][n], measured["edgeprune"][n], loss) for n, loss in losses.items()}
+            costs = {
+                n: program.LayerCost(measured["fp32"][n], measured["edgeprune"][n], loss) for n, loss in losses.items()
+            }
             edges = program.layer_edges(model, measured["per_element"])
             found = {kind: program.choose(kind, costs, edges, NOISE) for kind in ("none", "auto", "greedy")}
             onnx.save(quantize.apply(model, ranges, DIALECTS[runtime], found["auto"].precision), out)
@@ -351,7 +353,7 @@ def compiler(given: argparse.Namespace) -> None:
     """
     from edgeprune import quantize
     from edgeprune.quantize import rtx
-    from edgeprune.runtimes.dialects import DIALECTS
+    from edgeprune.runtimes import DIALECTS
 
     for case in cases(given):
         for runtime in ("tensorrt-a", "tensorrt-b"):

@@ -2,10 +2,13 @@
 
 A network is an ONNX file, its calibration images one array [N, C, H, W]. Each library is imported where it is used, as
 they pin versions that do not go together.
+
+    python benchmarks/int8_peers.py MODEL EXAMPLES.npz OUT.xml [--transformer]    # NNCF alone, for another interpreter
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import shutil
 from pathlib import Path
@@ -20,10 +23,16 @@ ORT = {"ort-minmax": "MinMax", "ort-entropy": "Entropy", "ort-percentile": "Perc
 MODELOPT = {"modelopt-entropy": "entropy", "modelopt-max": "max"}
 
 
-def onnxruntime_quantization(model: Path, prepared: Path, images: Images, maker: str, out: Path, signed: bool) -> None:
+def onnxruntime_quantization(
+    model: Path, prepared: Path, images: Any, maker: str, out: Path, signed: bool, reduced: bool = False
+) -> None:
     """Q/DQ with a scale a channel; U8S8 for x86, S8S8 for ARM.
 
+    CalibMaxIntermediateOutputs must stay unset: with it ONNX Runtime 1.31 drops every full batch of outputs unread, and
+    min-max ranges come from the last few images alone.
+
     Args:
+        images: one array, or a sequence of mappings by input name.
         prepared: where the preprocessed model is kept.
     """
     quantization = importlib.import_module("onnxruntime.quantization")
@@ -37,7 +46,9 @@ def onnxruntime_quantization(model: Path, prepared: Path, images: Images, maker:
 
         def get_next(self) -> dict[str, Any] | None:
             image = next(self.left, None)
-            return None if image is None else {"input": image[None]}
+            if image is None or isinstance(image, dict):
+                return image
+            return {"input": image[None]}
 
     quantization.quantize_static(
         str(prepared),
@@ -47,16 +58,17 @@ def onnxruntime_quantization(model: Path, prepared: Path, images: Images, maker:
         activation_type=quantization.QuantType.QInt8 if signed else quantization.QuantType.QUInt8,
         weight_type=quantization.QuantType.QInt8,
         per_channel=True,
+        reduce_range=reduced,
         calibrate_method=getattr(quantization.CalibrationMethod, ORT[maker]),
-        extra_options={"CalibMaxIntermediateOutputs": 7},  # a divisor of the images would leave it none at the end
     )
 
 
-def nncf(model: Path, images: Images, out: Path) -> None:
-    """Post-training quantisation with its defaults, for OpenVINO."""
+def nncf(model: Path, images: Any, out: Path, transformer: bool = False) -> None:
+    """Post-training quantisation with its defaults, for OpenVINO; `transformer`: its setting for these."""
     library, openvino = importlib.import_module("nncf"), importlib.import_module("openvino")
-    dataset = library.Dataset([image[None] for image in images])
-    found = library.quantize(openvino.Core().read_model(model), dataset, subset_size=len(images))
+    dataset = library.Dataset([image if isinstance(image, dict) else image[None] for image in images])
+    kind = {"model_type": library.ModelType.TRANSFORMER} if transformer else {}
+    found = library.quantize(openvino.Core().read_model(model), dataset, subset_size=len(images), **kind)
     openvino.save_model(found, out, compress_to_fp16=False)
 
 
@@ -73,3 +85,20 @@ def modelopt(model: Path, images: Images, maker: str, out: Path, kind: str) -> N
         log_level="ERROR",
     )
     own.unlink()
+
+
+def main() -> None:
+    """NNCF on examples that are stored by input name, [N, 1, ...]."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("examples", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--transformer", action="store_true")
+    given = parser.parse_args()
+    stored = dict(np.load(given.examples))
+    examples = [dict(zip(stored, row, strict=True)) for row in zip(*stored.values(), strict=True)]
+    nncf(given.model, examples, given.out, given.transformer)
+
+
+if __name__ == "__main__":
+    main()

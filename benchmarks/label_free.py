@@ -50,11 +50,12 @@ def compare(options: argparse.Namespace, rows: Any) -> None:
 
     from edgeprune import devices
     from edgeprune import target as targets
+    from edgeprune.engine import Session
     from edgeprune.graph import trace
     from edgeprune.latency import Predictor, Table, maker
     from edgeprune.latency import options as grid
     from edgeprune.recover.repair import repair
-    from edgeprune.search import Stitcher, measure
+    from edgeprune.search import Evaluator, measure
 
     torch.set_num_threads(1)
     prepare_vision()
@@ -69,8 +70,9 @@ def compare(options: argparse.Namespace, rows: Any) -> None:
         predictor = Predictor(table, structure, made.network)
         allowed = grid(structure, target.channels)
         cache = options.work / f"mobilenetv2.{target.name}.curves.json"
-        curves = measure(model, structure, images[: options.images], allowed, cache=cache)
-        judge = Stitcher(model, structure, images[: options.images])
+        session = Session(model, images[: options.images])
+        curves = measure(structure, session, allowed, cache=cache)
+        judge = Evaluator(structure, session)
         for speedup in SPEEDUPS:
             plans = {}
             for method in LABEL_FREE:

@@ -28,7 +28,7 @@ class Bench:
     memory: dict[str, Any]  # what a method keeps from one round of closure to the next
 
     def l1(self) -> dict[str, tuple[int, ...]]:
-        from edgeprune.recover.saliency import orders
+        from edgeprune.search.saliency import orders
 
         return orders(self.model, self.structure, self.images, "l1")
 
@@ -66,7 +66,7 @@ def uniform(bench: Bench, ms: float) -> Any:
 
 def random(bench: Bench, ms: float, seed: int = 0) -> Any:
     """Of 300 random networks the one that comes nearest to the budget; random channels, no blocks."""
-    from edgeprune.recover.saliency import orders
+    from edgeprune.search.saliency import orders
 
     generator = np.random.default_rng(seed)
     best, found = 0.0, None
@@ -92,7 +92,7 @@ class Macs:
         self.layers = {layer.name: layer for layer in structure.layers}
 
     def kernel(self, layer: str, c_in: int, c_out: int) -> float:
-        from edgeprune.graph.structure import width
+        from edgeprune.graph import width
 
         found = self.layers[layer]
         full = width(found.inputs, {}) * (1 if found.groups > 1 else width(found.outputs, {}))
@@ -103,7 +103,7 @@ class Frozen:
     """The true predictor with every layer's input channels held at their dense number."""
 
     def __init__(self, structure: Any, predictor: Any) -> None:
-        from edgeprune.graph.structure import width
+        from edgeprune.graph import width
 
         self.predictor, self.beta = predictor, predictor.beta
         self.inputs = {layer.name: width(layer.inputs, {}) for layer in structure.layers}

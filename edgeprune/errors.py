@@ -6,7 +6,8 @@
     │   └── TargetError            2
     ├── InputError                 3   what the user handed in cannot be used
     │   ├── ModelError             3   factory, weights, forward pass
-    │   └── DataError              3   images, labels, preprocessing
+    │   ├── DataError              3   images, labels, preprocessing
+    │   └── TaskError              3   task, metric, decode
     ├── GraphError                 4   the network cannot be analysed, or the plan does not fit it
     │   ├── CaptureError           4
     │   ├── PlanError              4
@@ -20,7 +21,10 @@
     ├── GateError                  8   measured, and not good enough to release; or there was no device to measure on
     ├── MeasurementError           9   the measurement is too noisy to be recorded
     ├── BundleError               10   a bundle is damaged, altered or incomplete
-    └── RunError                  11   the run directory: locked, full, unwritable, damaged
+    ├── RunError                  11   the run directory: locked, full, unwritable, damaged
+    ├── NotAuthenticated          12   a bundle is intact, but not proven to be from whom it should be
+    ├── RegressionError           13   a release is worse than the one before it, told apart from noise
+    └── PolicyError               14   a bundle is good, but not what a policy asks for
 
 Every message says what happened, where, and what to do. A user never sees a traceback for one of these.
 An interrupted run (Ctrl-C) exits with 130 and can be resumed.
@@ -77,6 +81,10 @@ class ModelError(InputError):
 
 class DataError(InputError):
     """Images, labels or preprocessing."""
+
+
+class TaskError(InputError):
+    """The task: its metric, its loss, its distance or its decode."""
 
 
 class GraphError(EdgepruneError):
@@ -149,6 +157,24 @@ class RunError(EdgepruneError):
     """The run directory is locked, full, unwritable or damaged."""
 
     exit_code = 11
+
+
+class NotAuthenticated(EdgepruneError):
+    """Nothing is wrong with a bundle, but no given key has signed it, or less was proved than --strict asks."""
+
+    exit_code = 12
+
+
+class RegressionError(EdgepruneError):
+    """A release is worse than the one before it, by more than is allowed, and that is told apart from noise."""
+
+    exit_code = 13
+
+
+class PolicyError(EdgepruneError):
+    """A bundle is good, but not what a policy asks for."""
+
+    exit_code = 14
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -18,7 +18,7 @@ from msgspec import Meta
 from edgeprune.config import read_toml
 from edgeprune.errors import TargetError, did_you_mean
 
-RuntimeName = Literal["openvino", "onnxruntime", "tensorrt"]
+Family = Literal["intel", "x86", "arm", "nvidia"]
 Positive = Annotated[int, Meta(ge=1)]
 
 EVIDENCE_LEVELS = {
@@ -45,8 +45,8 @@ class Channels(_Section, frozen=True):
 class Execution(_Section, frozen=True):
     """How the artifact runs on the device."""
 
-    threads: Positive = 1
-    batch: Positive = 1
+    threads: Annotated[int, Meta(ge=1, le=1024)] = 1
+    batch: Annotated[int, Meta(ge=1, le=65536)] = 1
     options: dict[str, str | int | float | bool] = {}  # handed to the runtime as they are
 
 
@@ -87,10 +87,12 @@ class Target(_Section, frozen=True):
 
     name: str
     title: str
-    family: Literal["intel", "x86", "arm", "nvidia"]
-    runtime: RuntimeName
+    family: Family
+    runtime: str  # a file of edgeprune/runtimes
     dialect: str  # the Q/DQ scheme: a name in edgeprune.runtimes.DIALECTS
     requires: str = ""  # the runtime's version specifier, such as ">=2025.0"
+    cpus: tuple[str, ...] = ()  # cores as the device reports them, or "any"; empty: [connection] cpu, where it is given
+    boards: tuple[str, ...] = ()  # words of which one stands in the device tree's model; empty: any board
     channels: Channels = Channels()
     execution: Execution = Execution()
     protocol: Protocol = Protocol()
@@ -106,11 +108,28 @@ class Target(_Section, frozen=True):
         levels = [item.level for item in self.evidence]
         return next((level for level in EVIDENCE_LEVELS if level in levels), "none")
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """The profile as plain data, without the folder it came from."""
-        data: dict[str, Any] = msgspec.to_builtins(self)
+        data: dict[str, object] = msgspec.to_builtins(self)
         del data["folder"]
         return data
+
+
+def _check_requires(target: Target, path: Path) -> None:
+    from packaging.specifiers import InvalidSpecifier, SpecifierSet
+
+    try:
+        SpecifierSet(target.requires)
+    except (InvalidSpecifier, ValueError):  # ValueError: more digits than Python reads
+        raise TargetError(
+            f"{path}: requires: '{target.requires[:80]}' is no version specifier.", 'Such as ">=1.20,<2".'
+        ) from None
+
+
+def runtimes() -> list[str]:
+    """The runtimes that an agent can open: those with a file `devices/agent/run_NAME.py`."""
+    halves = (Path(__file__).resolve().parent / "devices" / "agent").glob("run_*.py")
+    return sorted(path.stem.removeprefix("run_") for path in halves)
 
 
 def latency_key(unit: str, what: str = "latency") -> str:
@@ -143,4 +162,10 @@ def load(name: str, extra: Sequence[Path] = ()) -> Target:
     target = read_toml(known[name], Target, TargetError)
     if target.name != name:
         raise TargetError(f"{known[name]}: 'name' is '{target.name}', but its folder is '{name}'.", "Make them equal.")
+    if target.runtime not in (halves := runtimes()):
+        raise TargetError(
+            f"{known[name]}: 'runtime' is '{target.runtime}', which edgeprune does not know.",
+            did_you_mean(target.runtime, halves) or f"Known: {', '.join(halves)}.",
+        )
+    _check_requires(target, known[name])
     return msgspec.structs.replace(target, folder=str(known[name].parent))

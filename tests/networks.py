@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
@@ -47,6 +50,39 @@ def tiny_resnet() -> nn.Module:
         for _ in range(3):
             model(torch.rand(32, 3, 32, 32))
     return model.eval()
+
+
+@functools.cache
+def _fitted() -> dict[str, Tensor]:
+    """tiny_resnet with a last layer fitted by least squares to 600 CIFAR-10 images: about 28 %, by chance 10 %."""
+    from edgeprune import model as models
+    from edgeprune import recipe
+
+    root = Path(__file__).parents[1]
+    section = recipe.ModelSection(factory=f"{__file__}:tiny_resnet", input=(3, 32, 32))
+    source = recipe.DataSection(source=str(root / "calibration" / "cifar10"))
+    data = models.load_data(recipe.Recipe(section, source, recipe.BudgetSection(speedup=2.0)))
+    images, labels = torch.from_numpy(data.train.take(600).arrays()), torch.from_numpy(data.train.labels[:600])
+    model = tiny_resnet()
+    assert isinstance(model, TinyResNet)
+    found = []
+    model.linear.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
+    with torch.no_grad():
+        model(images)
+        features = torch.cat([found[0], torch.ones(len(labels), 1)], 1).double()
+        wanted = 4 * nn.functional.one_hot(labels, 10).double() - 1
+        gram = features.T @ features + 0.1 * torch.eye(features.shape[1])
+        fit = torch.linalg.solve(gram, features.T @ wanted).float()
+        model.linear.weight.copy_(fit[:-1].T)
+        model.linear.bias.copy_(fit[-1])
+    return model.state_dict()
+
+
+def fitted_resnet() -> nn.Module:
+    """tiny_resnet that is better than chance on CIFAR-10."""
+    model = tiny_resnet()
+    model.load_state_dict(_fitted())
+    return model
 
 
 def two_outputs() -> nn.Module:

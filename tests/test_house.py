@@ -17,20 +17,42 @@ PACKAGE = ROOT / "edgeprune"
 
 # From the ground up (design: errors at the bottom, cli at the top). A room may import rooms of its own floor and below.
 FLOORS = (
-    {"errors"},
+    {"errors", "_version", "files"},
     {"config"},
-    {"target", "recipe"},
+    {"target", "recipe", "stage"},
+    {"result"},
+    {"claims"},
     {"graph", "devices"},
-    {"model", "runtimes", "report", "release"},
+    {"model", "workload", "runtimes", "report"},
+    {"tasks", "engine"},
     {"recover", "quantize", "validate"},
-    {"latency"},
+    {"release"},
+    {"latency", "compare"},
     {"search"},
     {"pipeline"},
+    {"scale"},
     {"cli"},
     {"__main__"},
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-WITHOUT_TORCH = ("errors", "config", "target", "recipe", "devices", "runtimes", "report", "release", "validate", "cli")
+WITHOUT_TORCH = (
+    "errors",
+    "_version",
+    "files",
+    "config",
+    "target",
+    "recipe",
+    "result",
+    "devices",
+    "runtimes",
+    "report",
+    "release",
+    "compare",
+    "validate",
+    "cli",
+    "workload",
+    "tasks",
+)
 HEAVY = ("torch", "onnx", "onnxruntime", "openvino", "scipy", "matplotlib", "PIL", "rich", "numpy")
 SECONDS = 0.3
 LINES = 450  # a file fits in one head: about 400
@@ -125,6 +147,48 @@ def test_there_are_no_circles_between_rooms():
         visit(name, ())
 
 
+def modules_of(file: Path) -> str:
+    """The dotted name of a file: edgeprune.graph for edgeprune/graph/__init__.py."""
+    parts = [PACKAGE.name, *file.relative_to(PACKAGE).with_suffix("").parts]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def between_files() -> dict[str, set[str]]:
+    """Which file leads to which, by dotted names; a name taken from a package leads to its file, or to the package."""
+    known = {modules_of(file) for file in files()}
+    leads: dict[str, set[str]] = {name: set() for name in known}
+    for file in files():
+        mine = modules_of(file)
+        package = mine if file.name == "__init__.py" else mine.rpartition(".")[0]
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                wanted = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+                base = ".".join([*above, *([node.module] if node.module else [])])
+                wanted = [f"{base}.{a.name}" if f"{base}.{a.name}" in known else base for a in node.names]
+            else:
+                continue
+            leads[mine].update(known.intersection(wanted) - {mine})
+    return leads
+
+
+def test_there_are_no_circles_of_files():
+    """Imports under TYPE_CHECKING and inside functions count: they say that two files cannot be understood apart."""
+    leads = {name: sorted(others) for name, others in between_files().items()}
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " -> ".join((*path[path.index(name) :], name))
+        if name not in done:
+            for other in leads[name]:
+                visit(other, (*path, name))
+            done.add(name)
+
+    for name in leads:
+        visit(name, ())
+
+
 def test_the_agent_imports_nothing_of_edgeprune():
     """It runs on devices where edgeprune is not installed; its own modules are reached relatively."""
     agent = PACKAGE / "devices" / "agent"
@@ -155,6 +219,13 @@ def test_torch_stays_out_of_rooms_that_do_not_need_it():
         str(item) for file in rooms for item in imports(file) if item.at_once and item.module.split(".")[0] == "torch"
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_no_two_test_files_have_one_name():
+    """pytest imports them by their bare name, where their folder is no package."""
+    plain = [path for path in (ROOT / "tests").rglob("test_*.py") if not (path.parent / "__init__.py").exists()]
+    names = [path.name for path in plain]
+    assert not {name for name in names if names.count(name) > 1}
 
 
 def test_no_file_is_too_long():
@@ -234,7 +305,7 @@ def test_these_checks_can_fail(tmp_path, monkeypatch):
         "if TYPE_CHECKING:\n    from edgeprune.pipeline import x",
         "def f():\n    from edgeprune import cli",
         "from ..latency import table",
-        "import edgeprune.quantize.ranges",
+        "import edgeprune.quantize.ranges.ranges",
     ):
         (house / "graph" / "bad.py").write_text(text + "\n")
         with pytest.raises(AssertionError, match=r"graph.bad\.py"):
@@ -244,3 +315,27 @@ def test_these_checks_can_fail(tmp_path, monkeypatch):
     (house / "devices" / "worse.py").write_text("from edgeprune.graph import Plan\n")
     with pytest.raises(AssertionError, match=r"(devices|graph) -> (graph|devices) -> "):
         test_there_are_no_circles_between_rooms()
+
+
+def test_a_circle_of_files_is_found(tmp_path, monkeypatch):
+    here = sys.modules[__name__]
+    house = tmp_path / "edgeprune"
+    (house / "graph").mkdir(parents=True)
+    monkeypatch.setattr(here, "ROOT", tmp_path)
+    monkeypatch.setattr(here, "PACKAGE", house)
+    (house / "__init__.py").write_text("")
+    (house / "graph" / "__init__.py").write_text("from edgeprune.graph.top import x\n")
+    (house / "graph" / "low.py").write_text("")
+    for text in (
+        "from edgeprune.graph.low import x",
+        "if TYPE_CHECKING:\n    from edgeprune.graph import low",
+        "def f():\n    from . import low",
+        "import edgeprune.graph.low",
+    ):
+        (house / "graph" / "top.py").write_text(text + "\n")
+        (house / "graph" / "low.py").write_text("")
+        test_there_are_no_circles_of_files()
+        for back in ("from edgeprune.graph import x", "from .top import x"):
+            (house / "graph" / "low.py").write_text(back + "\n")
+            with pytest.raises(AssertionError, match=r"edgeprune\.graph\.low -> edgeprune"):
+                test_there_are_no_circles_of_files()

@@ -10,21 +10,33 @@ from typing import Any
 
 import click
 
+from edgeprune import files
+from edgeprune.cli import console
 from edgeprune.cli.failures import finish
-from edgeprune.cli.session import Session, verbose_option
-from edgeprune.errors import did_you_mean
+from edgeprune.cli.session import Invocation, emit, verbose_option
+from edgeprune.errors import TargetError, did_you_mean
 
 # Each is a module of edgeprune.cli with a click object called `command`; the text is what `edgeprune --help` says.
 COMMANDS = {
+    "init": "Write a recipe from a network and data, with what was found out about them.",
     "targets": "List the targets: runtime, precision, channel step, how it was verified.",
+    "data": "Show the examples as the network gets them, and its metric on them.",
     "inspect": "Show which channels of a network may go, and which may not and why.",
-    "devices": "The boards that you own: add, list, probe.",
+    "devices": "The boards that you own: add, list, probe, status.",
+    "device": "Releases on a device: install, status, rollback.",
+    "sweep": "Many runs: targets x budgets x recipes x seeds, here or on a Ray cluster.",
+    "table": "Latency tables that a fleet shares: info, export, import, merge.",
     "doctor": "What is installed, what is missing, and the command that mends it.",
+    "sign": "Sign a bundle: by a key in a file, or by a command that holds the key.",
     "verify": "Check a bundle: integrity, signature, evidence, and its samples again.",
+    "compare": "Is a release worse than the one before it, and is that more than noise?",
+    "reproduce": "Run the recipe of a bundle again, and say what differs.",
+    "runs": "List your runs with verdict, size and age; clean up.",
     "report": "Write a run's report page again from its result.json.",
 }
 EXAMPLES = """\
 edgeprune targets                          which devices are known
+edgeprune init mynet.py:build --data FOLDER   a recipe for your network
 edgeprune TARGET plan recipe.toml          can the budget be met? no training
 edgeprune TARGET run  recipe.toml          all of it; the same command resumes
 edgeprune verify BUNDLE                    check what came out"""
@@ -35,11 +47,12 @@ class Root(click.Group):
 
     def main(self, *args: Any, **extra: Any) -> Any:
         """Run the command line and exit with the code of errors.py."""
-        session = Session()
+        session = Invocation()
         before = os.environ.get("EDGEPRUNE_TARGETS")
         extra.update(standalone_mode=False, prog_name=extra.get("prog_name") or "edgeprune", obj=session)
         try:
             code = super().main(*args, **extra)
+            emit(session)
             sys.stdout.flush()
         except (Exception, KeyboardInterrupt) as error:
             code = finish(error, session)
@@ -90,12 +103,10 @@ def _targets() -> dict[str, Path]:
 
 def _title(profile: Path) -> str:
     """The title of a profile, read without checking it: one broken profile must not break --help."""
-    import tomllib
-
     try:
-        return str(tomllib.loads(profile.read_text("utf-8")).get("title", ""))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
-        return f"unreadable profile: {profile}"
+        return console.escape(files.read_toml(profile, TargetError).get("title", ""), 100)
+    except TargetError:
+        return console.escape(f"unreadable profile: {profile}")
 
 
 def _restore(name: str, value: str | None) -> None:
@@ -114,9 +125,9 @@ def _add_targets(ctx: click.Context, _: click.Parameter, folders: tuple[str, ...
 
 def _version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     if value:
-        from edgeprune import __version__
+        from edgeprune._version import __version__
 
-        click.echo(f"edgeprune {__version__}")
+        console.say(f"edgeprune {__version__}")
         ctx.exit()
 
 

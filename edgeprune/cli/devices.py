@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgeprune.cli import console
 from edgeprune.cli.session import current, echo_json, json_option
-from edgeprune.errors import UsageError
+from edgeprune.errors import DeviceUnreachable, UsageError
+
+if TYPE_CHECKING:
+    from edgeprune.devices import BoardStatus
 
 
 @click.group("devices", invoke_without_command=True)
 @click.pass_context
 def command(ctx: click.Context) -> None:
-    """The boards that you own: add, list, probe.
+    """The boards that you own: add, list, probe, status.
 
     A board that is written down can be named: edgeprune TARGET run recipe.toml --device NAME
     """
@@ -39,7 +43,7 @@ def list_boards() -> None:
         )
         return
     if not known:
-        click.echo("No boards yet. Add one: edgeprune devices add pi5 ssh://pi@HOST --target raspberry-pi-5")
+        console.say("No boards yet. Add one: edgeprune devices add pi5 ssh://pi@HOST --target raspberry-pi-5")
         return
     made = console.table(name="board", address="address", python="python there", target="target")
     for name, entry in known.items():
@@ -59,8 +63,8 @@ def add_board(name: str, address: str, python: str, target_name: str) -> None:
 
     if target_name:
         target.load(target_name)
-    book.add(name, book.Entry(address, python, target_name))
-    click.echo(f"{name} is in {book.path()}. Look at it: edgeprune devices probe {name}")
+    book.add(name, book.BoardEntry(address, python, target_name))
+    console.say(f"{name} is in {book.path()}. Look at it: edgeprune devices probe {name}")
 
 
 @command.command("remove")
@@ -84,10 +88,12 @@ def probe_board(name: str, target_name: str) -> None:
     target_name = target_name or book.find(name).target
     if not target_name:
         raise UsageError(f"what is {name}?", "Say it: --target raspberry-pi-5. See: edgeprune targets")
-    with devices.connect(target.load(target_name), name) as device:
+    profile = target.load(target_name)
+    with devices.connect(profile, name) as device:
         probe = device.probe()
+    claim = devices.judge(profile, name, probe.fingerprint)
     if current().as_json:
-        echo_json({"fingerprint": probe.fingerprint, "state": probe.state})
+        echo_json({"fingerprint": probe.fingerprint, "state": probe.state, "claim": claim.to_dict()})
         return
     from rich.text import Text
 
@@ -95,6 +101,49 @@ def probe_board(name: str, target_name: str) -> None:
     for key, value in {**probe.state, **probe.fingerprint}.items():
         if value not in ("", [], {}, None):
             made.add_row(key, Text(_words(value)))
+    console.show(made)
+    if claim.why:
+        console.say(f"{claim.verdict.upper()} at best: {claim.why} {claim.remedy}")
+
+
+@command.command("status")
+@click.option("--target", "target_name", default="", metavar="TARGET", help="What boards without a target are.")
+@json_option
+def status(target_name: str) -> None:
+    """Look at all boards at once: which answer, what they are, how they are doing, and which are of one kind.
+
+    The exit code is 0 when every board answers, and 6 when one does not.
+    """
+    from edgeprune import target
+    from edgeprune.devices import book
+    from edgeprune.devices import status as looking
+
+    if target_name:
+        target.load(target_name)
+    known = book.read()
+    if not known:
+        raise UsageError("no board is written down.", "Add one: edgeprune devices add pi5 ssh://pi@HOST")
+    found = looking.look(known, target_name)
+    if current().as_json:
+        echo_json({"devices": [one.to_dict() for one in found]})
+    else:
+        _show_status(found)
+    away = [one for one in found if one.state != "answers"]
+    if away:
+        raise DeviceUnreachable(
+            f"{len(away)} of {len(found)} boards cannot be used: {away[0].name}: {away[0].message}",
+            "A fleet goes on without them.",
+        )
+
+
+def _show_status(found: Sequence[BoardStatus]) -> None:
+    from rich.text import Text
+
+    made = console.table(name="board", kind="kind", state="state", runtime="runtime", load="load", hot="°C", what="")
+    for one in found:
+        what = ", ".join(filter(None, [one.message, *one.notes]))
+        cells = (one.name, one.kind or "-", one.state, one.runtime or "-", one.load or "-", one.hottest or "-", what)
+        made.add_row(*(Text(str(cell)) for cell in cells))
     console.show(made)
 
 

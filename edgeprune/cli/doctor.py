@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import click
 
 from edgeprune.cli import console
 from edgeprune.cli.session import current, echo_json, json_option
 from edgeprune.errors import MissingDependency, UsageError
+
+if TYPE_CHECKING:
+    from edgeprune.devices import checks
 
 
 @click.command("doctor")
@@ -21,8 +25,10 @@ def command(target_name: str, device: str, install_emulator: bool) -> None:
 
     With TARGET also its device: can it be reached, does its runtime start, does the version fit?
     """
+    from edgeprune import runtimes
     from edgeprune import target as profiles
-    from edgeprune.devices import board, checks
+    from edgeprune.devices import checks
+    from edgeprune.devices import install_emulator as set_up_emulator
 
     if device and not target_name:
         raise UsageError("--device needs a target.", f"edgeprune doctor TARGET --device {device}")
@@ -30,8 +36,9 @@ def command(target_name: str, device: str, install_emulator: bool) -> None:
     if install_emulator:
         if target is not None and target.family != "arm":
             raise UsageError(f"{target.name} cannot be emulated.", "Only ARM targets can: edgeprune targets")
-        board.install(lambda text: click.echo(text, err=True))
-    found = list(checks.host(target, device))
+        set_up_emulator(lambda text: console.say(text, err=True))
+    extras = {one.package: one.extra for one in map(runtimes.load, runtimes.names()) if one.package}
+    found = list(checks.host(target, device, extras))
     missing = [check for check in found if check.state == "missing"]
     if target is not None and not missing:
         found.append(checks.device(target, device))
@@ -46,7 +53,7 @@ def command(target_name: str, device: str, install_emulator: bool) -> None:
         raise MissingDependency(f"missing: {', '.join(check.what for check in missing)}.", missing[0].remedy)
 
 
-def _show(found: list[checks.Check]) -> None:  # type: ignore[name-defined]  # noqa: F821
+def _show(found: list[checks.DeviceCheck]) -> None:
     from rich.text import Text
 
     marks = {"ok": "ok", "missing": "missing", "optional": "not installed (optional)"}

@@ -54,8 +54,7 @@ def _sizes(text: str) -> list[int]:
 def _build(factory: str, weights: Path | None) -> nn.Module:
     from torch import nn
 
-    from edgeprune.model import load_factory
-    from edgeprune.model.network import load_weights
+    from edgeprune.model import load_factory, load_weights
 
     build = load_factory(factory)
     try:
@@ -79,9 +78,11 @@ def _build(factory: str, weights: Path | None) -> nn.Module:
 
 def _show(structure: Structure) -> None:
     macs = sum(layer.macs for layer in structure.layers)
-    click.echo(
+    console.say(
         f"{len(structure.layers)} layers, {structure.parameters:,} parameters, {macs:,} multiply-accumulates a call"
     )
+    if not structure.groups:
+        console.say(f"Nothing can be narrowed. {structure.obstacle()}".strip())
     groups = console.table(
         "Groups that may be narrowed",
         group="group", size="units", unit="a unit is", parameters="parameters", macs="MACs", makers="made by",
@@ -97,7 +98,11 @@ def _show(structure: Structure) -> None:
             blocks.add_row(b.module, ", ".join(b.groups) or "(frozen)", str(len(b.layers)))
         console.show(blocks)
     if structure.frozen:
-        frozen = console.table("Frozen", what="what", why="why", operator="operator", source="source")
-        for f in structure.frozen:
-            frozen.add_row(f.what, f.why, f.operator, f.source)
+        frozen = console.table(
+            "Frozen",
+            what="what", why="why", operator="operator", source="source", parameters="parameters", macs="MACs",
+            right="parameters,macs",
+        )  # fmt: skip
+        for f in sorted(structure.frozen, key=lambda f: -f.parameters):
+            frozen.add_row(f.what, f.why, f.operator, f.source, f"{f.parameters:,}", f"{f.macs:,}")
         console.show(frozen)

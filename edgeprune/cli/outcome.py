@@ -6,39 +6,35 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
+from edgeprune import result as results
 from edgeprune.cli import console
-from edgeprune.cli.session import Session, echo_json
+from edgeprune.cli.session import Invocation, echo_json
 from edgeprune.errors import GateError
 from edgeprune.recipe import Recipe
-from edgeprune.target import Target, latency_key
+from edgeprune.result import NAMES as NETWORKS
+from edgeprune.result import Network, Result
+from edgeprune.target import Target
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from edgeprune.pipeline import Outcome
 
-NETWORKS = {
-    "dense_fp32": "dense FP32",
-    "dense_int8": "dense INT8",
-    "pruned_fp32": "pruned FP32",
-    "pruned_int8": "pruned INT8",
-}
-LATENCIES = tuple(map(latency_key, ("ms", "instructions", "modelled ms")))
 MEANING = {
     "instructions": "Instructions of an emulated board: they stand for no time.",
     "modelled ms": "No device: latency is a model, not measured. Give yours: --device ssh://NAME",
 }
+ACCURACY = "Nothing is said of accuracy yet: pruning and training show it, and the gate measures it."
+BUSY = 1.2  # processes that share each core
 MISSING = "-"
 
 
-def show(outcome: Outcome, step: str, session: Session) -> None:
+def show(outcome: Outcome, step: str, session: Invocation) -> None:
     """Print what a step left behind."""
     show_result(outcome.result, step, session, outcome.run_dir, outcome.report, outcome.bundle)
 
 
-def show_refused(refused: GateError, step: str, session: Session) -> None:
+def show_refused(refused: GateError, step: str, session: Invocation) -> None:
     """Print what a run measured before a gate refused it; the pipeline has written result.json and the report."""
     outcome: Outcome | None = getattr(refused, "outcome", None)
     if outcome is not None:
@@ -46,7 +42,12 @@ def show_refused(refused: GateError, step: str, session: Session) -> None:
 
 
 def show_result(
-    result: Mapping[str, Any], step: str, session: Session, run_dir: Path, report: Path | None, bundle: Path | None
+    result: Mapping[str, object],
+    step: str,
+    session: Invocation,
+    run_dir: Path,
+    report: Path | None,
+    bundle: Path | None,
 ) -> None:
     """Print a result as far as it goes: an early step has no figures yet, only its run directory."""
     paths = {"run_dir": run_dir, "report": report, "bundle": bundle}
@@ -54,54 +55,53 @@ def show_result(
         known = {name: str(path) if path else None for name, path in paths.items()}
         echo_json({"command": step, **known, "result": result})
         return
-    if any(name in result for name in NETWORKS):
-        console.show(results_table(result))
-    if result.get("gates"):
-        click.echo(verdict(result))
+    read = results.read(result)
+    if read.networks:
+        console.show(results_table(read))
+        from edgeprune.report import baseline, forced
+
+        for told in filter(None, (forced(result.get("profile")), baseline(read))):
+            console.say(f"  {told}")
+    if read.gates:
+        for line in verdict(read):
+            console.say(*line)
     for name, path in paths.items():
         if path is not None:
-            click.echo(f"  {name.replace('_', ' '):<8} {path}")
+            console.say(f"  {name.replace('_', ' '):<8} {path}")
 
 
-def results_table(result: Mapping[str, Any]) -> Table:
-    """Dense FP32, dense INT8, pruned INT8: accuracy, latency, size, speed-up over dense INT8."""
-    unit, runtime = str(result.get("unit", "ms")), result.get("runtime", {})
-    on = f"{runtime.get('name', '')} {runtime.get('version', '')}".strip()
-    title = f"{result.get('name', '')} on {result.get('target', '')}, {on}"
-    headings = {"network": "network", "accuracy": "accuracy", "latency": f"latency, {unit}", "p90": "p90"}
-    made = console.table(title, **headings, size="size", speedup="speed-up", right="accuracy,latency,p90,size,speedup")
-    base = median(result.get("dense_int8"))
-    for key, label in NETWORKS.items():
-        figures = result.get(key)
-        if figures:
-            made.add_row(label, *_row(figures, base), style="bold" if key == "pruned_int8" else None)
+def results_table(result: Result) -> Table:
+    """Each network: score, latency, size, speed-up over dense INT8."""
+    title = f"{result.name} on {result.target}, {f'{result.runtime.name} {result.runtime.version}'.strip()}"
+    rated = next((one.rated for one in result.networks.values() if one.rated), None)
+    score = "score" if rated is None else "accuracy" if rated.metric == "top-1" else rated.metric
+    if rated is not None and not rated.higher_is_better:
+        score += " (lower is better)"
+    headings = {"network": "network", "score": score, "latency": f"latency, {result.unit}", "p90": "p90"}
+    made = console.table(title, **headings, size="size", speedup="speed-up", right="score,latency,p90,size,speedup")
+    base = result.dense_int8.measured if result.dense_int8 else None
+    for key, figures in result.networks.items():
+        row = _row(figures, base.median if base else None)
+        made.add_row(NETWORKS[key], *row, style="bold" if key == "pruned_int8" else None)
     return made
 
 
-def _row(figures: Mapping[str, Any], base: float | None) -> list[str]:
-    accuracy, size, middle = figures.get("accuracy"), figures.get("bytes"), median(figures)
-    p90 = _latency(figures).get("p90")
+def _row(figures: Network, base: float | None) -> list[str]:
+    times, rated = figures.measured, figures.rated
     return [
-        MISSING if accuracy is None else f"{100 * accuracy:.2f} %",
-        number(middle),
-        number(p90),
-        MISSING if size is None else f"{size / 1e6:.2f} MB",
-        MISSING if not (base and middle) else f"{base / middle:.2f}x",
+        MISSING if rated is None else rated.text,
+        number(times.median if times else None),
+        number(times.p90 if times else None),
+        MISSING if figures.bytes is None else f"{figures.bytes / 1e6:.2f} MB",
+        MISSING if not (base and times and times.median) else f"{base / times.median:.2f}x",
     ]
 
 
-def _latency(figures: Mapping[str, Any]) -> Mapping[str, Any]:
-    found = next((figures[key] for key in LATENCIES if figures.get(key)), None) or {}
-    return found if isinstance(found, Mapping) else {"median": found}
-
-
 def median(figures: Any) -> float | None:
-    """The median latency of one network of a result (or of a bare number); None when it was not measured."""
+    """The median latency of a plan's entry, which may be a bare number; None when it was not measured."""
     if isinstance(figures, int | float):
         return float(figures)
-    if not isinstance(figures, Mapping):
-        return None
-    value = _latency(figures).get("median", figures.get("median"))
+    value = figures.get("median") if isinstance(figures, Mapping) else None
     return None if value is None else float(value)
 
 
@@ -114,32 +114,33 @@ def number(value: float | None) -> str:
     return f"{value:.3f}" if value < 100 else f"{value:.1f}"
 
 
-def verdict(result: Mapping[str, Any]) -> str:
-    """One line that says release or refused, then a line for each gate."""
-    gates = result["gates"]
-    failed = [gate for gate in gates if not gate["passed"]]
-    if result.get("verdict") == "unverified":
-        head = click.style("UNVERIFIED", fg="yellow", bold=True) + f"  no device has measured; {len(failed)} gate open"
+def verdict(result: Result) -> list[tuple[str, ...]]:
+    """One line that says release or refused, then a line for each gate; parts as console.say takes them."""
+    gates = result.gates
+    failed = [gate for gate in gates if not gate.passed]
+    if result.verdict == "unverified":
+        by = "another device" if result.claim.answer == "another core" else "no device"
+        head, colour, facts = "UNVERIFIED", "yellow", f"  {by} has measured; {len(failed)} gate open"
     elif failed:
-        head = click.style("REFUSED", fg="red", bold=True) + f"  {len(failed)} of {len(gates)} gates failed"
+        head, colour, facts = "REFUSED", "red", f"  {len(failed)} of {len(gates)} gates failed"
     else:
-        head = click.style("RELEASE", fg="green", bold=True) + f"  all {len(gates)} gates hold"
-    lines = [head]
+        head, colour, facts = "RELEASE", "green", f"  all {len(gates)} gates hold"
+    lines: list[tuple[str, ...]] = [(console.style(head, fg=colour, bold=True), facts)]
     for gate in gates:
-        mark = click.style("✓", fg="green") if gate["passed"] else click.style("✗", fg="red")
-        lines.append(f"  {mark} {gate['name']}: {gate['message']}")
-        if not gate["passed"] and gate.get("remedy"):
-            lines.append(f"      {gate['remedy']}")
-    return "\n".join(lines)
+        mark = console.style("✓", fg="green") if gate.passed else console.style("✗", fg="red")
+        lines.append(("  ", mark, f" {gate.name}: {gate.message}"))
+        if not gate.passed and gate.remedy:
+            lines.append((f"      {gate.remedy}",))
+    return lines
 
 
-def show_plan(plan: Mapping[str, Any], recipe: Recipe, target: Target, session: Session) -> None:
+def show_plan(plan: Mapping[str, Any], recipe: Recipe, target: Target, session: Invocation) -> None:
     """Print whether the budget can be met, where the time goes, and what is frozen."""
     if session.as_json:
         echo_json({"command": "plan", "plan": plan})
         return
     unit = str(plan.get("unit", "ms"))
-    click.echo(f"{recipe.name} on {target.name}\n")
+    console.say(f"{recipe.name} on {target.name}", console.NEWLINE)
     rows = {
         "dense FP32": plan.get("dense_fp32"),
         "dense INT8": plan.get("dense_int8"),
@@ -149,15 +150,59 @@ def show_plan(plan: Mapping[str, Any], recipe: Recipe, target: Target, session: 
     }
     for label, value in rows.items():
         if value is not None:
-            click.echo(f"  {label:<24}{number(median(value)):>10} {unit}")
-    if unit in MEANING:
-        click.echo(f"\n  {MEANING[unit]}")
+            console.say(f"  {label:<24}{number(median(value)):>10} {unit}")
+    claim = plan.get("claim") or {}
+    if claim.get("why"):
+        console.say(console.NEWLINE, f"  Nothing here will be released: {claim['why']} {claim['remedy']}")
+    elif unit in MEANING:
+        console.say(console.NEWLINE, f"  {MEANING[unit]}")
+    if plan.get("dense"):
+        console.say(console.NEWLINE, f"  {plan['dense']}")
     _layers(plan.get("layers", ()), unit)
     _frozen(plan.get("frozen", ()))
-    if plan.get("feasible"):
-        click.echo(f"\n{click.style('FEASIBLE', fg='green', bold=True)}  {plan.get('advice', '')}".rstrip())
+    _estimate(plan.get("estimate") or {})
+    findings = list(plan.get("findings") or ())
+    hopeless = any(finding["severity"] == "error" for finding in findings)
+    for finding in findings:
+        error = finding["severity"] == "error"
+        mark = console.style("✗" if error else "!", fg="red" if error else "yellow")
+        console.say(console.NEWLINE, "  ", mark, f" {finding['name']}: {finding['message']}")
+        if finding.get("remedy"):
+            console.say(f"      {finding['remedy']}")
+    if plan.get("feasible") and hopeless:
+        says = "  The budget can be met, but whatever is trained, a gate will refuse it."
+        console.say(console.NEWLINE, console.style("NOT RELEASABLE", fg="red", bold=True), says)
+    elif plan.get("feasible"):
+        advice = f"  {plan.get('advice', '')}".rstrip()
+        console.say(console.NEWLINE, console.style("FEASIBLE IN LATENCY", fg="green", bold=True), advice)
+        console.say(f"  {ACCURACY}")
     else:
-        click.echo(f"\n{click.style('NOT FEASIBLE', fg='red', bold=True)}")
+        console.say(console.NEWLINE, console.style("NOT FEASIBLE", fg="red", bold=True))
+
+
+def _estimate(found: Any) -> None:
+    """What `run` will take, by what was measured."""
+    if not found:
+        return
+    steps = [f"{name} {duration(value)}" for name, value in found["seconds"].items() if value >= 1]
+    load = found.get("load") or 0.0
+    now = f" on a quiet machine, {duration(found['total'] * load)} at the load of now" if load > BUSY else ""
+    console.say(console.NEWLINE, f"  run will take about {duration(found['total'])}{now}: {', '.join(steps)};")
+    size = {name: _size(found[name]) for name in ("memory", "disk", "free")}
+    console.say(f"  about {size['memory']} of memory, and {size['disk']} of disk ({size['free']} are free)")
+    if found["disk"] > found["free"]:
+        console.say("  ", console.style("!", fg="yellow"), " the disk is too small: choose another with --run-dir")
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e6:.0f} MB" if count < 1e9 else f"{count / 1e9:.1f} GB"
+
+
+def duration(seconds: float) -> str:
+    """40 s; 12 min; 2.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _layers(layers: Any, unit: str) -> None:
@@ -176,14 +221,14 @@ def _layers(layers: Any, unit: str) -> None:
             MISSING if share is None else f"{share:.1%}",
             Text("yes" if frozen is True else str(frozen)),
         )
-    click.echo()
+    console.say()
     console.show(made)
 
 
 def _frozen(frozen: Any) -> None:
     if not frozen:
         return
-    click.echo("\nFrozen, and why:")
+    console.say(console.NEWLINE, "Frozen, and why:")
     for entry in frozen:
         what, why = (entry.get("what"), entry.get("why")) if isinstance(entry, Mapping) else (entry, "")
-        click.echo(f"  {what}: {why}".rstrip(": "))
+        console.say(f"  {what}: {why}".rstrip(": "))

@@ -7,9 +7,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
-import click
-
-from edgeprune.cli.session import Session
+from edgeprune.cli import console
+from edgeprune.cli.session import Invocation
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -33,7 +32,7 @@ class Reporter(Protocol):
     def __exit__(self, *exc: object) -> None: ...
 
 
-def reporter(session: Session) -> Reporter:
+def reporter(session: Invocation) -> Reporter:
     """The reporter that fits the session and where standard error goes."""
     if session.quiet:
         return Silent()
@@ -60,26 +59,52 @@ class Lines(Silent):
     """One plain line at a time: for files, pipes and build servers."""
 
     def __init__(self, write: Callable[[str], None] | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._write = write or (lambda text: click.echo(text, err=True))
+        self._write = write or (lambda text: console.say(text, err=True))
         self._clock = clock
         self._said = self._began = clock()
+        self._pace = TimeLeft(self._began)
 
     def __call__(self, event: Event) -> None:
         """Write a line, at most one in ten seconds while a stage progresses."""
         if event.kind == "progress":
+            left = self._pace.left(event.done, event.total or 0.0, self._clock())
             if self._clock() - self._said >= PLAIN_SECONDS:
                 share = f"{event.done / event.total:4.0%}  " if event.total else ""
-                self._line(event.stage, f"{share}{event.message}")
+                self._line(event.stage, f"{share}{event.message}{'' if left is None else f', {about(left)} left'}")
         elif event.kind == "done":
             self._line(event.stage, finished(event.message, self._clock() - self._began))
-        else:
-            if event.kind == "stage":
-                self._began = self._clock()
+        elif event.kind == "stage":
+            self._began = self._clock()
+            self._pace = TimeLeft(self._began)
+            self._line(event.stage, event.message or "...")
+        elif event.kind == "line":
             self._line(event.stage, event.message or "...")
 
     def _line(self, stage: str, message: str) -> None:
         self._said = self._clock()
         self._write(f"{stage:<10} {message}".rstrip())
+
+
+class TimeLeft:
+    """How long a piece of work still takes, if it goes on as it went; one that starts again at 0 is another piece."""
+
+    def __init__(self, now: float) -> None:
+        self._began, self._first, self._last = now, 0.0, 0.0
+
+    def left(self, done: float, total: float, now: float) -> float | None:
+        """Seconds; None while nothing is known."""
+        if done < self._last:
+            self._began, self._first = now, done
+        self._last = done
+        moved = done - self._first
+        return (now - self._began) * (total - done) / moved if moved > 0 and total >= done else None
+
+
+def about(seconds: float) -> str:
+    """40 s, 3 min, 2.5 h."""
+    if seconds < 90:
+        return f"about {seconds:.0f} s"
+    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
 
 
 def finished(message: str, seconds: float) -> str:
@@ -101,11 +126,13 @@ class Bars(Silent):
             BarColumn(bar_width=24),
             TextColumn("{task.description}", markup=False),
             TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}", style="dim", markup=False),
             console=self._console,
             transient=True,
         )
         self._stage = ""
         self._began = time.monotonic()
+        self._pace = TimeLeft(self._began)
         self._task: TaskID | None = None
 
     def __enter__(self) -> Bars:
@@ -121,22 +148,25 @@ class Bars(Silent):
         from rich.text import Text
 
         if event.kind == "line":
-            self._console.print(Text(f"  {'':<10} {event.message}", style="dim"))
+            self._console.print(Text(console.escape(f"  {'':<10} {event.message}"), style="dim"))
         elif event.kind == "done":
             self._finish()
-            text = finished(event.message, time.monotonic() - self._began)
+            text = console.escape(finished(event.message, time.monotonic() - self._began))
             self._console.print(Text.assemble(("✓ ", "green"), (f"{event.stage:<10}", "bold"), f" {text}"))
-        else:
+        elif event.kind in ("stage", "progress"):
             self._move(event)
 
     def _move(self, event: Event) -> None:
         if self._task is None or event.stage != self._stage:
             self._finish()
             self._stage, self._began = event.stage, time.monotonic()
-            self._task = self._progress.add_task(event.message, total=None, stage=event.stage)
+            self._pace = TimeLeft(self._began)
+            self._task = self._progress.add_task(console.escape(event.message), total=None, stage=event.stage, left="")
+        left = self._pace.left(event.done, event.total or 0.0, time.monotonic()) if event.kind == "progress" else None
         self._progress.update(
             self._task,
-            description=event.message,
+            left="" if left is None else f"{about(left)} left",
+            description=console.escape(event.message),
             completed=event.done,
             total=event.total if event.kind == "progress" and event.total else None,
         )

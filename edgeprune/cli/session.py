@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import click
 
+from edgeprune import files
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclass
-class Session:
+class Invocation:
     """Set by the options while click reads them; read by the commands and by the handler of errors.
 
     Attributes:
@@ -21,25 +23,25 @@ class Session:
         quiet: no progress, only the result.
         verbose: progress with the library's log lines, and tracebacks.
         resumable: Ctrl-C leaves a run that the same command goes on with.
-        answered: the one JSON object is out.
+        answer: the one JSON object, printed when the command has ended: a refusal adds its `error` to it.
     """
 
     as_json: bool = False
     quiet: bool = False
     verbose: bool = False
     resumable: bool = False
-    answered: bool = False
+    answer: object = None
 
 
-def current() -> Session:
+def current() -> Invocation:
     """The session of the command that is running."""
-    return click.get_current_context().ensure_object(Session)
+    return click.get_current_context().ensure_object(Invocation)
 
 
 def _set(field: str) -> Callable[[click.Context, click.Parameter, bool], None]:
     def callback(ctx: click.Context, _: click.Parameter, value: bool) -> None:
         if value:
-            setattr(ctx.ensure_object(Session), field, True)
+            setattr(ctx.ensure_object(Invocation), field, True)
 
     return callback
 
@@ -64,6 +66,14 @@ def quiet_option(command: F) -> F:
 
 
 def echo_json(data: Any) -> None:
-    """Print the result of a command called with --json."""
-    current().answered = True
-    click.echo(json.dumps(data, indent=2, sort_keys=True, default=str))
+    """The result of a command called with --json; it is printed when the command has ended, well or badly."""
+    current().answer = data
+
+
+def emit(session: Invocation, error: Mapping[str, object] | None = None) -> None:
+    """Print the one JSON object: what the command gave, and the error that it ended with."""
+    answer = session.answer
+    if error is not None:
+        answer = {**answer, "error": error} if isinstance(answer, dict) else {"error": error}
+    if answer is not None:
+        click.echo(json.dumps(answer, indent=2, sort_keys=True, default=files.plain))

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import getpass
 import hashlib
 import json
 import logging
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeprune.claims import fits
+from edgeprune.devices import answers, results, settings
 from edgeprune.devices.agent.store import sha256
+from edgeprune.devices.answers import Releases
 from edgeprune.devices.fused import layers_of
-from edgeprune.devices.link import AgentError, Link, LinkLost
-from edgeprune.devices.specifier import satisfies
+from edgeprune.devices.link import AgentError, Link, LinkLost, Overdue
 from edgeprune.devices.transport import Transport
-from edgeprune.devices.types import Artifact, KernelTime, Loaded, Probe, Timing, Unit
+from edgeprune.devices.types import Artifact, Examples, KernelTime, Loaded, Probe, Timing, Unit, columns
 from edgeprune.errors import DeviceError, JobFailed, MeasurementError, MissingDependency
 from edgeprune.target import Protocol, Target
 
@@ -43,7 +44,8 @@ class Opened:
 
     Attributes:
         handle: the agent's name for it.
-        shape: of its input, batch first.
+        shape: of its first input, batch first.
+        inputs: names, in the order in which arrays are given.
         info: what the runtime says about it (seconds to load; for TensorRT the engine's key and its INT8 layers).
     """
 
@@ -51,7 +53,8 @@ class Opened:
     handle: str
     shape: tuple[int, ...]
     outputs: tuple[str, ...]
-    info: dict[str, Any] = field(default_factory=dict)
+    info: dict[str, object] = field(default_factory=dict)
+    inputs: tuple[str, ...] = ("input",)
 
 
 class AgentDevice:
@@ -61,7 +64,7 @@ class AgentDevice:
         self._target, self._transport = target, transport
         self._link: Link | None = None
         self._home = ""
-        self._greeting: dict[str, Any] = {}
+        self._greeting: answers.Greeting | None = None
         self._requests: dict[str, dict[str, Any]] = {}  # handle -> how it was loaded, to load it again
         self._holders: dict[str, int] = {}
         self._files: dict[str, Path] = {}  # sha256 -> a file here
@@ -90,24 +93,26 @@ class AgentDevice:
     @property
     def runtime_version(self) -> str:
         """Version of the runtime on the device."""
-        return str(self._greeting["version"])
+        assert self._greeting is not None, "not connected"
+        return self._greeting.version
 
     @property
     def agent_pid(self) -> int:
         """Process id of the agent's supervisor, on the device."""
-        return int(self._greeting["pid"])
+        assert self._greeting is not None, "not connected"
+        return self._greeting.pid
 
     def probe(self) -> Probe:
         """Look at the device now."""
-        found = self._ask({"op": "probe"})
+        found = self._ask({"op": "probe"}, answers.Probed)
         fingerprint = {
-            **found["fingerprint"],
+            **msgspec.to_builtins(found.fingerprint),
             "runtime": self._target.runtime,
             "runtime_version": self.runtime_version,
             "threads": self._target.execution.threads,
             "emulation": self._transport.emulation,
         }
-        return Probe(fingerprint, {**found["state"], "where": self._transport.where})
+        return Probe(fingerprint, {**msgspec.to_builtins(found.state), "where": self._transport.where})
 
     def load(self, artifact: Artifact) -> Loaded:
         """Send the files (content-addressed, checked by sha256) and open them with the runtime."""
@@ -125,16 +130,17 @@ class AgentDevice:
         }
         self._send(digests.values())
         try:
-            found = self._ask(request)
+            found = self._ask(request, answers.Opening)
         except AgentError as error:
             if error.kind != "digest":  # a file was altered on the device, and is gone now
                 raise
             self._send(digests.values())
-            found = self._ask(request)
-        handle = str(found["handle"])
+            found = self._ask(request, answers.Opening)
+        answers.check_info(found, self._transport.where)
+        handle = found.handle
         self._requests[handle] = request
         self._holders[handle] = self._holders.get(handle, 0) + 1
-        return Opened(artifact, handle, tuple(found["shape"]), tuple(found["outputs"]), dict(found["info"]))
+        return Opened(artifact, handle, found.shape, found.outputs, found.info, found.inputs)
 
     def unload(self, loaded: Loaded) -> None:
         """Forget an artifact, so that hundreds can pass through one agent."""
@@ -143,7 +149,7 @@ class AgentDevice:
         if self._holders[handle] <= 0:
             del self._holders[handle]
             self._requests.pop(handle, None)
-            self._ask({"op": "unload", "handle": handle})
+            self._ask({"op": "unload", "handle": handle}, answers.Nothing)
 
     def measure(self, loaded: Sequence[Loaded], protocol: Protocol) -> list[Timing]:
         """Measure latency, all candidates interleaved (A B C A B C ...), in the order given."""
@@ -162,40 +168,53 @@ class AgentDevice:
             "max_spread": protocol.max_spread,
             "processes": 1 if counted else protocol.processes,
         }
-        found = self._ask(request)
-        return [self._timing(one, found, protocol) for one in found["summaries"]]
+        found = self._ask(request, answers.MeasureAnswer)
+        answers.check_summaries(found, len(loaded), self._transport.where)
+        return [results.timing(one, found, protocol, self.unit) for one in found.summaries]
 
     def profile(self, loaded: Loaded, runs: int = 20) -> list[KernelTime]:
         """Time each fused kernel with the runtime's profiler, in execution order."""
         self._must_have_a_clock(self._target.protocol)
         opened = _opened(loaded)
         runs = min(runs, COUNTED_RUNS) if self.unit == "instructions" else runs
-        found = self._ask({"op": "profile", "handle": opened.handle, "runs": runs})
-        kernels = found["kernels"]
-        if found["fused"]:
-            with self._fetched(found["fused"], found["sha256"]) as fused:
-                kernels = layers_of(kernels, next(iter(opened.artifact.files.values())), fused)
-        return [self._kernel(row) for row in kernels]
+        found = self._ask({"op": "profile", "handle": opened.handle, "runs": runs}, answers.Profiled)
+        layers = [tuple(row.layers) for row in found.kernels]
+        if found.fused:
+            file = answers.read(
+                {"path": found.fused, "sha256": found.sha256}, answers.FetchAnswer, self._transport.where
+            )
+            names = [row.name for row in found.kernels]
+            with self._fetched(file) as fused:
+                try:
+                    layers = layers_of(names, next(iter(opened.artifact.files.values())), fused)
+                except Exception as cause:  # onnx raises protobuf's own errors
+                    where = f"{self._transport.where}: the graph that it fused is none"
+                    raise DeviceError(f"{where} ({answers.plain(str(cause), 200)}).", answers.UNTRUE) from None
+        return [results.kernel(row, own, self.unit) for row, own in zip(found.kernels, layers, strict=True)]
 
-    def infer(self, loaded: Loaded, images: NDArray[np.float32]) -> list[NDArray[Any]]:
-        """Run every image (shape [N, ...]) through the artifact; the outputs, each of shape [N, ...]."""
+    def infer(self, loaded: Loaded, images: Examples) -> list[NDArray[Any]]:
+        """Run every example (shape [N, ...]) through the artifact; the outputs, each of shape [N, ...]."""
         opened = _opened(loaded)
-        if len(images) == 0:
+        given = columns(images, opened.inputs, opened.artifact.name)
+        count = len(given[0])
+        if count == 0:
             raise JobFailed(f"{opened.artifact.name}: there are no images to run.")
-        size = max(opened.shape[0], min(CHUNK, CHUNK_BYTES // max(1, images[0].nbytes)))
-        parts = [self._infer(opened, images[start : start + size]) for start in range(0, len(images), size)]
+        size = max(opened.shape[0], min(CHUNK, CHUNK_BYTES // max(1, sum(one[0].nbytes for one in given))))
+        parts = [
+            self._infer(opened, tuple(one[start : start + size] for one in given)) for start in range(0, count, size)
+        ]
         return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
     def memory(self, loaded: Loaded) -> int:
         """Peak resident bytes of a fresh process that runs the artifact, less the runtime's own."""
         if self._transport.emulation == "qemu-user":
             raise MeasurementError(f"{self._transport.where}: memory there is the emulator's.", _USE_A_BOARD)
-        return int(self._ask({"op": "memory", "handle": _opened(loaded).handle})["bytes"])
+        return self._ask({"op": "memory", "handle": _opened(loaded).handle}, answers.Memory).bytes
 
     def timing_cache(self, loaded: Loaded) -> bytes:
         """TensorRT's timing cache after this artifact's engine was built; ship it as a file called timing.cache."""
-        found = self._ask({"op": "timing_cache", "handle": _opened(loaded).handle})
-        with self._fetched(found["path"], found["sha256"]) as path:
+        found = self._ask({"op": "timing_cache", "handle": _opened(loaded).handle}, answers.FetchAnswer)
+        with self._fetched(found) as path:
             return path.read_bytes()
 
     def optimised(self, loaded: Loaded) -> bytes:
@@ -204,17 +223,35 @@ class AgentDevice:
         Opened with graph_optimization_level "disable" it runs the same kernels. It belongs to that version of the
         runtime and to that kind of CPU. Raises AgentError where the runtime writes none.
         """
-        found = self._ask({"op": "optimise", "handle": _opened(loaded).handle})
-        with self._fetched(found["path"], found["sha256"]) as path:
+        found = self._ask({"op": "optimise", "handle": _opened(loaded).handle}, answers.FetchAnswer)
+        with self._fetched(found) as path:
             return path.read_bytes()
+
+    def rollout(self, action: str, name: str, folder: str = "", bundle: Path | None = None, **more: object) -> Releases:
+        """Install a bundle as a release of `name`, check the one in use, or go back; more in devices/agent/rollout.py.
+
+        Raises BundleError, NotAuthenticated and GateError as the device says, and UsageError where there is none.
+        """
+        digest = "" if bundle is None else self._remember(bundle)
+        if digest:
+            self._send([digest])
+        clock = "" if self._transport.emulation in ("qemu-user", "qemu-board") else self.unit
+        request = {"op": "rollout", "action": action, "name": name, "folder": folder, "bundle": digest, "unit": clock}
+        once = os.urandom(8).hex()  # an answer of another time, which nobody fetched, is not for this call
+        return self._ask({**request, **more, "once": once}, answers.Releases)
+
+    def releases(self, name: str = "", folder: str = "") -> list[Releases]:
+        """What is installed there: of one network, or of all."""
+        return self._ask({"op": "releases", "name": name, "folder": folder}, answers.ReleasesAnswer).releases
 
     # How it is done.
 
     def _connect(self) -> None:
         link = Link(self._transport.start, self._transport.where, self._transport.silence_s)
         try:
-            self._greeting = link.ask({"op": "hello", "runtime": self._target.runtime}, _timeout())
-            self._home = str(self._greeting["home"])
+            said = link.ask({"op": "hello", "runtime": self._target.runtime}, settings.job_timeout())
+            self._greeting = answers.read(said, answers.Greeting, self._transport.where)
+            self._home = self._greeting.home
             self._check_runtime()
         except BaseException as error:
             if isinstance(error, AgentError):  # no agent of the wrong runtime stays behind
@@ -232,7 +269,7 @@ class AgentDevice:
             self._link = None
 
     def _check_runtime(self) -> None:
-        if not satisfies(self.runtime_version, self._target.requires):
+        if not fits(self.runtime_version, self._target.requires):
             raise AgentError(
                 "wrong-runtime",
                 f"{self._transport.where}: {self._target.runtime} {self.runtime_version} is installed, "
@@ -248,26 +285,36 @@ class AgentDevice:
         remedy = f"This prints the command that installs it: edgeprune doctor {self._target.name}{there}"
         return AgentError("missing-runtime", error.message, remedy)
 
-    def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
-        """One request; a broken link is taken up again where the agent outlives it, and artifacts are loaded again."""
-        common = {"lock_wait_s": _lock_wait(self._transport.exclusive), "shared_lock": self._transport.exclusive}
-        message = {**common, "who": _who(), "key": _key(message), **message}
+    def _ask(self, message: dict[str, Any], kind: type[T]) -> T:
+        """One request, and its answer as the struct that it must be.
 
-        def work() -> dict[str, Any]:
+        A broken link is taken up again where the agent outlives it, and artifacts are loaded again.
+        """
+        common = {
+            "lock_wait_s": settings.lock_wait(self._transport.exclusive),
+            "shared_lock": self._transport.exclusive,
+        }
+        message = {**common, "who": settings.who(), "key": _key(message), **message}
+
+        def work() -> dict[str, object]:
             if self._link is None:
                 self._connect()
                 self._restore(message)
             assert self._link is not None
             try:
-                return self._link.ask({**message, "received": self._received}, _timeout())
+                return self._link.ask({**message, "received": self._received}, settings.job_timeout())
             except AgentError as error:
                 if error.kind != "unknown-artifact" or not self._restore(message):
                     raise
-                return self._link.ask(message, _timeout())
+                return self._link.ask(message, settings.job_timeout())
 
-        found = self._patiently(work)
+        try:
+            found = self._patiently(work)
+        except Overdue:
+            self._disconnect()
+            raise
         self._received = [message["key"]]
-        return found
+        return answers.read(found, kind, self._transport.where)
 
     def _patiently(self, work: Callable[[], T]) -> T:
         """Do `work`; when the link breaks and the agent outlives it, wait, reconnect and do it again."""
@@ -291,7 +338,7 @@ class AgentDevice:
         for handle in known:
             request = self._requests[handle]
             self._send(request["files"].values())
-            self._link.ask({**request, "key": _key(request)}, _timeout())
+            self._link.ask({**request, "key": _key(request)}, settings.job_timeout())
         if message["op"] == "infer":
             self._send([message["images"]])
         return bool(known)
@@ -306,22 +353,28 @@ class AgentDevice:
 
     def _send(self, digests: Any) -> None:
         """Send the files that the device does not have yet; a damaged transfer is repeated once."""
-        wanted = self._ask({"op": "missing", "digests": list(digests)})["missing"]
-        for digest in wanted:
+        asked = list(digests)
+        for digest in self._ask({"op": "missing", "digests": asked}, answers.Missing).missing:
+            if digest not in asked:
+                raise DeviceError(f"{self._transport.where}: asks for a file that it was not told of.", answers.UNTRUE)
             name = f"{digest}-{os.getpid()}.part"
             for attempt in (1, 2):
                 try:
                     self._patiently(lambda: self._transport.put(self._files[digest], name, self._home))  # noqa: B023
-                    self._ask({"op": "adopt", "name": name, "digest": digest})
+                    self._ask({"op": "adopt", "name": name, "digest": digest}, answers.Nothing)
                     break
                 except AgentError as error:
                     if error.kind != "digest" or attempt == 2:
                         raise
 
-    def _infer(self, opened: Opened, images: NDArray[np.float32]) -> list[NDArray[Any]]:
-        with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
-            path = Path(folder) / "images.npy"
-            np.save(path, np.ascontiguousarray(images), allow_pickle=False)
+    def _infer(self, opened: Opened, images: tuple[NDArray[Any], ...]) -> list[NDArray[Any]]:
+        with settings.Scratch() as folder:
+            path = folder / ("images.npy" if len(images) == 1 else "images.npz")
+            if len(images) == 1:
+                np.save(path, np.ascontiguousarray(images[0]), allow_pickle=False)
+            else:
+                named: dict[str, Any] = {f"i{index}": np.ascontiguousarray(one) for index, one in enumerate(images)}
+                np.savez(path, **named)
             digest = self._remember(path)
             self._send([digest])
             request = {
@@ -331,22 +384,25 @@ class AgentDevice:
                 "runtime_version": self.runtime_version,
                 "resume": self._transport.survives,
             }
-            found = self._ask(request)
-            with self._fetched(found["path"], found["sha256"]) as result, np.load(result, allow_pickle=False) as arrays:
-                return [arrays[f"o{index}"] for index in range(len(arrays.files))]
+            with self._fetched(self._ask(request, answers.FetchAnswer)) as result:
+                found = results.arrays(result, self._transport.where)
+            answers.check_rows(found, len(opened.outputs), len(images[0]), self._transport.where)
+            return found
 
     @contextlib.contextmanager
-    def _fetched(self, remote: str, digest: str) -> Iterator[Path]:
+    def _fetched(self, file: answers.FetchAnswer) -> Iterator[Path]:
         """A result of the agent, checked, as a file here; the agent then forgets it."""
-        with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
-            target = Path(folder) / "result"
-            self._patiently(lambda: self._transport.get(remote, target))
-            if sha256(str(target)) != digest:
+        with settings.Scratch() as folder:
+            target = folder / "result"
+            if not file.path.startswith(f"{self._home}/outgoing/") or "/../" in file.path:
+                raise DeviceError(f"{self._transport.where}: names a file outside its own folder.", answers.UNTRUE)
+            self._patiently(lambda: self._transport.get(file.path, target))
+            if sha256(str(target)) != file.sha256:
                 raise AgentError(
                     "digest", f"{self._transport.where}: a result was damaged on its way.", "Run it again."
                 )
             yield target
-        self._ask({"op": "forget", "path": remote})
+        self._ask({"op": "forget", "path": file.path}, answers.Nothing)
 
     def _must_have_a_clock(self, protocol: Protocol) -> None:
         if self._transport.emulation in ("qemu-user", "qemu-board"):
@@ -357,39 +413,6 @@ class AgentDevice:
                 "Use a speed-up budget, or a board: --device ssh://NAME",
             )
 
-    def _scale(self, nanoseconds: float) -> float:
-        """The agent counts nanoseconds; the instruction clock advances one a instruction."""
-        return nanoseconds if self.unit == "instructions" else nanoseconds / 1e6
-
-    def _timing(self, found: dict[str, Any], job: dict[str, Any], protocol: Protocol) -> Timing:
-        scaled = {name: self._scale(found[name]) for name in ("median", "p90", "p99", "minimum", "mean")}
-        reasons = list(job["reasons"])
-        if found["spread"] > protocol.max_spread:
-            reasons.append(f"rounds scatter by {found['spread']:.1%}, allowed are {protocol.max_spread:.1%}")
-        return Timing(
-            **scaled,
-            spread=found["spread"],
-            count=found["count"],
-            rounds=tuple(self._scale(value) for value in found["rounds"]),
-            unit=self.unit,
-            valid=not reasons,
-            reasons=tuple(reasons),
-            drift=found["drift"],
-            notes=tuple(job["notes"]),
-        )
-
-    def _kernel(self, row: dict[str, Any]) -> KernelTime:
-        return KernelTime(
-            name=row["name"],
-            kind=row["kind"],
-            layers=tuple(row["layers"]),
-            median=self._scale(row["median"]),
-            mad=self._scale(row["mad"]),
-            count=row["count"],
-            unit=self.unit,
-            implementation=row["implementation"],
-        )
-
 
 def _opened(loaded: Loaded) -> Opened:
     if not isinstance(loaded, Opened):
@@ -397,20 +420,6 @@ def _opened(loaded: Loaded) -> Opened:
     return loaded
 
 
-def _key(message: dict[str, Any]) -> str:
+def _key(message: dict[str, object]) -> str:
     """What identifies a job, so that its result can be picked up after a lost link."""
     return hashlib.sha256(json.dumps(message, sort_keys=True).encode()).hexdigest()
-
-
-def _timeout() -> float:
-    """Seconds that a job may take: EDGEPRUNE_JOB_TIMEOUT, or half an hour."""
-    return float(os.environ.get("EDGEPRUNE_JOB_TIMEOUT") or 1800)
-
-
-def _lock_wait(exclusive: bool) -> float:
-    """Seconds to wait for another job: EDGEPRUNE_LOCK_WAIT, or a minute on a device, ten here."""
-    return float(os.environ.get("EDGEPRUNE_LOCK_WAIT") or (60 if exclusive else 600))
-
-
-def _who() -> str:
-    return f"{getpass.getuser()}@{os.uname().nodename} (process {os.getpid()})"

@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 _CASTS = ("QuantizeLinear", "DequantizeLinear")
-_SUFFIX = re.compile(r"(_token_\d+|_nchwc|_nhwc|/duplicated|_quant)+$")
+_SUFFIX = re.compile(r"(_token_\d+|_nchwc|_nhwc|/duplicated|_quant|/MatMulAddFusion)+$")
 
 
-def layers_of(kernels: list[dict[str, Any]], original: Path, fused: Path) -> list[dict[str, Any]]:
-    """Fill in each kernel's `layers`: names of nodes of `original`, in its order; Q and DQ nodes are left out."""
+def layers_of(kernels: list[str], original: Path, fused: Path) -> list[tuple[str, ...]]:
+    """Each kernel's layers: names of nodes of `original`, in its order; Q and DQ nodes are left out."""
     import onnx
 
     graph = _Graph(onnx.load(original, load_external_data=False).graph)
     nodes = {node.name: node for node in onnx.load(fused, load_external_data=False).graph.node}
-    found = [graph.layers(nodes.get(kernel["name"]), kernel["name"]) for kernel in kernels]
-    return [dict(kernel, layers=graph.names(part)) for kernel, part in zip(kernels, graph.complete(found), strict=True)]
+    found = [graph.layers(nodes.get(name), name) for name in kernels]
+    return [tuple(graph.names(part)) for part in graph.complete(found)]
 
 
 class _Graph:

@@ -10,15 +10,17 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from edgeprune.devices.roofline import LABEL, Kernel, kernels
-from edgeprune.devices.types import Artifact, KernelTime, Loaded, Probe, Timing, Unit
+from edgeprune.devices.artifact import HOST_RUNTIME
+from edgeprune.devices.roofline import LABEL, ModelledKernel, kernels
+from edgeprune.devices.types import Artifact, Examples, KernelTime, Loaded, Probe, Timing, Unit
 from edgeprune.errors import DeviceError, MeasurementError
 from edgeprune.target import Protocol, Target
 
 if TYPE_CHECKING:
+    import onnx
+
     from edgeprune.devices.device import AgentDevice
 
 PEAKS = ("int8_tops", "fp16_tflops", "fp32_tflops", "bandwidth_gb_s", "efficiency", "launch_us")
@@ -26,10 +28,13 @@ PEAKS = ("int8_tops", "fp16_tflops", "fp32_tflops", "bandwidth_gb_s", "efficienc
 
 @dataclasses.dataclass(frozen=True)
 class Modelled:
-    """An artifact with its modelled kernels; `opened` is set once its outputs were asked for."""
+    """An artifact and its graph; `opened` is set once its outputs were asked for."""
 
     artifact: Artifact
-    kernels: tuple[Kernel, ...]
+    graph: onnx.ModelProto
+    found: list[tuple[ModelledKernel, ...]] = dataclasses.field(
+        default_factory=list
+    )  # its kernels, once they were asked for
     opened: list[Loaded] = dataclasses.field(default_factory=list)
 
 
@@ -39,13 +44,14 @@ class ModelDevice:
     Args:
         target: its [extra] holds the model's figures.
         host: this machine with ONNX Runtime, which computes outputs; entered when the first are asked for.
+        machine: this machine's architecture, where it stands in for a device of another one.
     """
 
     unit: Unit = "modelled ms"
     runtime_version = ""  # there is no device whose runtime could have one
 
-    def __init__(self, target: Target, host: AgentDevice | ModelDevice) -> None:
-        self._target, self._host, self._entered = target, host, False
+    def __init__(self, target: Target, host: AgentDevice | ModelDevice, machine: str = "") -> None:
+        self._target, self._host, self._machine, self._entered = target, host, machine, False
 
     def __enter__(self) -> ModelDevice:
         return self
@@ -63,6 +69,7 @@ class ModelDevice:
             "runtime_version": self.runtime_version,
             "threads": self._target.execution.threads,
             "emulation": "model",
+            **({"host": self._machine} if self._machine else {}),
         }
         return Probe(fingerprint, {"where": f"no device: {LABEL}"})
 
@@ -75,7 +82,7 @@ class ModelDevice:
             model = onnx.load(path)
         except Exception as cause:  # onnx raises protobuf's own errors
             raise DeviceError(f"{path}: not an ONNX graph ({cause}).") from None
-        return Modelled(artifact, tuple(kernels(model, self._target, artifact.precision)))
+        return Modelled(artifact, model)
 
     def unload(self, loaded: Loaded) -> None:
         """Forget an artifact."""
@@ -89,7 +96,7 @@ class ModelDevice:
                 f"{self._target.name}: no device is connected, so nothing can be measured.",
                 "Give yours: --device ssh://NAME. See: edgeprune devices",
             )
-        sums = [sum(kernel.ms for kernel in _modelled(one).kernels) for one in loaded]
+        sums = [sum(kernel.ms for kernel in self._kernels(one)) for one in loaded]
         rounds = max(1, protocol.rounds)
         return [
             Timing(ms, ms, ms, ms, ms, 0.0, rounds, (ms,) * rounds, self.unit, notes=(f"latency: {LABEL}",))
@@ -100,22 +107,31 @@ class ModelDevice:
         """The model's kernels."""
         return [
             KernelTime(kernel.name, kernel.kind, tuple(kernel.layers), kernel.ms, 0.0, runs, self.unit, "modelled")
-            for kernel in _modelled(loaded).kernels
+            for kernel in self._kernels(loaded)
         ]
 
-    def infer(self, loaded: Loaded, images: NDArray[np.float32]) -> list[NDArray[Any]]:
+    def infer(self, loaded: Loaded, images: Examples) -> list[NDArray[Any]]:
         """Outputs of ONNX Runtime on this machine, every Q/DQ node as it is written: close to the device's own."""
         one = _modelled(loaded)
         if not self._entered:
             self._host.__enter__()
             self._entered = True
         if not one.opened:
-            one.opened.append(self._host.load(dataclasses.replace(one.artifact, runtime="onnxruntime", options={})))
+            own = self._target.runtime == HOST_RUNTIME
+            named = one.artifact if own else dataclasses.replace(one.artifact, runtime=HOST_RUNTIME, options={})
+            one.opened.append(self._host.load(named))
         return self._host.infer(one.opened[0], images)
 
     def memory(self, loaded: Loaded) -> int:
         """Raises MeasurementError: there is no device."""
         raise MeasurementError(f"{self._target.name}: no device is connected.", "Give yours: --device ssh://NAME.")
+
+    def _kernels(self, loaded: Loaded) -> tuple[ModelledKernel, ...]:
+        """Raises TargetError when the profile has no figures to model latency with."""
+        one = _modelled(loaded)
+        if not one.found:
+            one.found.append(tuple(kernels(one.graph, self._target, one.artifact.precision)))
+        return one.found[0]
 
 
 def _modelled(loaded: Loaded) -> Modelled:

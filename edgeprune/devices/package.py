@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
+import stat
 import zipfile
 from pathlib import Path
 
+from edgeprune import files
+from edgeprune.devices.settings import cache as cache
+from edgeprune.devices.settings import private
 from edgeprune.errors import DeviceError
 
 _START = "import sys\nfrom edgeprune_agent.__main__ import main\nsys.exit(main())\n"
 _EPOCH = (1980, 1, 1, 0, 0, 0)
-
-
-def cache() -> Path:
-    """Where edgeprune keeps what can be made again: EDGEPRUNE_CACHE, or ~/.cache/edgeprune."""
-    named = os.environ.get("EDGEPRUNE_CACHE")
-    general = os.environ.get("XDG_CACHE_HOME")
-    return Path(named).absolute() if named else Path(general or Path.home() / ".cache") / "edgeprune"
 
 
 def agent() -> tuple[Path, str]:
@@ -29,22 +25,28 @@ def agent() -> tuple[Path, str]:
         archive.writestr(zipfile.ZipInfo("__main__.py", _EPOCH), _START)
         for source in sources:
             archive.writestr(zipfile.ZipInfo(f"edgeprune_agent/{source.name}", _EPOCH), source.read_bytes())
-    digest = hashlib.sha256(buffer.getvalue()).hexdigest()
-    path = cache() / "agents" / f"{digest[:16]}.pyz"
-    if not path.is_file():
-        write_whole(path, buffer.getvalue())
+    digest = files.sha256(buffer.getvalue())
+    path = private(private(cache()) / "agents") / f"{digest[:16]}.pyz"
+    if not _is(path, digest):  # none yet, or not whole, or another: it is run, so its name alone is not believed
+        write_whole(path, buffer.getvalue(), 0o600)
     return path, digest
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def _is(path: Path, digest: str) -> bool:
+    try:
+        status = path.lstat()
+        plain = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
+        return plain and files.sha256(path) == digest
+    except OSError:
+        return False
+
+
+def write_whole(path: Path, data: bytes, mode: int = 0o666) -> None:
     """Write a file so that it appears whole or not at all; raises DeviceError when the disk refuses."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(data)
-        part.replace(path)
+        files.write_bytes(path, data, mode)
     except OSError as cause:
-        part.unlink(missing_ok=True)
         raise DeviceError(
             f"{path.parent}: cannot be written ({cause}).", "Free space, or set EDGEPRUNE_CACHE."
         ) from None

@@ -11,17 +11,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeprune.devices import settings
 from edgeprune.devices.device import AgentDevice, Opened
 from edgeprune.devices.transport import Transport
-from edgeprune.devices.types import Loaded
+from edgeprune.devices.types import Examples, Loaded
 from edgeprune.target import Target
 
 if TYPE_CHECKING:
@@ -43,11 +42,13 @@ class PreCheck(AgentDevice):
     def __init__(self, target: Target, transport: Transport) -> None:
         super().__init__(target, transport)
         self._exact: dict[str, Loaded] = {}  # handle -> what computes its outputs
-        self._folder = tempfile.TemporaryDirectory(prefix="edgeprune-")
+        self._folder: settings.Scratch | None = None
 
     def __exit__(self, *exc: object) -> None:
         super().__exit__(*exc)
-        self._folder.cleanup()
+        if self._folder is not None:
+            self._folder.close()
+            self._folder = None
 
     def unload(self, loaded: Loaded) -> None:
         """Forget an artifact, and what computed its outputs."""
@@ -56,7 +57,7 @@ class PreCheck(AgentDevice):
             super().unload(exact)
         super().unload(loaded)
 
-    def infer(self, loaded: Loaded, images: NDArray[np.float32]) -> list[NDArray[Any]]:
+    def infer(self, loaded: Loaded, images: Examples) -> list[NDArray[Any]]:
         """Run every image (shape [N, ...]) as an ARM core would; the outputs, each of shape [N, ...]."""
         if isinstance(loaded, Opened) and loaded.artifact.precision == "int8":
             if loaded.handle not in self._exact:
@@ -71,7 +72,9 @@ class PreCheck(AgentDevice):
         model = onnx.load(path)
         if not write_out_sums(model):
             return loaded
-        own = Path(self._folder.name) / f"{loaded.handle[:16]}-{name}"
+        if self._folder is None:
+            self._folder = settings.Scratch()
+        own = self._folder.path / f"{loaded.handle[:16]}-{name}"
         onnx.save(model, own)
         return self.load(dataclasses.replace(loaded.artifact, files={name: own}))
 

@@ -1,4 +1,4 @@
-"""A model of a GPU's latency for when there is no GPU: padded multiplications and bytes. Never a measurement."""
+"""A model of a device's latency for when there is no device: padded multiplications and bytes. Never a measurement."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edgeprune.errors import TargetError
 from edgeprune.target import Target
 
 LABEL = "model, not measured"
-STEPS = {"int8": 32, "fp16": 8, "fp32": 1}  # channels that TensorRT's kernels pad to
+STEPS = {"int8": 32, "fp16": 8, "fp32": 1}  # channels that TensorRT's kernels pad to; a CPU's are in its profile
 BYTES = {"int8": 1, "fp16": 2, "fp32": 4}
 PEAKS = {"int8": "int8_tops", "fp16": "fp16_tflops", "fp32": "fp32_tflops"}
 FREE = frozenset({"Flatten", "Reshape", "Identity", "Squeeze", "Unsqueeze", "Cast", "Constant", "Dropout"})
@@ -20,7 +20,7 @@ _CASTS = ("QuantizeLinear", "DequantizeLinear", "Cast")
 
 
 @dataclass
-class Kernel:
+class ModelledKernel:
     """One kernel of the model: a layer with what TensorRT fuses into it.
 
     Attributes:
@@ -51,10 +51,11 @@ def modelled_kernel_ms(
 
     The larger of multiplications over `extra.int8_tops` (or fp16_tflops, fp32_tflops) and bytes over
     `extra.bandwidth_gb_s`, each at `extra.efficiency` of its peak, plus `extra.launch_us`. Channels are padded as
-    TensorRT's kernels pad them: to 32 in INT8, 8 in FP16; a grouped convolution pads each group to 4.
+    TensorRT's kernels pad them: to 32 in INT8, 8 in FP16; a grouped convolution pads each group to 4. On a CPU those of
+    INT8 are padded to the profile's [channels], and groups are not.
 
     Args:
-        target: a profile of family "nvidia"; its [extra] holds the peaks, which are the maker's data, not measurements.
+        target: its [extra] holds the peaks of what runs there, which are the maker's data, not measurements.
         inputs, outputs: channels.
         kernel: height and width.
         input_positions, output_positions: height x width of the feature maps.
@@ -63,12 +64,21 @@ def modelled_kernel_ms(
     """
     if precision not in STEPS:
         raise ValueError(f"no model for {precision}")
-    step = STEPS[precision] if groups == 1 else min(4, STEPS[precision])
-    padded_in, padded_out = groups * _pad(inputs // groups, step), groups * _pad(outputs // groups, step)
+    steps = _steps(target, precision, groups)
+    padded_in, padded_out = groups * _pad(inputs // groups, steps[0]), groups * _pad(outputs // groups, steps[1])
     weights = padded_in // groups * padded_out * math.prod(kernel)
     elements = padded_in * input_positions + padded_out * output_positions + weights
     compute_s = 2 * weights * output_positions / (_peak(target, PEAKS[precision]) * 1e12)
     return _whole_ms(target, compute_s, elements * BYTES[precision])
+
+
+def _steps(target: Target, precision: str, groups: int) -> tuple[int, int]:
+    """Channels in and out to which a group is padded."""
+    if target.family == "nvidia":
+        step = STEPS[precision] if groups == 1 else min(4, STEPS[precision])
+        return step, step
+    channels = target.channels
+    return (channels.input_step, channels.step) if precision == "int8" and groups == 1 else (1, 1)
 
 
 def modelled_memory_ms(target: Target, elements: int, precision: str, launch: bool = True) -> float:
@@ -76,11 +86,12 @@ def modelled_memory_ms(target: Target, elements: int, precision: str, launch: bo
     return _whole_ms(target, 0.0, elements * BYTES[precision], launch)
 
 
-def kernels(model: Any, target: Target, precision: str) -> list[Kernel]:
-    """The kernels that TensorRT is expected to make of a graph, in order.
+def kernels(model: Any, target: Target, precision: str) -> list[ModelledKernel]:
+    """The kernels that the runtime is expected to make of a graph, in order.
 
     A convolution takes the activation behind it and, as the later of two branches, the residual sum. It runs in INT8
-    when its data and its weights come out of DequantizeLinear; all else in FP16, or in FP32 when `precision` says so.
+    when its data and its weights come out of DequantizeLinear; all else in FP16, or in FP32 when `precision` says so
+    and on a CPU.
     """
     return _Fusion(model, target, precision).kernels
 
@@ -91,15 +102,16 @@ class _Fusion:
     def __init__(self, model: Any, target: Target, precision: str) -> None:
         import onnx
 
-        self._target, self._rest = target, "fp32" if precision == "fp32" else "fp16"
+        self._target = target
+        self._rest = "fp32" if precision == "fp32" or target.family != "nvidia" else "fp16"
         graph = onnx.shape_inference.infer_shapes(model).graph
         values = (*graph.input, *graph.value_info, *graph.output)
         self._shapes = {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in values}
         self._shapes.update({tensor.name: tuple(tensor.dims) for tensor in graph.initializer})
         self._constants = {tensor.name for tensor in graph.initializer}
         self._producer = {name: node for node in graph.node for name in node.output}
-        self._home: dict[str, Kernel] = {}
-        self.kernels: list[Kernel] = []
+        self._home: dict[str, ModelledKernel] = {}
+        self.kernels: list[ModelledKernel] = []
         for node in graph.node:
             if node.op_type not in FREE and node.op_type not in _CASTS:
                 self._place(node)
@@ -120,11 +132,11 @@ class _Fusion:
             self._new(node, modelled_memory_ms(self._target, elements, self._rest), self._rest)
 
     def _new(self, node: Any, ms: float, precision: str) -> None:
-        kernel = Kernel(node.name, node.op_type, precision, ms)
+        kernel = ModelledKernel(node.name, node.op_type, precision, ms)
         self.kernels.append(kernel)
         self._join(node, kernel)
 
-    def _join(self, node: Any, kernel: Kernel) -> None:
+    def _join(self, node: Any, kernel: ModelledKernel) -> None:
         kernel.layers.append(node.name)
         self._home.update(dict.fromkeys(node.output, kernel))
 

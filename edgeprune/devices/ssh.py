@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import getpass
 import hashlib
 import os
 import re
@@ -18,19 +17,24 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
+from edgeprune.devices import settings
+from edgeprune.devices.answers import plain
 from edgeprune.devices.link import LinkLost
 from edgeprune.devices.package import agent, cache
-from edgeprune.devices.transport import Emulation, spawn
-from edgeprune.errors import DeviceError, DeviceUnreachable, MissingDependency, TargetError, UsageError
+from edgeprune.devices.transport import Emulation, copy, spawn
+from edgeprune.errors import DeviceError, DeviceUnreachable, EdgepruneError, MissingDependency, TargetError
 
 OPTIONS = ("-o", "BatchMode=yes", "-o", "ServerAliveCountMax=4")
 SILENCE_S = 60.0  # an agent says something every five seconds; a third of it unanswered, and ssh itself gives up
 FOLDER = ".cache/edgeprune"  # on the device, below the home folder
 PATIENCE_S = (1.0, 3.0, 10.0, 30.0)  # between attempts to reach a device again: a board needs half a minute to boot
+CALL_S = 600.0  # a shell command there, a file on its way included
+SAID_BYTES = 1 << 16
 REMEDIES = {  # the first that ssh says; a changed host key is also one that failed
     "REMOTE HOST IDENTIFICATION HAS CHANGED": "If the board was set up anew: ssh-keygen -R '{known}' && ssh {host}",
     "Permission denied": "Put your public key there: ssh-copy-id {host}",
@@ -64,7 +68,8 @@ class Ssh:
         self.emulation = ""
         self.silence_s = silence()
         self._more = list(options)
-        self._control = Path(tempfile.mkdtemp(prefix="edgeprune-ssh-"))
+        self._scratch = settings.Scratch("ssh-")
+        self._control = self._scratch.path
         self._session: IO[str] | None = None
         self._remote_agent = ""
 
@@ -86,19 +91,19 @@ class Ssh:
 
     def get(self, remote: str, target: Path) -> None:
         """Stream a file of the agent here."""
-        target.write_bytes(self._call(f"cat {shlex.quote(remote)}"))
+        self._call(f"cat {shlex.quote(remote)}", target=target)
 
     def close(self) -> None:
         """End the shared connection."""
-        with contextlib.suppress(OSError, subprocess.SubprocessError):
+        with contextlib.suppress(OSError, subprocess.SubprocessError, EdgepruneError):
             subprocess.run([*self._ssh("-O", "exit")], capture_output=True, timeout=10)
-        shutil.rmtree(self._control, ignore_errors=True)
+        self._scratch.close()
         if self._session is not None:
             self._session.close()
             self._session = None
 
     def _ssh(self, *first: str) -> list[str]:
-        program = shlex.split(os.environ.get("EDGEPRUNE_SSH_COMMAND") or "ssh")
+        program = settings.ssh_command()
         if shutil.which(program[0]) is None:
             raise MissingDependency(f"{program[0]} is not on this machine.", "apt-get install openssh-client")
         interval, first_word = max(1, round(self.silence_s / 12)), max(15, round(self.silence_s / 4))
@@ -125,26 +130,43 @@ class Ssh:
         if self._call(check).strip() != b"here":
             raise DeviceError(f"{self.where}: the agent did not arrive whole.", "Run it again.")
 
-    def _call(self, command: str, stream: IO[bytes] | None = None) -> bytes:
-        """Run a shell command there; its output."""
-        try:
-            found = subprocess.run(
+    def _call(self, command: str, stream: IO[bytes] | None = None, target: Path | None = None) -> bytes:
+        """Run a shell command there; the first of its output, or all of it in the file `target`."""
+        with tempfile.TemporaryFile() as errors:
+            process = subprocess.Popen(
                 [*self._ssh(), command],
                 stdin=stream or subprocess.DEVNULL,
-                capture_output=True,
-                timeout=600,
+                stdout=subprocess.PIPE,
+                stderr=errors,
                 start_new_session=True,
             )
-        except subprocess.TimeoutExpired:
-            raise LinkLost(f"{self.where}: no answer in ten minutes.") from None
-        if found.returncode == 0:
-            return found.stdout
-        words = found.stderr.decode(errors="replace").strip()
-        if found.returncode == 255:
+            assert process.stdout is not None
+            late = threading.Timer(CALL_S, process.kill)
+            late.start()
+            try:
+                with process.stdout as output:
+                    if target is not None:
+                        copy(output, target, self.where)
+                    said = output.read(SAID_BYTES)
+                    while output.read(SAID_BYTES):  # a login that prints for ever ends with its time
+                        pass
+                code = process.wait()
+            finally:
+                in_time = late.is_alive()
+                late.cancel()
+                process.kill()
+                process.wait()
+            errors.seek(max(0, errors.seek(0, 2) - SAID_BYTES))
+            words = plain_lines(errors.read(SAID_BYTES))
+        if not in_time:
+            raise LinkLost(f"{self.where}: no answer in ten minutes.")
+        if code == 0:
+            return said
+        if code == 255:
             raise self._unreachable(words)
-        last = words.splitlines()[-1] if words else f"exit code {found.returncode}"
+        last = words.splitlines()[-1] if words else f"exit code {code}"
         remedy = "Free space on the device." if "No space left" in words else ""
-        if found.returncode == 127:
+        if code == 127:
             remedy = (
                 f"Install Python there, or say where it is: edgeprune devices add NAME ssh://{self.where} --python PATH"
             )
@@ -163,9 +185,8 @@ class Ssh:
         """A conversation that no other live process of this user on this machine has; the same one in the next run."""
         if self._session is not None:
             return Path(self._session.name).stem
-        folder = cache() / "sessions"
-        folder.mkdir(parents=True, exist_ok=True)
-        base = re.sub(r"[^\w-]", "-", f"{getpass.getuser()}-{os.uname().nodename}-{self.where}")[-60:]
+        folder = settings.private(settings.private(cache()) / "sessions")
+        base = re.sub(r"[^\w-]", "-", f"{settings.user()}-{os.uname().nodename}-{self.where}")[-60:]
         for number in range(100):
             stream = (folder / f"{base}-{number}.lock").open("w")
             with contextlib.suppress(OSError):
@@ -182,16 +203,14 @@ _CHECK = (
 )
 
 
+def plain_lines(said: bytes) -> str:
+    """What ssh, or a shell there, said: lines without control characters."""
+    return "\n".join(plain(line) for line in said.decode(errors="replace").strip().splitlines())
+
+
 def silence() -> float:
     """Seconds without a word after which a board is taken for gone: EDGEPRUNE_SILENCE, or a minute."""
-    given = os.environ.get("EDGEPRUNE_SILENCE") or SILENCE_S
-    try:
-        seconds = float(given)
-    except ValueError:
-        seconds = 0.0
-    if not seconds > 0:
-        raise UsageError(f"EDGEPRUNE_SILENCE = '{given}' is no number of seconds.", "Such as EDGEPRUNE_SILENCE=300.")
-    return seconds
+    return settings.seconds("EDGEPRUNE_SILENCE", SILENCE_S, least=0.001)
 
 
 def parse(address: str) -> tuple[str, str]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Literal, Protocol
 
+from edgeprune.devices.answers import FILE_BYTES, UNTRUE
 from edgeprune.devices.package import agent, cache
 from edgeprune.errors import DeviceError, DeviceUnreachable
 
@@ -83,7 +85,13 @@ class Local:
 
     def get(self, remote: str, target: Path) -> None:
         """Copy a file of the agent."""
-        shutil.copyfile(remote, target)
+        try:
+            with os.fdopen(os.open(remote, os.O_RDONLY | os.O_NONBLOCK), "rb") as stream:
+                if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                    raise DeviceError(f"{self.where}: {remote} is no plain file.", UNTRUE)
+                copy(stream, target, self.where)
+        except OSError as cause:
+            raise DeviceError(f"{self.where}: a result cannot be fetched ({cause}).", "Run it again.") from None
 
     def close(self) -> None:
         """Nothing is held."""
@@ -104,6 +112,17 @@ def spawn(
         )
     except OSError as cause:
         raise DeviceUnreachable(f"{command[0]}: cannot be started ({cause}).") from None
+
+
+def copy(stream: IO[bytes], target: Path, where: str) -> None:
+    """Write what a device sends into a file here; raises DeviceError when it is more than any result."""
+    left = FILE_BYTES
+    with target.open("wb") as out:
+        while block := stream.read(1 << 20):
+            left -= len(block)
+            if left < 0:
+                raise DeviceError(f"{where}: a result is larger than {FILE_BYTES >> 20} MiB.", UNTRUE)
+            out.write(block)
 
 
 def put_here(source: Path, target: Path) -> None:

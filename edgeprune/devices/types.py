@@ -2,41 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeprune.devices.artifact import Artifact as Artifact
+from edgeprune.errors import JobFailed
 from edgeprune.target import Protocol as MeasureProtocol
 
+# [N, ...] for each input of an artifact: one array, several in its order, or several by its names
+Examples = NDArray[Any] | Sequence[NDArray[Any]] | Mapping[str, NDArray[Any]]
 Unit = Literal["ms", "instructions", "modelled ms"]
 
 
-@dataclass(frozen=True)
-class Artifact:
-    """What runs on a device: a runtime's own file, or the files that belong together.
-
-    Attributes:
-        name: short and unique in a run, such as "dense-int8".
-        runtime: "openvino", "onnxruntime" or "tensorrt".
-        precision: "fp32" or "int8".
-        files: name on the device -> path here; the first is the one that the runtime opens.
-        options: handed to the runtime when it loads the artifact.
-    """
-
-    name: str
-    runtime: str
-    precision: str
-    files: dict[str, Path]
-    options: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def bytes(self) -> int:
-        """Size of all files on disk."""
-        return sum(path.stat().st_size for path in self.files.values())
+def columns(given: Examples, inputs: Sequence[str], name: str) -> tuple[NDArray[Any], ...]:
+    """One array an input, in the order of the artifact `name`; raises JobFailed where they do not fit."""
+    if isinstance(given, Mapping):
+        if set(given) != set(inputs):
+            raise JobFailed(f"{name}: it takes {', '.join(inputs)}; given were {', '.join(map(str, given))}.")
+        found = tuple(np.asarray(given[one]) for one in inputs)
+    else:
+        found = tuple(given) if isinstance(given, tuple | list) else (np.asarray(given),)
+    if len(found) != len(inputs) or len({len(one) for one in found}) != 1:
+        raise JobFailed(f"{name}: it takes {', '.join(inputs)}; given were {len(found)} arrays, or of several lengths.")
+    return found
 
 
 @dataclass(frozen=True)
@@ -103,7 +95,7 @@ class Probe:
         state: temperatures, frequencies, load, throttle bits, memory, at this moment.
     """
 
-    fingerprint: dict[str, Any]
+    fingerprint: dict[str, object]
     state: dict[str, Any]
 
 
@@ -146,8 +138,12 @@ class Device(Protocol):
         """Time each fused kernel with the runtime's profiler, in execution order."""
         ...
 
-    def infer(self, loaded: Loaded, images: NDArray[np.float32]) -> list[NDArray[Any]]:
-        """Run every image (shape [N, ...]) through the artifact; the outputs, each of shape [N, ...]."""
+    def infer(self, loaded: Loaded, images: Examples) -> list[NDArray[Any]]:
+        """Run every example (shape [N, ...]) through the artifact; the outputs, each of shape [N, ...].
+
+        Args:
+            images: of any type: one array, several in the order of the artifact's inputs, or several by their names.
+        """
         ...
 
     def memory(self, loaded: Loaded) -> int:

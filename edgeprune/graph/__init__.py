@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+from edgeprune.graph.capture import Capture, as_inputs, capture_error, capture_model, owner_of
+from edgeprune.graph.parts import Block, Frozen, Group, Layer, Member, Operation, Segment, width
 from edgeprune.graph.plan import Plan
 from edgeprune.graph.prove import OutputProof, Proof
 from edgeprune.graph.saved import load, save_pruned
-from edgeprune.graph.structure import Block, Frozen, Group, Layer, Member, Segment, Structure, width
+from edgeprune.graph.state import kept as attributes_kept
+from edgeprune.graph.structure import Structure
 from edgeprune.graph.surgery import Attribute, Cut, Removed
 from edgeprune.graph.tracer import trace
 
 __all__ = [
     "Attribute",
     "Block",
+    "Capture",
     "Cut",
     "Frozen",
     "Group",
     "Layer",
     "Member",
+    "Operation",
     "OutputProof",
     "Plan",
     "Proof",
     "Removed",
     "Segment",
     "Structure",
+    "as_inputs",
+    "attributes_kept",
+    "capture_error",
+    "capture_model",
     "load",
+    "owner_of",
     "save_pruned",
     "trace",
     "width",

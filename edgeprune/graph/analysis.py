@@ -1,4 +1,4 @@
-"""What a Structure keeps of its trace: enough to spell out plans and to run the reference for a proof."""
+"""What a trace found (`Findings`), and what it keeps to spell out plans and to run the reference of a proof."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeprune.errors import PlanError, did_you_mean
 from edgeprune.graph.attributes import AttributeRule, Dispute
 from edgeprune.graph.blocks import Span
-from edgeprune.graph.capture import Inputs
+from edgeprune.graph.capture import Capture, Inputs
 from edgeprune.graph.groups import Units
+from edgeprune.graph.parts import Block, Frozen, Group, Layer, Operation
 from edgeprune.graph.surgery import Attribute, Cut
 from edgeprune.graph.walk import Walk
 
@@ -91,3 +93,55 @@ class Analysis:
             for (module, name), value in attributes.items()
         )
         return tuple(cuts), settings
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """Which units of a network may go, what stays and why.
+
+    Attributes:
+        groups: prunable groups, in graph order.
+        frozen: parts that stay, with reasons.
+        layers: every layer call, in graph order.
+        blocks: residual blocks that may be removed whole.
+        fingerprint: "sha256:..." of the traced structure; a plan carries it.
+        parameters: number of parameters of the network.
+        postprocessing: operations behind the last trained weights (decoding, top-k, ...), in graph order.
+        capture: of the network as it was given; None where another one was walked (attention with heads of its own,
+            opaque parts left out, or the network as a forward leaves it).
+    """
+
+    groups: tuple[Group, ...]
+    frozen: tuple[Frozen, ...]
+    layers: tuple[Layer, ...]
+    blocks: tuple[Block, ...]
+    fingerprint: str
+    parameters: int
+    analysis: Analysis = field(repr=False)
+    postprocessing: tuple[Operation, ...] = ()
+    capture: Capture | None = field(default=None, repr=False)
+
+    def group(self, name: str) -> Group:
+        """The group of that name.
+
+        Raises:
+            PlanError: there is none.
+        """
+        for group in self.groups:
+            if group.name == name:
+                return group
+        raise PlanError(
+            f"There is no group '{name}' in this network.", did_you_mean(name, [g.name for g in self.groups])
+        )
+
+    def obstacle(self) -> str:
+        """What keeps most of the network whole, with its share, in one sentence; '' where nothing does."""
+        if not self.frozen:
+            return ""
+        worst = max(self.frozen, key=lambda f: (f.parameters, f.macs))
+        macs = max(1, sum(layer.macs for layer in self.layers))
+        place = f" [{worst.place}]" if worst.place else ""
+        return (
+            f"{worst.what} stay whole ({worst.parameters / max(1, self.parameters):.0%} of the parameters, "
+            f"{worst.macs / macs:.0%} of the multiply-accumulates): {worst.why}{place}."
+        )

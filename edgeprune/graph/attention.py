@@ -87,17 +87,21 @@ def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, float("-inf"))
 
 
-def free_heads(model: nn.Module, *, every: bool = False) -> None:
+def free_heads(model: nn.Module, *, every: bool = False) -> bool:
     """Make HeadAttention, in place, of plain attention layers: where heads do not fill their width, or of `every` one.
+    Tells whether there was one.
 
     Layers with additional keys (`add_bias_kv`, `add_zero_attn`) stay torch's: their heads cannot be narrowed.
     """
+    found = False
     for module in model.modules():
         if type(module) is not nn.MultiheadAttention or module.bias_k is not None or module.add_zero_attn:
             continue
         if every or module.num_heads * module.head_dim != module.embed_dim:
             module.__class__ = HeadAttention
+            found = True
             module._qkv_same_embed_dim = False  # torch's fused kernels for encoders pass by such layers
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoder) and any(isinstance(m, HeadAttention) for m in module.modules()):
             module.use_nested_tensor = False
+    return found

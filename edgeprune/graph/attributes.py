@@ -16,8 +16,8 @@ from torch import nn
 
 from edgeprune.graph.capture import owner_of
 from edgeprune.graph.groups import Units
+from edgeprune.graph.parts import Segment, width
 from edgeprune.graph.space import Axis
-from edgeprune.graph.structure import Segment, width
 from edgeprune.graph.walk import Literal, Shaped, Walk
 
 _NAMED = frozenset(

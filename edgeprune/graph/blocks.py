@@ -10,8 +10,8 @@ from torch.fx import Node
 
 from edgeprune.graph.capture import owner_of
 from edgeprune.graph.groups import Units
+from edgeprune.graph.parts import Block, Layer
 from edgeprune.graph.rules.pointwise import RULES as ELEMENTWISE
-from edgeprune.graph.structure import Block, Layer
 from edgeprune.graph.walk import Shaped, Walk, operator_name
 
 _PASS = frozenset(

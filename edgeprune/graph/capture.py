@@ -10,6 +10,7 @@ import contextlib
 import copy
 import io
 import logging
+import re
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,15 +20,19 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
+from torch.fx import config as fx_config
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils._pytree import tree_flatten, tree_map
 
 from edgeprune.errors import CaptureError, EdgepruneError, ModelError
+from edgeprune.graph.state import changed_attributes, kept, plain_tensors, same_dice
 
+_LOG = logging.getLogger(__name__)
 _HERE = str(Path(__file__).parent)
 
-Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+Inputs = tuple[tuple[Any, ...], dict[str, object]]
 
 
 @dataclass(frozen=True)
@@ -39,13 +44,15 @@ class Capture:
         parameters: placeholder name -> qualified name of the parameter or buffer.
         constants: placeholder name -> tensor lifted from a plain attribute or a literal.
         inputs: the names of the placeholders of the user's inputs, in order.
+        program: what torch.export gave, with the inputs that it was given.
     """
 
     module: GraphModule
     parameters: dict[str, str]
-    constants: dict[str, Any]
+    constants: dict[str, object]
     inputs: tuple[str, ...]
     buffers: frozenset[str]
+    program: ExportedProgram
 
 
 @dataclass(frozen=True)
@@ -92,9 +99,8 @@ def shadow(model: nn.Module, replace: Mapping[int, torch.Tensor] | None = None) 
     memo: dict[int, Any] = {id(t): t for t in tensors_of(model).values()}
     memo.update(replace or {})
     for module in model.modules():
-        for value in vars(module).values():
-            if isinstance(value, torch.Tensor):
-                memo.setdefault(id(value), value)
+        for value in plain_tensors(module):
+            memo.setdefault(id(value), value)
     try:
         return copy.deepcopy(model, memo)
     except (TypeError, RuntimeError, ValueError) as error:
@@ -102,6 +108,21 @@ def shadow(model: nn.Module, replace: Mapping[int, torch.Tensor] | None = None) 
             f"The model cannot be copied: {error}.",
             "edgeprune never edits your own module; keep locks, files and generators out of module attributes.",
         ) from error
+
+
+def shadow_to_run(model: nn.Module) -> nn.Module:
+    """A shadow with buffers of its own, which a forward may write to."""
+    return shadow(model, {id(b): b.detach().clone() for b in model.buffers()})
+
+
+def warm(model: nn.Module, inputs: Inputs) -> tuple[str, ...]:
+    """Run a shadow once, so that it holds what a forward leaves behind; the attributes that this changed, by name."""
+
+    def run() -> None:
+        with contextlib.suppress(Exception), torch.no_grad(), quiet(), same_dice():
+            model(*copy.deepcopy(inputs[0]), **copy.deepcopy(inputs[1]))
+
+    return changed_attributes(model, run)
 
 
 def check_model(model: Any) -> None:
@@ -117,18 +138,22 @@ def check_model(model: Any) -> None:
             raise ModelError(f"Parameter '{name}' is on the meta device.", "Load the weights before tracing.")
 
 
-def capture(model: nn.Module, inputs: Inputs) -> Capture:
-    """Export `model` (used as it is: pass a shadow) for these inputs.
+def capture_model(model: nn.Module, inputs: Inputs, *, lines: bool = True) -> Capture:
+    """Export `model` (used as it is: pass a shadow) for these inputs; its attributes are afterwards as they were.
+
+    Args:
+        lines: note the source lines and the modules of the graph's nodes; a trial, which is compared with a graph that
+            has them, is faster without.
 
     Raises:
         CaptureError: the network's Python depends on data, or its forward fails; names the line.
     """
     args, kwargs = inputs
-    with quiet():
+    with quiet(), kept(model), same_dice(), contextlib.nullcontext() if lines else _without_lines():
         program = torch.export.export(model, args, kwargs, strict=False)
     signature = program.graph_signature
     parameters: dict[str, str] = {}
-    constants: dict[str, Any] = {}
+    constants: dict[str, object] = {}
     user: list[str] = []
     for spec in signature.input_specs:
         kind, name = spec.kind.name, getattr(spec.arg, "name", "")
@@ -138,7 +163,78 @@ def capture(model: nn.Module, inputs: Inputs) -> Capture:
             user.append(name)
         elif spec.target is not None:
             constants[name] = program.constants.get(spec.target)
-    return Capture(program.graph_module, parameters, constants, tuple(user), frozenset(signature.buffers))
+    if lines:
+        _name_modules(program.graph_module, model)
+    buffers = frozenset(signature.buffers)
+    return Capture(program.graph_module, parameters, constants, tuple(user), buffers, program)
+
+
+@contextlib.contextmanager
+def _without_lines() -> Iterator[None]:
+    """Export notes no stack trace a node, where this torch can be told so."""
+    name = "do_not_emit_stack_traces"
+    before = getattr(fx_config, name, None)
+    if before is None:
+        yield
+        return
+    setattr(fx_config, name, True)
+    try:
+        yield
+    finally:
+        setattr(fx_config, name, before)
+
+
+def _name_modules(graph: GraphModule, model: nn.Module) -> None:
+    """Give nodes their modules' own names: export calls an item of `layers[2:]` "layers.slice(2, None, None).0"."""
+    known: dict[str, str] = {}
+    for part in graph.modules():
+        for node in part.graph.nodes if isinstance(part, GraphModule) else ():
+            stack = node.meta.get("nn_module_stack") or {}
+            if any("slice(" in str(path) for path, _ in stack.values()):
+                for path, _ in stack.values():
+                    known.setdefault(str(path), _unsliced(str(path), model))
+                node.meta["nn_module_stack"] = {k: (known[str(path)], kind) for k, (path, kind) in stack.items()}
+
+
+def _unsliced(path: str, model: nn.Module) -> str:
+    """The name of a module without the slices that led to it."""
+    found: list[str] = []
+    name, again, call = path.partition("@")
+    at: nn.Module = model
+    items: list[tuple[str, nn.Module]] | None = None
+    for part in re.split(r"\.(?![^(]*\))", name) if name else []:
+        children = list(at._modules.items()) if items is None else items
+        if part.startswith("slice("):
+            bounds = [None if x.strip() == "None" else int(x) for x in part[6:-1].split(",")]
+            items = [(k, m) for k, m in children[slice(*bounds)] if m is not None]
+            continue
+        if items is not None and not isinstance(at, nn.Sequential):  # a sliced list counts anew
+            part = items[int(part)][0] if part.isdigit() and int(part) < len(items) else part
+        items = None
+        found.append(part)
+        at = at._modules.get(part) or at
+    return ".".join(found) + again + call
+
+
+def capture_steady(model: nn.Module, inputs: Inputs, *, lines: bool = True) -> tuple[nn.Module, Capture]:
+    """A network and its graph: as it came, or, where that cannot be captured, as one forward leaves it.
+
+    A first forward may read numbers out of tensors that later ones find in an attribute.
+
+    Raises:
+        Exception: as `capture` does, of the network as it came.
+    """
+    try:
+        return model, capture_model(model, inputs, lines=lines)
+    except Exception:
+        run = shadow_to_run(model)
+        if not warm(run, inputs):
+            raise
+        try:
+            return run, capture_model(run, inputs, lines=lines)
+        except Exception as again:
+            _LOG.debug("nor after one forward: %s", again)
+        raise
 
 
 @contextlib.contextmanager

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from edgeprune.errors import GraphError
+from edgeprune.graph.analysis import Findings
 from edgeprune.graph.groups import axes_of
-from edgeprune.graph.structure import Structure, width
+from edgeprune.graph.parts import width
 
 
-def check(structure: Structure) -> None:
+def check(structure: Findings) -> None:
     """Check the group structure.
 
     - The units of a member take equally many positions, no position twice, all inside the parameter.
@@ -43,7 +44,7 @@ def check(structure: Structure) -> None:
             _require(layer.weight_shape[:2] == said, f"layer {layer.name} is {layer.weight_shape}, not {said}")
 
 
-def _check_axes(structure: Structure) -> None:
+def _check_axes(structure: Findings) -> None:
     units = structure.analysis.units
     for axis in axes_of(structure.analysis.walk):
         classes = units.solution.label[axis]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from edgeprune.graph.analysis import Findings
+from edgeprune.graph.parts import Frozen, Group, Layer, Segment
 
-from edgeprune.graph.structure import Segment, Structure
 
-
-def describe(structure: Structure) -> str:
+def describe(structure: Findings) -> str:
     """See Structure.describe."""
     total = max(1, structure.parameters)
     lines = [
@@ -15,6 +14,8 @@ def describe(structure: Structure) -> str:
         f"blocks, {structure.parameters:,} parameters",
         "",
     ]
+    if not structure.groups:
+        lines += [f"Nothing can be narrowed. {structure.obstacle()}".strip(), ""]
     for g in structure.groups:
         share = 100 * g.parameters / total
         lines.append(f"{g.name}: {g.size} x {g.unit}, touches {g.parameters:,} parameters ({share:.1f} %)")
@@ -28,7 +29,7 @@ def describe(structure: Structure) -> str:
     if structure.frozen:
         lines += ["", "Frozen:"]
         for f in structure.frozen:
-            where = f" [{f.operator} at {f.source}]" if f.source else (f" [{f.operator}]" if f.operator else "")
+            where = f" [{f.place}]" if f.place else ""
             lines.append(f"    {f.what}: {f.why}{where}")
     return "\n".join(lines)
 
@@ -38,58 +39,72 @@ def _names(names: tuple[str, ...]) -> str:
     return shown + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
-def _segments(segments: tuple[Segment, ...]) -> list[dict[str, Any]]:
+def _segments(segments: tuple[Segment, ...]) -> list[dict[str, object]]:
     return [{"group": s.group, "size": s.size, "per_unit": s.per_unit} for s in segments]
 
 
-def to_dict(structure: Structure) -> dict[str, Any]:
+def to_dict(structure: Findings) -> dict[str, object]:
     """See Structure.to_dict."""
     return {
         "version": 1,
         "fingerprint": structure.fingerprint,
         "parameters": structure.parameters,
         "macs": sum(la.macs for la in structure.layers),
-        "groups": [
-            {
-                "name": g.name,
-                "size": g.size,
-                "unit": g.unit,
-                "divisor": g.divisor,
-                "parameters": g.parameters,
-                "macs": g.macs,
-                "producers": list(g.producers),
-                "consumers": list(g.consumers),
-                "members": [
-                    {"parameter": m.parameter, "axis": m.axis, "per_unit": int(m.indices.shape[1]), "role": m.role}
-                    for m in g.members
-                ],
-            }
-            for g in structure.groups
-        ],
-        "frozen": [
-            {"what": f.what, "why": f.why, "operator": f.operator, "source": f.source, "layers": list(f.layers)}
-            for f in structure.frozen
-        ],
-        "layers": [
-            {
-                "name": la.name,
-                "kind": la.kind,
-                "weight": la.weight,
-                "weight_shape": list(la.weight_shape),
-                "stride": list(la.stride),
-                "padding": la.padding if isinstance(la.padding, str) else list(la.padding),
-                "dilation": list(la.dilation),
-                "groups": la.groups,
-                "input_size": list(la.input_size),
-                "output_size": list(la.output_size),
-                "macs": la.macs,
-                "inputs": _segments(la.inputs),
-                "outputs": _segments(la.outputs),
-            }
-            for la in structure.layers
+        "groups": [_group(g) for g in structure.groups],
+        "frozen": [_frozen(f) for f in structure.frozen],
+        "layers": [_layer(la) for la in structure.layers],
+        "postprocessing": [
+            {"operator": o.operator, "module": o.module, "source": o.source} for o in structure.postprocessing
         ],
         "blocks": [
             {"module": b.module, "groups": list(b.groups), "inner": list(b.inner), "layers": list(b.layers)}
             for b in structure.blocks
         ],
+    }
+
+
+def _group(g: Group) -> dict[str, object]:
+    return {
+        "name": g.name,
+        "size": g.size,
+        "unit": g.unit,
+        "divisor": g.divisor,
+        "parameters": g.parameters,
+        "macs": g.macs,
+        "producers": list(g.producers),
+        "consumers": list(g.consumers),
+        "members": [
+            {"parameter": m.parameter, "axis": m.axis, "per_unit": int(m.indices.shape[1]), "role": m.role}
+            for m in g.members
+        ],
+    }
+
+
+def _frozen(f: Frozen) -> dict[str, object]:
+    return {
+        "what": f.what,
+        "why": f.why,
+        "operator": f.operator,
+        "source": f.source,
+        "layers": list(f.layers),
+        "parameters": f.parameters,
+        "macs": f.macs,
+    }
+
+
+def _layer(la: Layer) -> dict[str, object]:
+    return {
+        "name": la.name,
+        "kind": la.kind,
+        "weight": la.weight,
+        "weight_shape": list(la.weight_shape),
+        "stride": list(la.stride),
+        "padding": la.padding if isinstance(la.padding, str) else list(la.padding),
+        "dilation": list(la.dilation),
+        "groups": la.groups,
+        "input_size": list(la.input_size),
+        "output_size": list(la.output_size),
+        "macs": la.macs,
+        "inputs": _segments(la.inputs),
+        "outputs": _segments(la.outputs),
     }

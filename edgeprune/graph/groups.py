@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeprune.graph.space import Axis, Solution
-from edgeprune.graph.structure import Group, Layer, Member, Segment
+from edgeprune.graph.parts import Group, Layer, Member, Segment
+from edgeprune.graph.space import Axis, AxisClasses
 from edgeprune.graph.walk import Call, Walk, shaped_in
 
 
@@ -26,7 +26,7 @@ class Units:
     unit: NDArray[np.int64]
     names: tuple[str, ...]
     sizes: tuple[int, ...]
-    solution: Solution = field(repr=False)
+    solution: AxisClasses = field(repr=False)
 
     def segments(self, axis: Axis) -> tuple[Segment, ...]:
         """The channels of an axis by group, in order of first appearance."""
@@ -65,7 +65,7 @@ def axes_of(walk: Walk) -> Iterable[Axis]:
                 yield axis
 
 
-def _signatures(walk: Walk, solution: Solution) -> NDArray[np.uint64]:
+def _signatures(walk: Walk, solution: AxisClasses) -> NDArray[np.uint64]:
     """A hash a class of the axes that it lies on, with how often."""
     random = np.random.default_rng(0)
     total = np.zeros(solution.frozen.size, dtype=np.uint64)
@@ -91,7 +91,7 @@ def input_axis(call: Call) -> int | None:
     return 0 if call.kind.startswith("conv_transpose") else 1
 
 
-def find_units(walk: Walk, solution: Solution) -> tuple[Units, list[list[Member]]]:
+def find_units(walk: Walk, solution: AxisClasses) -> tuple[Units, list[list[Member]]]:
     """Number the groups and units, and list each group's members (parameter axes)."""
     roles: dict[tuple[str, int], str] = {}
     rank: dict[str, int] = {}

@@ -30,38 +30,60 @@ def _(reads: Sequence[torch.Tensor], template: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(template)
 
 
-class Opaque(nn.Module):
-    """In place of an opaque submodule: gives what that gave, call by call.
-
-    Args:
-        results: what each call of one forward returned.
-    """
-
-    def __init__(self, results: Sequence[Any]) -> None:
-        super().__init__()
-        self.results = [tree_map(self._keep, result) for result in results]
-        self.calls = 0
-
-    def _keep(self, leaf: Any) -> Any:
-        if not isinstance(leaf, torch.Tensor):
-            return leaf
-        name = f"template{len(vars(self))}"
-        setattr(self, name, leaf.detach())
-        return _Template(name)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The recorded result of this call."""
-        reads = [v for v in tree_flatten((args, kwargs))[0] if isinstance(v, torch.Tensor)]
-        result = self.results[self.calls % len(self.results)]
-        self.calls += 1
-        return tree_map(lambda v: _opaque(reads, getattr(self, v.name)) if isinstance(v, _Template) else v, result)
-
-
 @dataclass(frozen=True)
 class _Template:
     """Stands for a tensor in a recorded result."""
 
     name: str
+
+
+def stand_in(module: nn.Module, results: Sequence[Any]) -> nn.Module:
+    """In place of an opaque submodule: gives what that gave, call by call, and looks like it in everything else.
+
+    It is of a subclass of the module's own class and holds its attributes, parameters and children, so that whatever
+    the network round it reads (`m.f`, `m.stride`), checks (`isinstance`), indexes or iterates over is there.
+
+    Args:
+        results: what each call of one forward returned.
+    """
+    new = copy.copy(module)
+    vars(new).update({name: copy.copy(vars(module)[name]) for name in ("_parameters", "_buffers", "_modules")})
+    new.__class__ = type(type(module).__name__, (_Recorded, type(module)), {"__module__": type(module).__module__})
+    state = _Recording()
+    state.results = [tree_map(state.keep, result) for result in results]
+    vars(new)["_recording"] = state
+    return new
+
+
+class _Recording:
+    """What the calls of one forward gave, and how many have been made."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, torch.Tensor] = {}
+        self.results: list[Any] = []
+        self.calls = 0
+
+    def keep(self, leaf: Any) -> Any:
+        """A name in place of a tensor."""
+        if not isinstance(leaf, torch.Tensor):
+            return leaf
+        name = f"template{len(self.tensors)}"
+        self.tensors[name] = leaf.detach()
+        return _Template(name)
+
+
+class _Recorded(nn.Module):
+    """The forward of a stand-in."""
+
+    _recording: _Recording
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The recorded result of this call."""
+        mine = self._recording
+        reads = [v for v in tree_flatten((args, kwargs))[0] if isinstance(v, torch.Tensor)]
+        result = mine.results[mine.calls % len(mine.results)]
+        mine.calls += 1
+        return tree_map(lambda v: _opaque(reads, mine.tensors[v.name]) if isinstance(v, _Template) else v, result)
 
 
 def record(model: nn.Module, inputs: Inputs, names: Sequence[str]) -> dict[str, list[Any]]:
@@ -94,7 +116,11 @@ def record(model: nn.Module, inputs: Inputs, names: Sequence[str]) -> dict[str, 
 
 
 def cut_out(model: nn.Module, results: dict[str, list[Any]]) -> None:
-    """Replace the opaque submodules of a private copy."""
+    """Replace the opaque submodules of a private copy, under each of their names."""
     for name, seen in results.items():
-        parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, Opaque(seen))
+        old = model.get_submodule(name)
+        new = stand_in(old, seen)
+        for module in list(model.modules()):
+            for leaf, child in module._modules.items():
+                if child is old:
+                    module._modules[leaf] = new

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +12,10 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from edgeprune import files
 from edgeprune.errors import PlanError, did_you_mean
-from edgeprune.graph.structure import Group, Structure
+from edgeprune.graph.analysis import Findings
+from edgeprune.graph.parts import Group
 from edgeprune.graph.surgery import Attribute, Cut, narrow
 
 VERSION = 1
@@ -47,7 +47,7 @@ class Plan:
         """
         return narrow(model, self.cuts, self.attributes, self.removed)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """What plan.json holds."""
         return {
             "version": VERSION,
@@ -63,7 +63,9 @@ class Plan:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write plan.json at `path`, whole or not at all."""
-        write_whole(Path(path), (json.dumps(self.to_dict()) + "\n").encode())
+        where = Path(path)
+        where.parent.mkdir(parents=True, exist_ok=True)
+        files.write_json(where, self.to_dict(), indent=None)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Plan:
@@ -75,31 +77,9 @@ class Plan:
         return read_plan(Path(path))
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file through a temporary one beside it, so that it appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
 def read_plan(path: Path) -> Plan:
     """Parse plan.json and check every field's type."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise PlanError(
-            f"The plan '{path}' cannot be read: {error.strerror}.", "Give the path of a plan.json."
-        ) from error
-    except ValueError as error:
-        raise PlanError(f"The plan '{path}' is not JSON: {error}.", "It is damaged; make it again.") from error
+    data = files.read_json(path, PlanError, "It is damaged; make it again.", missing="Give the path of a plan.json.")
     try:
         if data["version"] != VERSION:
             raise PlanError(
@@ -138,7 +118,7 @@ def _value(value: Any) -> int | tuple[int, ...]:
     return _ints(value) if isinstance(value, list) else _int(value)
 
 
-def make_plan(structure: Structure, kept: Mapping[str, Sequence[int]], removed: Sequence[str] = ()) -> Plan:
+def make_plan(structure: Findings, kept: Mapping[str, Sequence[int]], removed: Sequence[str] = ()) -> Plan:
     """Check the choice of units and spell it out as cuts and attributes. See Structure.plan."""
     names = {g.name: g for g in structure.groups}
     whole = {b.module for b in structure.blocks}
@@ -182,7 +162,7 @@ def legal_count(group: Group, fraction: float, multiple: int = 1) -> int:
     return group.size if group.size == 2 and fraction < 0.5 else best
 
 
-def uniform_plan(structure: Structure, fraction: float, multiple: int) -> Plan:
+def uniform_plan(structure: Findings, fraction: float, multiple: int) -> Plan:
     """See Structure.uniform."""
     if not 0.0 <= fraction < 1.0:
         raise PlanError(f"The fraction {fraction} is not in [0, 1).", "Give the part to remove, such as 0.3.")
@@ -193,4 +173,9 @@ def uniform_plan(structure: Structure, fraction: float, multiple: int) -> Plan:
         count = legal_count(group, fraction, multiple)
         order = np.argsort(-structure.analysis.norms[group.name], kind="stable")
         kept[group.name] = np.sort(order[:count]).tolist()
+    if fraction > 0 and not structure.groups:
+        raise PlanError(
+            f"Nothing of this network can be narrowed. {structure.obstacle()}".strip(),
+            "structure.describe() lists what stays; cut a part that stops the rest out with opaque=['its.name'].",
+        )
     return make_plan(structure, kept)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,12 @@ from torch import nn
 from torch.utils._pytree import tree_flatten, tree_map
 
 from edgeprune.errors import PlanError
-from edgeprune.graph.capture import capture, doubled, quiet, tensors_of
+from edgeprune.graph.analysis import Findings
+from edgeprune.graph.capture import capture_steady, doubled, first_line, quiet, tensors_of
 from edgeprune.graph.opaque import cut_out
 from edgeprune.graph.plan import Plan
 from edgeprune.graph.reference import Reference
-from edgeprune.graph.structure import Structure
+from edgeprune.graph.state import kept, plain_tensors
 from edgeprune.graph.surgery import narrow
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
@@ -47,7 +48,8 @@ class Proof:
         max_error: the largest error, in units of the output's spread.
         method: what was compared, with dtype and tolerance.
         outputs: one entry an output and set of weights.
-        detail: the first thing that failed, '' when none did.
+        detail: the first thing that failed, '' when none did; of a vacuous proof, why nothing was removed.
+        vacuous: the plan removes nothing, so that there was nothing to show.
     """
 
     passed: bool
@@ -55,8 +57,9 @@ class Proof:
     method: str
     outputs: tuple[OutputProof, ...]
     detail: str = ""
+    vacuous: bool = False
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """For JSON."""
         return {
             "passed": self.passed,
@@ -67,10 +70,11 @@ class Proof:
                 for o in self.outputs
             ],
             "detail": self.detail,
+            "vacuous": self.vacuous,
         }
 
 
-def prove(structure: Structure, model: nn.Module, plan: Plan) -> Proof:
+def prove(structure: Findings, model: nn.Module, plan: Plan) -> Proof:
     """See Structure.prove.
 
     Raises:
@@ -84,17 +88,26 @@ def prove(structure: Structure, model: nn.Module, plan: Plan) -> Proof:
     failures: list[str] = []
     for dtype in (torch.float64, torch.float32):
         try:
-            return _prove(structure, model, plan, dtype)
+            return _vacuous(structure, plan, _prove(structure, model, plan, dtype))
         except _Refused as refusal:
             failures.append(str(refusal))
     return Proof(False, float("inf"), "not run", (), failures[0])
+
+
+def _vacuous(structure: Findings, plan: Plan, proof: Proof) -> Proof:
+    """The proof, marked where the plan removes nothing."""
+    if plan.cuts or plan.removed:
+        return proof
+    why = f"the plan removes nothing. {structure.obstacle()}".strip()
+    method = f"nothing was removed, so that nothing was shown ({proof.method})"
+    return replace(proof, vacuous=True, method=method, detail=proof.detail or why)
 
 
 class _Refused(Exception):
     """The original itself does not run in this number type."""
 
 
-def _prove(structure: Structure, model: nn.Module, plan: Plan, dtype: torch.dtype) -> Proof:
+def _prove(structure: Findings, model: nn.Module, plan: Plan, dtype: torch.dtype) -> Proof:
     tolerance = TOLERANCE[dtype]
     name = str(dtype).removeprefix("torch.")
     method = (
@@ -119,7 +132,7 @@ def _prove(structure: Structure, model: nn.Module, plan: Plan, dtype: torch.dtyp
 
 
 def _private(
-    structure: Structure, model: nn.Module, dtype: torch.dtype, *, generic: bool, loud: bool = True
+    structure: Findings, model: nn.Module, dtype: torch.dtype, *, generic: bool, loud: bool = True
 ) -> nn.Module:
     """A copy of the original to run, with its opaque parts cut out."""
     original = narrow(model, (), ()).eval()
@@ -129,9 +142,13 @@ def _private(
 
 
 def _compare(
-    structure: Structure, original: nn.Module, plan: Plan, args: Any, kwargs: Any, dtype: torch.dtype, tolerance: float
+    structure: Findings, original: nn.Module, plan: Plan, args: Any, kwargs: Any, dtype: torch.dtype, tolerance: float
 ) -> tuple[list[OutputProof], str]:
     """Errors by output, and what failed."""
+    try:
+        narrowed: nn.Module | Exception = plan.apply(original)  # before a forward has left anything behind
+    except (RuntimeError, TypeError, ValueError, IndexError, AssertionError, PlanError) as error:
+        narrowed = error
     try:
         dense = _tensors(original(*tree_map(_clone, args), **tree_map(_clone, kwargs)))
     except (RuntimeError, TypeError, ValueError) as error:
@@ -148,8 +165,9 @@ def _compare(
         raise _Refused(f"the captured graph differs from the model in {dtype}: {why}")
     reference = Reference(analysis, analysis.masks(_kept(structure, plan)), tensors, plan.removed, dtype).run(flat)
     try:
-        pruned = plan.apply(original)
-        got = _tensors(pruned(*tree_map(_clone, args), **tree_map(_clone, kwargs)))
+        if isinstance(narrowed, Exception):
+            raise narrowed
+        got = _tensors(narrowed(*tree_map(_clone, args), **tree_map(_clone, kwargs)))
     except (RuntimeError, TypeError, ValueError, IndexError, AssertionError, PlanError) as error:
         return [
             OutputProof(0, (), float("inf"), False)
@@ -189,7 +207,7 @@ def _error(want: torch.Tensor, have: torch.Tensor) -> float:
     return float((want - have).abs().max()) / scale
 
 
-def _kept(structure: Structure, plan: Plan) -> dict[str, tuple[int, ...]]:
+def _kept(structure: Findings, plan: Plan) -> dict[str, tuple[int, ...]]:
     """Kept units by group; read from the cuts where the plan does not carry them."""
     if plan.kept or not plan.cuts:
         return dict(plan.kept)
@@ -206,16 +224,16 @@ def _kept(structure: Structure, plan: Plan) -> dict[str, tuple[int, ...]]:
     return kept
 
 
-def _runs(structure: Structure, model: nn.Module, plan: Plan) -> str:
+def _runs(structure: Findings, model: nn.Module, plan: Plan) -> str:
     """The edited module captures, and runs at twice the batch where the original does. What failed, or ''."""
     analysis = structure.analysis
     pruned = plan.apply(model)
     private = narrow(pruned, (), (), empty=True).eval()
     cut_out(private, analysis.opaque)
     try:
-        capture(private, analysis.inputs)
+        capture_steady(private, analysis.inputs, lines=False)
     except Exception as error:
-        return f"the narrowed model does not capture: {error}"
+        return f"the narrowed model does not capture: {first_line(error)}"
     twice = doubled(analysis.inputs)
     original = narrow(model, (), ()).eval()
     for private in (original, pruned):
@@ -237,9 +255,8 @@ def _convert(model: nn.Module, dtype: torch.dtype, *, generic: bool, loud: bool)
     random = torch.Generator().manual_seed(0)
     model.to("cpu", dtype)
     for module in model.modules():
-        for name, value in vars(module).items():
-            if isinstance(value, torch.Tensor):
-                vars(module)[name] = _cast(value, dtype)
+        for value in plain_tensors(module):
+            value.data = _cast(value, dtype)
     if not generic:
         return
     done: set[int] = set()
@@ -294,7 +311,8 @@ def _rouse(model: nn.Module, args: Any, kwargs: Any) -> bool:
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     hooks = [norm.register_forward_pre_hook(look) for norm in norms]
     try:
-        outputs = _tensors(model(*tree_map(_clone, args), **tree_map(_clone, kwargs)))
+        with kept(model):
+            outputs = _tensors(model(*tree_map(_clone, args), **tree_map(_clone, kwargs)))
         return all(bool(torch.isfinite(v).all()) for v in outputs)
     except (RuntimeError, TypeError, ValueError):
         return True  # the comparison says what fails

@@ -164,7 +164,7 @@ class Reference:
         return masks
 
     def _masked(
-        self, node: Node, name: str, target: Callable[..., Any], args: list[Any], kwargs: dict[str, Any], path: str
+        self, node: Node, name: str, target: Callable[..., Any], args: list[Any], kwargs: dict[str, object], path: str
     ) -> Any:
         """The operator's result when it contracts or measures a narrowed axis; None when it does neither."""
         nodes = list(node.args)
@@ -249,7 +249,9 @@ class Reference:
                 x = x.index_select(d % x.ndim, mask.nonzero()[:, 0])
         return target(x, *args[1:], **kwargs)
 
-    def _layer_norm(self, target: Callable[..., Any], args: list[Any], kwargs: dict[str, Any], masks: list[Any]) -> Any:
+    def _layer_norm(
+        self, target: Callable[..., Any], args: list[Any], kwargs: dict[str, object], masks: list[Any]
+    ) -> Any:
         x, shape = args[0], list(args[1])
         first = x.ndim - len(shape)
         dims = [d for d in range(first, x.ndim) if masks[d] is not None]
@@ -265,7 +267,9 @@ class Reference:
         ]
         return over_kept(target, [x, size, *rest], kwargs, dims, masks)
 
-    def _group_norm(self, target: Callable[..., Any], args: list[Any], kwargs: dict[str, Any], masks: list[Any]) -> Any:
+    def _group_norm(
+        self, target: Callable[..., Any], args: list[Any], kwargs: dict[str, object], masks: list[Any]
+    ) -> Any:
         x, count = args[0], args[1]
         mask = masks[1]
         if mask is None:
@@ -291,7 +295,7 @@ def silence(x: torch.Tensor, dim: int, mask: torch.Tensor | None) -> torch.Tenso
 def over_kept(
     target: Callable[..., Any],
     args: list[Any],
-    kwargs: dict[str, Any],
+    kwargs: dict[str, object],
     dims: Sequence[int],
     masks: Sequence[torch.Tensor | None],
 ) -> Any:

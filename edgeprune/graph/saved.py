@@ -12,9 +12,10 @@ from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
 from torch import nn
 
+from edgeprune import files
 from edgeprune.errors import ModelError, PlanError
 from edgeprune.graph.capture import tensors_of
-from edgeprune.graph.plan import Plan, write_whole
+from edgeprune.graph.plan import Plan
 
 PLAN = "plan.json"
 WEIGHTS = "weights.safetensors"
@@ -34,7 +35,8 @@ def save_pruned(directory: str | os.PathLike[str], model: nn.Module, plan: Plan)
         seen.add(key)
         state[name] = data.cpu().contiguous().clone()
     folder = Path(directory)
-    write_whole(folder / WEIGHTS, save_bytes(state))
+    folder.mkdir(parents=True, exist_ok=True)
+    files.write_bytes(folder / WEIGHTS, save_bytes(state))
     plan.save(folder / PLAN)
 
 

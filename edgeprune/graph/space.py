@@ -48,7 +48,7 @@ class Factoring:
 
 
 @dataclass(frozen=True)
-class Solution:
+class AxisClasses:
     """The class of each atom, which classes are frozen, and the first reason of each frozen class."""
 
     label: Axis
@@ -142,7 +142,7 @@ class Space:
             if i != chosen:
                 self.freeze(part, reason)
 
-    def solve(self) -> Solution:
+    def solve(self) -> AxisClasses:
         """Decide every factoring and give each atom its class."""
         open_ = self.factorings
         chosen: list[Axis] = []
@@ -163,7 +163,7 @@ class Space:
             open_ = [item for item, _ in rest]
             self.factorings = open_
 
-    def _decide(self, item: Factoring, options: list[int], solution: Solution, chosen: list[Axis]) -> None:
+    def _decide(self, item: Factoring, options: list[int], solution: AxisClasses, chosen: list[Axis]) -> None:
         if not options:
             why = _first_reason(solution, [item.joint.reshape(-1), *item.parts]) or item.reason
             for axis in (item.joint.reshape(-1), *item.parts):
@@ -173,7 +173,7 @@ class Space:
         chosen.append(item.parts[options[0]])
 
     def _break_ties(
-        self, rest: list[tuple[Factoring, list[int]]], solution: Solution, chosen: list[Axis]
+        self, rest: list[tuple[Factoring, list[int]]], solution: AxisClasses, chosen: list[Axis]
     ) -> list[tuple[Factoring, list[int]]]:
         """Follow what a neighbour chose; else take the largest part of the first, and of all its look-alikes."""
         anchored: list[tuple[Factoring, list[int]]] = []
@@ -198,7 +198,7 @@ class Space:
                 left.append((item, options))
         return left
 
-    def _components(self) -> Solution:
+    def _components(self) -> AxisClasses:
         if self.edges:
             rows = np.concatenate([a for a, _ in self.edges])
             cols = np.concatenate([b for _, b in self.edges])
@@ -216,10 +216,10 @@ class Space:
             for c in classes[~frozen[classes]]:
                 reasons[int(c)] = reason
             frozen[classes] = True
-        return Solution(label, frozen, reasons)
+        return AxisClasses(label, frozen, reasons)
 
 
-def _options(item: Factoring, solution: Solution) -> list[int]:
+def _options(item: Factoring, solution: AxisClasses) -> list[int]:
     """The parts that could still be narrowed: one of their slabs, and they themselves, hold nothing frozen."""
     options = []
     joint_free = solution.free(item.joint)
@@ -231,12 +231,12 @@ def _options(item: Factoring, solution: Solution) -> list[int]:
     return options
 
 
-def _labels(axes: Sequence[Axis], solution: Solution) -> set[int]:
+def _labels(axes: Sequence[Axis], solution: AxisClasses) -> set[int]:
     """The classes that lie on any of these axes."""
     return set(np.unique(solution.label[np.concatenate(axes)]).tolist()) if axes else set()
 
 
-def _first_reason(solution: Solution, axes: Sequence[Axis]) -> Reason | None:
+def _first_reason(solution: AxisClasses, axes: Sequence[Axis]) -> Reason | None:
     for label in itertools.chain.from_iterable(np.unique(solution.label[a]).tolist() for a in axes):
         if label in solution.reasons:
             return solution.reasons[label]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import nn
 from edgeprune.errors import PlanError, did_you_mean
 from edgeprune.graph.attention import free_heads
 from edgeprune.graph.capture import shadow, tensors_of
+from edgeprune.graph.state import plain_tensors
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,16 @@ class Attribute:
 
 
 class Removed(nn.Module):
-    """What is left of a removed block: its first input, whatever else it is called with."""
+    """What is left of a removed block: its first input, whatever else it is called with.
 
-    def __init__(self, first: str) -> None:
+    Args:
+        first: the name of the block's first argument.
+        marks: plain attributes of the block, which the network round it may read (`m.f`, `m.type`).
+    """
+
+    def __init__(self, first: str, marks: Mapping[str, object] | None = None) -> None:
         super().__init__()
+        vars(self).update(marks or {})
         self.first = first
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -73,8 +80,8 @@ def narrow(
         replace[id(tensor)] = _narrowed(name, tensor, mine, twins, empty=empty)
     if not empty:
         for module in model.modules():
-            for value in vars(module).values():
-                if isinstance(value, torch.Tensor) and id(value) not in replace:
+            for value in plain_tensors(module):
+                if id(value) not in replace:
                     replace[id(value)] = value.detach().clone().requires_grad_(value.requires_grad and value.is_leaf)
     edited = shadow(model, replace)
     _take_out(edited, removed)
@@ -89,7 +96,8 @@ def narrow(
 def _drop_caches(model: nn.Module) -> None:
     """Tell every module its mode again: those that keep tensors derived from their weights drop them then."""
     flags = [(module, module.training) for module in model.modules()]
-    model.train(model.training)
+    model.train()
+    model.train(flags[0][1])
     for module, training in flags:
         module.training = training
 
@@ -164,13 +172,21 @@ def _narrowed(
 
 
 def _take_out(model: nn.Module, removed: Sequence[str]) -> None:
+    bare = vars(nn.Module())
     for block in removed:
         old = model.get_submodule(block)
         first = next(iter(inspect.signature(old.forward).parameters), "input")
         parent, _, name = block.rpartition(".")
-        new = Removed(first)
+        new = Removed(first, {k: v for k, v in vars(old).items() if k not in bare and _plain(v)})
         new.training = old.training
         model.get_submodule(parent)._modules[name] = new
+
+
+def _plain(value: Any) -> bool:
+    """Whether a value is a number, a text, or a list or tuple of these."""
+    if isinstance(value, list | tuple):
+        return all(_plain(v) for v in value)
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def _set(model: nn.Module, attributes: Sequence[Attribute]) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from edgeprune import files
 from edgeprune.errors import CaptureError
 from edgeprune.graph.analysis import Analysis
 from edgeprune.graph.attention import free_heads
@@ -23,29 +24,32 @@ from edgeprune.graph.capture import (
     Capture,
     Inputs,
     as_inputs,
-    capture,
     capture_error,
+    capture_steady,
     check_model,
-    doubled,
     shadow,
     tensors_of,
 )
 from edgeprune.graph.groups import Units, find_units, make_groups, make_layers
 from edgeprune.graph.opaque import cut_out, record
+from edgeprune.graph.parts import Frozen, Group, Layer, Member
+from edgeprune.graph.postprocessing import postprocessing
 from edgeprune.graph.rules import RULES
 from edgeprune.graph.space import Axis, Reason
-from edgeprune.graph.structure import Frozen, Group, Layer, Member, Structure
+from edgeprune.graph.structure import Structure
+from edgeprune.graph.training import named, training_branches
 from edgeprune.graph.trial import (
+    TRAINING_TRIALS,
     Failure,
     blame,
     coincidences,
     everything,
     further,
+    hold_widths,
     probe,
     settle_disputes,
     ties,
     try_plan,
-    try_training,
 )
 from edgeprune.graph.walk import Walk, operator_name
 
@@ -71,48 +75,19 @@ def trace(model: nn.Module, example_inputs: Any, *, opaque: Sequence[str] = ()) 
     view = shadow(model).eval()
     given = record(view, inputs, opaque) if opaque else {}
     cut_out(view, given)
-    free_heads(view, every=True)
+    freed = free_heads(view, every=True)
     names, aliases = _ties(model)
     try:
-        graph = _named(capture(view, inputs), names)
+        steady, captured = capture_steady(view, inputs)
     except Exception as error:
         raise capture_error(view, inputs, error) from error
-    walk = Walk(graph, RULES)
+    as_given = not (given or freed) and steady is view
+    view = steady
+    walk = Walk(named(captured, names), RULES)
     walk.run()
-    training = _training_branches(view, walk, inputs, names)
+    training = training_branches(view, walk, inputs, names, opaque)
     analysis, members = _settle(view, walk, training, inputs, aliases, given)
-    return _structure(model, analysis, members)
-
-
-def _named(graph: Capture, names: dict[str, str]) -> Capture:
-    """The capture with canonical names of tied parameters."""
-    return replace(graph, parameters={k: names.get(v, v) for k, v in graph.parameters.items()})
-
-
-def _training_branches(view: nn.Module, walk: Walk, inputs: Inputs, names: dict[str, str]) -> bool:
-    """Walk the training graph too where eval leaves parameters unused (auxiliary heads); whether it was walked.
-
-    The two graphs share their parameters, so what a training-only layer reads is narrowed with the rest.
-    """
-    nodes = walk.capture.module.graph.nodes
-    used = {walk.capture.parameters.get(n.name) for n in nodes if n.op == "placeholder" and n.users}
-    unused = sorted({names[n] for n, p in view.named_parameters() if p.ndim and names.get(n, n) not in used})
-    if not unused:
-        return False
-    twice = doubled(inputs)
-    try:
-        graph = _named(capture(shadow(view).train(), twice), names)
-    except Exception as error:
-        first = str(error).strip().splitlines() or [type(error).__name__]
-        why = f"'{unused[0]}' is used in training only, and the training graph cannot be captured ({first[0][:120]})"
-        for value in walk.tensors.values():
-            for axis in value.axes:
-                walk.space.freeze(axis, Reason(why))
-        return False
-    other = Walk(graph, RULES, space=walk.space, tensors=walk.tensors, path="train:")
-    other.run()
-    walk.training = other
-    return True
+    return _structure(model, analysis, members, captured if as_given else None)
 
 
 def _ties(model: nn.Module) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
@@ -130,62 +105,27 @@ def _ties(model: nn.Module) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]
 def _settle(
     view: nn.Module,
     walk: Walk,
-    training: bool,
+    training: str,
     inputs: Inputs,
     aliases: dict[str, tuple[str, ...]],
     opaque: dict[str, list[Any]],
 ) -> tuple[Analysis, list[list[Member]]]:
     """Solve, try half of everything on shapes, tie or freeze what is to blame, until the trial passes."""
-    tried: set[tuple[object, str]] = set()
-    hints = Hints()
-    tries: list[Hints] = []
-
-    def analyse(units: Units, hints: Hints) -> Analysis:
-        rules, disputes = find_attributes(view, walk, units, hints)
-        return Analysis(
-            walk, units, rules, disputes, _tuples(view, rules), aliases, find_spans(walk, units), {}, inputs, opaque
-        )
-
-    def attempt(analysis: Analysis) -> Failure | None:
-        choice = probe(analysis)
-        if not choice:
-            return None
-        return try_plan(view, analysis, choice) or (try_training(view, analysis, choice) if training else None)
-
-    def learn(analysis: Analysis, failure: Failure, choices: Iterable[Hints]) -> Hints | None:
-        """The first hint with which the trial comes further."""
-        for hint in choices:
-            if hint == hints or len(tries) == _TRIES:
-                continue
-            tries.append(hint)
-            if further(analysis, failure, attempt(analyse(analysis.units, hint))):
-                return hint
-        return None
-
-    def accident(analysis: Analysis, failure: Failure) -> Hints | None:
-        names = coincidences(analysis, failure)
-        return learn(analysis, failure, (replace(hints, coincidences=hints.coincidences | n) for n in names))
-
-    def check(analysis: Analysis, failure: Failure) -> Hints | None:
-        return learn(analysis, failure, [replace(hints, checks=hints.checks | {pattern(failure.module)})])
-
+    trials = _Trials(view, walk, training, inputs, aliases, opaque)
     for turn in range(_ROUNDS):
         units, members = find_units(walk, walk.space.solve())
-        analysis = analyse(units, hints)
-        failure = attempt(analysis)
+        analysis = trials.analyse(units, trials.hints)
+        failure = trials.attempt(analysis)
         if failure is None:
             return analysis, members
-        remedies: list[Callable[[Analysis, Failure], list[tuple[Axis, Axis]] | Hints | None]]
-        remedies = [accident, ties, settle_disputes] if failure.still else [ties, settle_disputes, check, accident]
-        found: list[tuple[Axis, Axis]] | Hints | None = None
-        for find in remedies:
-            if not found and (find, failure.source) not in tried:
-                found = find(analysis, failure)
-                if not isinstance(found, Hints):  # a hint makes the next one at the same line possible
-                    tried.add((find, failure.source))
+        if held := hold_widths(analysis, failure):
+            for axis, reason in held:
+                walk.space.freeze(axis, reason)
+            continue
+        found = trials.remedy(analysis, failure)
         _LOG.debug("trial: %s; %s", failure, found if isinstance(found, Hints) else f"{len(found or ())} axes tied")
         if isinstance(found, Hints):
-            hints = found
+            trials.hints = found
         elif found:
             walk.space.edges.extend(found)
         else:
@@ -195,6 +135,80 @@ def _settle(
     raise CaptureError(
         "The network could not be narrowed in any way that captures.", "Please report it with the model."
     )
+
+
+class _Trials:
+    """Trials of one network, and what they taught: `hints`. Arguments as `_settle` has them."""
+
+    def __init__(
+        self,
+        view: nn.Module,
+        walk: Walk,
+        training: str,
+        inputs: Inputs,
+        aliases: dict[str, tuple[str, ...]],
+        opaque: dict[str, list[Any]],
+    ) -> None:
+        self.view, self.walk, self.training = view, walk, training
+        self.inputs, self.aliases, self.opaque = inputs, aliases, opaque
+        self.hints = Hints()
+        self.tried: set[tuple[str, str]] = set()
+        self.tries: list[Hints] = []
+        self.known: dict[tuple[tuple[AttributeRule, ...], int, int], Failure | None] = {}
+
+    def analyse(self, units: Units, hints: Hints) -> Analysis:
+        rules, disputes = find_attributes(self.view, self.walk, units, hints)
+        tuples, spans = _tuples(self.view, rules), find_spans(self.walk, units)
+        return Analysis(
+            self.walk, units, rules, disputes, tuples, self.aliases, spans, {}, self.inputs, self.opaque
+        )  # fmt: skip
+
+    def attempt(self, analysis: Analysis) -> Failure | None:
+        """What fails when half of everything goes; None where nothing does. No trial is made twice.
+
+        It is known by the attributes that follow widths and by how much is tied and frozen.
+        """
+        key = (analysis.rules, len(self.walk.space.edges), len(self.walk.space.freezes))
+        if key not in self.known:
+            self.known[key] = self._attempt(analysis)
+        return self.known[key]
+
+    def _attempt(self, analysis: Analysis) -> Failure | None:
+        choice = probe(analysis)
+        if not choice:
+            return None
+        return try_plan(self.view, analysis, choice) or TRAINING_TRIALS[self.training](self.view, analysis, choice)
+
+    def remedy(self, analysis: Analysis, failure: Failure) -> list[tuple[Axis, Axis]] | Hints | None:
+        """Axes to tie, or a hint to analyse with; each way to find one is tried once a line of the user's code."""
+        remedies: list[Callable[[Analysis, Failure], list[tuple[Axis, Axis]] | Hints | None]]
+        first, last = [ties, settle_disputes], [self._check, self._accident]
+        remedies = [self._accident, *first] if failure.still else [*first, *last]
+        found: list[tuple[Axis, Axis]] | Hints | None = None
+        for find in remedies:
+            if not found and (find.__name__, failure.source) not in self.tried:
+                found = find(analysis, failure)
+                if not isinstance(found, Hints):  # a hint makes the next one at the same line possible
+                    self.tried.add((find.__name__, failure.source))
+        return found
+
+    def _accident(self, analysis: Analysis, failure: Failure) -> Hints | None:
+        names, own = coincidences(analysis, failure), self.hints
+        return self._learn(analysis, failure, (replace(own, coincidences=own.coincidences | n) for n in names))
+
+    def _check(self, analysis: Analysis, failure: Failure) -> Hints | None:
+        hint = replace(self.hints, checks=self.hints.checks | {pattern(failure.module)})
+        return self._learn(analysis, failure, [hint])
+
+    def _learn(self, analysis: Analysis, failure: Failure, choices: Iterable[Hints]) -> Hints | None:
+        """The first hint with which the trial comes further."""
+        for hint in choices:
+            if hint == self.hints or len(self.tries) == _TRIES:
+                continue
+            self.tries.append(hint)
+            if further(analysis, failure, self.attempt(self.analyse(analysis.units, hint))):
+                return hint
+        return None
 
 
 def _tuples(model: nn.Module, rules: Sequence[AttributeRule]) -> dict[tuple[str, str], tuple[int, ...]]:
@@ -219,23 +233,31 @@ def _norms(model: nn.Module, units: Units, members: Sequence[Sequence[Member]]) 
     return norms
 
 
-def _structure(model: nn.Module, analysis: Analysis, members: list[list[Member]]) -> Structure:
+def _structure(model: nn.Module, analysis: Analysis, members: list[list[Member]], capture: Capture | None) -> Structure:
     walk, units = analysis.walk, analysis.units
     analysis = replace(analysis, norms=_norms(model, units, members))
     layers = make_layers(walk, units)
     groups = make_groups(walk, units, members, layers)
     return Structure(
         groups=tuple(groups),
-        frozen=_frozen(walk, units),
+        frozen=_frozen(walk, units, layers),
         layers=layers,
         blocks=make_blocks(walk, units, analysis.spans, layers),
         fingerprint=_fingerprint(walk, groups, layers),
         parameters=sum(p.numel() for p in model.parameters()),
         analysis=analysis,
+        postprocessing=postprocessing(walk, _trained(model)),
+        capture=capture,
     )
 
 
-def _frozen(walk: Walk, units: Units) -> tuple[Frozen, ...]:
+def _trained(model: nn.Module) -> set[str]:
+    """The parameters that training changes; all where none is marked so."""
+    every = {name: parameter.requires_grad for name, parameter in model.named_parameters(remove_duplicate=False)}
+    return {name for name, marked in every.items() if marked} or set(every)
+
+
+def _frozen(walk: Walk, units: Units, layers: Sequence[Layer]) -> tuple[Frozen, ...]:
     """Frozen output axes of layers, and parameters of operators without a rule, by reason."""
     solution = units.solution
     alone = Reason("all its channels go together or not at all, so there is nothing to choose")
@@ -260,10 +282,17 @@ def _frozen(walk: Walk, units: Units) -> tuple[Frozen, ...]:
         why = next((r for axis in value.axes if (r := reason(axis)) is not None), None)
         if why is not None and why.module == module and module not in known and walk.unruled(why):
             add(why, module)
-    return tuple(
-        Frozen(_what(layers), why, operator, source, tuple(dict.fromkeys(layers)))
-        for (why, operator, source), layers in found.items()
-    )
+    weights = {layer.name: (layer.weight, math.prod(layer.weight_shape)) for layer in layers}
+    macs: dict[str, int] = {}
+    for layer in layers:
+        macs[layer.name] = macs.get(layer.name, 0) + layer.macs
+
+    def entry(why: Reason, blocked: tuple[str, ...]) -> Frozen:
+        sizes = dict(weights[n] for n in blocked if n in weights)  # a tied weight counts once
+        size = sum(sizes.values()), sum(macs.get(n, 0) for n in blocked)
+        return Frozen(_what(blocked), why.why, why.operator, why.source, blocked, *size)
+
+    return tuple(entry(Reason(*key), tuple(dict.fromkeys(names))) for key, names in found.items())
 
 
 def _what(layers: Sequence[str]) -> str:
@@ -279,4 +308,4 @@ def _fingerprint(walk: Walk, groups: Sequence[Group], layers: Sequence[Layer]) -
         "groups": [[g.name, g.size, [[m.parameter, m.axis, m.indices.shape[1]] for m in g.members]] for g in groups],
         "layers": [la.name for la in layers],
     }
-    return "sha256:" + hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return "sha256:" + files.sha256(json.dumps(facts, sort_keys=True).encode())

@@ -7,8 +7,11 @@ named with its source line, and the trial is run again.
 from __future__ import annotations
 
 import itertools
+import re
+import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,17 +27,20 @@ from edgeprune.graph.attributes import Coincidence, pattern, read_by
 from edgeprune.graph.capture import (
     Capture,
     Inputs,
-    capture,
+    capture_model,
     doubled,
     first_line,
     frames_of,
     in_layer,
     owner_of,
     place_of_error,
+    shadow_to_run,
     source_of,
+    warm,
 )
 from edgeprune.graph.space import Axis, Reason
 from edgeprune.graph.surgery import false_accounts, narrow
+from edgeprune.graph.training import train_forward
 from edgeprune.graph.walk import Shaped, Walk, operator_name, shaped_in
 
 _LAYOUT = frozenset(["clone", "contiguous"])  # whether they are called may depend on sizes; what they give does not
@@ -45,13 +51,23 @@ _WRITES_SIZES = frozenset(
         "new_ones", "new_full", "new_empty", "group_norm", "layer_norm", "rms_norm", "channel_shuffle",
     ]
 )  # fmt: skip
+_SHORT = 16  # numbers in a constant that are compared
 _MOST = 8  # attributes of one place that are tried as coincidences; each try is a capture
+_NUMBER = "a number in the computation follows the width"
+_OTHER_PATH = "the network takes another path when it is narrow"
+_PACKAGE = f"{Path(__file__).resolve().parents[1]}/"
+_DEFECTS = (NameError, AttributeError, KeyError, AssertionError, ImportError, ZeroDivisionError)
+_CALL = re.compile(r"\(\) (missing|takes|got an unexpected)")  # a function called with the wrong arguments
 Blame = list[tuple[Axis, Reason]]
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Where a trial went wrong and why. `still`: something changed there that narrowing should have left as it was."""
+    """Where a trial went wrong and why.
+
+    `still`: something changed there that narrowing should have left as it was. `other_path`: the network's Python did
+    not run as before, which what it keeps between forwards may explain.
+    """
 
     module: str
     source: str
@@ -59,6 +75,7 @@ class Failure:
     node: str = ""
     lines: tuple[str, ...] = ()
     still: bool = False
+    other_path: bool = False
 
 
 def probe(analysis: Analysis) -> dict[str, tuple[int, ...]]:
@@ -85,22 +102,81 @@ def try_training(model: nn.Module, analysis: Analysis, kept: dict[str, tuple[int
     return _try(edited, analysis, doubled(analysis.inputs), analysis.walk.training, kept)
 
 
+def try_running(model: nn.Module, analysis: Analysis, kept: dict[str, tuple[int, ...]]) -> Failure | None:
+    """A plain run in train mode, where the training graph cannot be captured."""
+    edited = shadow_to_run(narrow(model, *analysis.spell(kept), empty=True)).train()
+    shared = {p.data_ptr() for p in model.parameters()}
+    with torch.no_grad():
+        for parameter in edited.parameters():
+            if parameter.data_ptr() not in shared:
+                parameter.fill_(0.01)
+    try:
+        train_forward(edited, analysis.inputs)
+    except Exception as error:
+        return _failed(edited, error)
+    return None
+
+
+TRAINING_TRIALS: dict[str, Callable[[nn.Module, Analysis, dict[str, tuple[int, ...]]], Failure | None]] = {
+    "": lambda model, analysis, kept: None,
+    "walked": try_training,
+    "run": try_running,
+}
+
+
 def _try(
     edited: nn.Module, analysis: Analysis, inputs: Inputs, walk: Walk, kept: dict[str, tuple[int, ...]]
 ) -> Failure | None:
     for name, says in false_accounts(edited):
         return Failure(name, "", f"narrowed, the layer would say {says}")
+    masks = analysis.masks(kept)
+    failure = _attempt(edited, analysis, inputs, walk, masks)
+    if failure is None or not failure.other_path:
+        return failure
+    edited = shadow_to_run(edited)
+    changed = warm(edited, inputs)  # the given network may have been run before: what it keeps is of its widths
+    if not changed:
+        return failure
+    again = _attempt(edited, analysis, inputs, walk, masks)
+    if again is None or not again.other_path or again.source != failure.source:
+        return again
+    return replace(failure, why=f"{failure.why} (a forward changes '{changed[0]}')")
+
+
+def _attempt(
+    edited: nn.Module, analysis: Analysis, inputs: Inputs, walk: Walk, masks: dict[str, NDArray[np.bool_]]
+) -> Failure | None:
     try:
-        again = capture(edited, inputs)
+        again = capture_model(edited, inputs, lines=False)
     except Exception as error:
-        places = place_of_error(edited, error)
-        place = places[0] if places else None
-        why = f"narrowing it fails there: {first_line(error)[:160]}"
-        if place is None:
-            return Failure("", "", why)
-        lines = tuple(p.source for p in places if p.module == place.module)
-        return Failure(place.module, place.source, why, lines=lines)
-    return _compare(analysis, walk, again, analysis.masks(kept))
+        return replace(_failed(edited, error), other_path=True)
+    return _compare(analysis, walk, again, masks)
+
+
+def _failed(edited: nn.Module, error: Exception) -> Failure:
+    """What a narrowed network failed with, and where; a defect of edgeprune's own is raised as it is."""
+    if is_ours(error):
+        raise error
+    places = place_of_error(edited, error)
+    place = places[0] if places else None
+    why = f"narrowing it fails there: {first_line(error)[:160]}"
+    if place is None:
+        return Failure("", "", why)
+    lines = tuple(p.source for p in places if p.module == place.module)
+    return Failure(place.module, place.source, why, lines=lines)
+
+
+def is_ours(error: BaseException) -> bool:
+    """Did edgeprune's own code fail, not the network's? Then no network is to blame, and none is called infeasible.
+
+    The innermost line is edgeprune's, and the error is one that no operator of torch raises: those may well fail at
+    another width where edgeprune calls them.
+    """
+    defect = isinstance(error, _DEFECTS) or (isinstance(error, TypeError) and bool(_CALL.search(str(error))))
+    frames = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
+    while frames and frames[-1].co_name == "__getattr__":  # nn.Module's: who asked for the attribute counts
+        frames.pop()
+    return defect and bool(frames) and frames[-1].co_filename.startswith(_PACKAGE)
 
 
 def _flat(graph: GraphModule, path: str = "") -> Iterator[tuple[str, Node]]:
@@ -122,9 +198,7 @@ def _compare(analysis: Analysis, walk: Walk, again: Capture, masks: dict[str, ND
     new = list(_flat(again.module))
     for (name, before), (_, after) in zip(old, new, strict=False):
         if operator_name(before) != operator_name(after):
-            return Failure(
-                owner_of(before), source_of(before), "the network takes another path when it is narrow", name
-            )
+            return Failure(owner_of(before), source_of(before), _OTHER_PATH, name, other_path=True)
         predicted = walk.values.get(name)
         for value, seen in zip(shaped_in(predicted), _tensors(after.meta.get("val")), strict=False):
             want = tuple(int(units.alive(a, masks).sum()) for a in value.axes)
@@ -133,12 +207,15 @@ def _compare(analysis: Analysis, walk: Walk, again: Capture, masks: dict[str, ND
                 why = f"its size is {_text(got)} where {_text(want)} is needed; no attribute that holds it was found"
                 still = any(w == old != g for w, old, g in zip(want, value.shape, got, strict=False))
                 return Failure(owner_of(before), source_of(before), why, name, still=still)
+        if _constants(before, walk.capture) != _constants(after, again):
+            why = _NUMBER
+            return Failure(owner_of(before), source_of(before), why, name)
         if _numbers(before) != _numbers(after):
             still = _numbers(before, whole=False) == _numbers(after, whole=False)
-            why = "a number in the computation follows the width"
+            why = _NUMBER
             return Failure(owner_of(before), source_of(before), why, name, still=still)
     if len(old) != len(new):
-        return Failure("", "", "the network takes another path when it is narrow")
+        return Failure("", "", _OTHER_PATH, other_path=True)
     return None
 
 
@@ -152,6 +229,14 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
     elif isinstance(value, tuple | list):
         for v in value:
             yield from _tensors(v)
+
+
+def _constants(node: Node, graph: Capture) -> list[Any]:
+    """The values of what the call reads that are no parameters, buffers or inputs, and short: `torch.tensor(width)`."""
+    found = [graph.constants.get(n.name) for n in node.all_input_nodes if n.op == "placeholder"]
+    return [
+        v.tolist() for v in found if isinstance(v, torch.Tensor) and v.numel() <= _SHORT and type(v) is torch.Tensor
+    ]
 
 
 def _numbers(node: Node, *, whole: bool = True) -> list[float]:
@@ -239,6 +324,25 @@ def _fit(a: Axis, b: Axis) -> bool:
     names, flat = np.unique(np.concatenate([a, b]), return_inverse=True)
     graph = coo_matrix((np.ones(a.size), (flat[: a.size], flat[a.size :])), shape=(names.size, names.size))
     return bool(connected_components(graph, directed=False)[0] > 1)
+
+
+def hold_widths(analysis: Analysis, failure: Failure) -> Blame:
+    """The widths of query and key to freeze, so that heads go instead: a number (a scale) is made from the width."""
+    if failure.why != _NUMBER:
+        return []
+    walk, units = analysis.walk, analysis.units
+    failing = pattern(failure.module)
+    reason = Reason(
+        "a number in the computation is made from the width of query and key", "", failure.source, failure.module
+    )
+    found: Blame = []
+    for module, axis in [*walk.contracted, *(walk.training.contracted if walk.training else ())]:
+        near = pattern(module)
+        if near == failing or near.startswith(failing + ".") or failing.startswith(near + "."):
+            live = axis[units.group[units.solution.label[axis]] >= 0]
+            if live.size:
+                found.append((live, reason))
+    return found
 
 
 def settle_disputes(analysis: Analysis, failure: Failure) -> list[tuple[Axis, Axis]]:

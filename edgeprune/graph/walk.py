@@ -6,7 +6,7 @@ whose rule does not fit, freezes every axis that it touches, with its name, the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,7 +89,16 @@ class Call:
     batch: int = 1
 
 
-Rule = Callable[["Walk", dict[str, Any]], Any]
+class Arguments(dict[str, Any]):
+    """The arguments of one operator call, by the names of its schema; what is a tensor there is `Shaped` here."""
+
+    def shaped(self, name: str) -> Shaped:
+        """The axes of a tensor; raises KeyError where the operator has no such argument."""
+        found: Shaped = self[name]
+        return found
+
+
+Rule = Callable[["Walk", Arguments], Any]
 _NO_RULE = "the operator has no rule"
 _NOT_COVERED = "its rule does not cover this use"
 
@@ -107,6 +116,8 @@ class Walk:
     literals: list[Literal] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     heads: list[Axis] = field(default_factory=list)
+    contracted: list[tuple[str, Axis]] = field(default_factory=list)
+    fed: dict[Node, bool] = field(default_factory=dict)
     node: Node = None  # type: ignore[assignment]
     path: str = ""
     training: Walk | None = None
@@ -225,6 +236,11 @@ class Walk:
         """Tie two axes at the current operator."""
         return self.space.unite(a, b, self.reason("tied to something that must stay"))
 
+    def contract(self, axis: Axis) -> None:
+        """Two activations meet along `axis` (query and key): it is narrowed only where nothing else can be."""
+        self.space.avoid(axis)
+        self.contracted.append((owner_of(self.node), axis))
+
     def factor(self, joint: Axis, parts: Sequence[Axis], why: str = "cut or joined by a view") -> None:
         """Declare a product at the current operator; look-alikes (same line, same sizes) decide alike."""
         key = (source_of(self.node), operator_name(self.node), tuple(p.size for p in parts))
@@ -260,6 +276,27 @@ class Walk:
             if owner_of(node) != here:
                 break
         return owner_of(node)
+
+    def is_weight(self, argument: str, position: int) -> bool:
+        """Whether an argument of the current operator is made of parameters alone: of no input of the network."""
+        seen: Any = self.node.kwargs.get(argument, self.node.args[position] if position < len(self.node.args) else None)
+        return isinstance(seen, Node) and self._made_of_inputs(seen) is False and bool(self._origin(seen))
+
+    def _made_of_inputs(self, node: Node) -> bool:
+        if node not in self.fed:
+            stack = [node]
+            while stack:
+                top = stack[-1]
+                if top.op == "placeholder":
+                    inner = top.graph.owning_module is not self.capture.module  # of a sub-graph: not known
+                    self.fed[top] = inner or top.name in self.capture.inputs
+                open_ = [n for n in top.all_input_nodes if n not in self.fed]
+                if open_ and top not in self.fed:
+                    stack.extend(open_)
+                else:
+                    self.fed.setdefault(top, any(self.fed[n] for n in top.all_input_nodes))
+                    stack.pop()
+        return self.fed[node]
 
     def parameter_of(self, argument: str, position: int) -> str:
         """The parameter behind an argument of the current operator, through views and casts; '' when there is none."""
@@ -305,9 +342,9 @@ def read(value: Any, env: dict[Node, Any]) -> Any:
     return value
 
 
-def bind(node: Node, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+def bind(node: Node, args: Sequence[Any], kwargs: Mapping[str, object]) -> Arguments:
     """Arguments by their schema name, defaults filled in."""
-    bound: dict[str, Any] = {}
+    bound = Arguments()
     target: Any = node.target
     for i, argument in enumerate(target._schema.arguments):
         if i < len(args):

@@ -10,16 +10,23 @@ from typing import TYPE_CHECKING
 import onnx
 
 from edgeprune import quantize, runtimes
-from edgeprune.devices.types import Artifact
-from edgeprune.graph.structure import Structure
-from edgeprune.latency.kernels import Network, precisions, read_network
-from edgeprune.latency.variants import Variant, narrow
-from edgeprune.model.export import export_onnx
+from edgeprune.devices import Artifact
+from edgeprune.engine import parts
+from edgeprune.graph import Structure
+from edgeprune.latency.kernels import precisions
+from edgeprune.latency.network import FloatGraph, read_network
+from edgeprune.latency.sites import Example
+from edgeprune.latency.slicing import narrow
+from edgeprune.latency.variants import Variant, draw
+from edgeprune.model import Ends, export_onnx
 from edgeprune.target import Target
 
 if TYPE_CHECKING:
-    import torch
-    from torch import nn
+    from torch import Tensor, nn
+
+    from edgeprune.engine import Examples
+
+EXAMPLES = 11  # seed
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,12 +35,12 @@ class Built:
 
     variant: Variant
     artifact: Artifact
-    network: Network
+    network: FloatGraph
     precision: Mapping[str, str]
 
 
 @dataclass(frozen=True, eq=False)
-class Maker:
+class ArtifactBuilder:
     """Makes artifacts of narrowed networks; see `maker`.
 
     Attributes:
@@ -41,6 +48,7 @@ class Maker:
         structure: of the same network.
         precision: "int8" or "fp32".
         layers: node name -> "int8" or "float", for networks that keep some layers in float.
+        ends: what stands before and behind the network in the artifact.
     """
 
     dense: onnx.ModelProto
@@ -48,17 +56,19 @@ class Maker:
     target: Target
     folder: Path
     model: nn.Module
-    example: torch.Tensor
+    example: Examples
     precision: str = "int8"
     layers: Mapping[str, str] = field(default_factory=dict)
+    ends: Ends = field(default_factory=Ends)
 
     @property
     def network(self) -> str:
         """The name of this network's record in a table: its structure, input, and precision."""
-        shape = "x".join(str(size) for size in self.example.shape)
+        shape = ",".join("x".join(str(size) for size in part.shape) for part in parts(self.example))
         floats = sorted(name for name, kind in self.layers.items() if kind == "float")
         mixed = f" float:{','.join(floats)}" if floats and self.precision == "int8" else ""
-        return f"{self.structure.fingerprint} {shape} {self.precision}{mixed}"
+        ends = f" {self.ends.title}" if self.ends else ""
+        return f"{self.structure.fingerprint} {shape} {self.precision}{mixed}{ends}"
 
     def float_graph(self, variant: Variant) -> onnx.ModelProto:
         """The variant's float ONNX: the dense one sliced, or, where that is not valid, cut and exported."""
@@ -83,12 +93,21 @@ class Maker:
             graph = quantize.apply(graph, ranges, dialect, present)
         self.folder.mkdir(parents=True, exist_ok=True)
         source = self.folder / f"{name}.source.onnx"
-        onnx.save(graph, source)
+        onnx.save(self.ends.around(graph), source)
         try:
             artifact = runtimes.build(source, self.folder, self.target, name, self.precision)
         finally:
             source.unlink(missing_ok=True)
         return Built(variant, artifact, network, precisions(graph))
+
+    def examples(self, count: int = 3) -> list[Example]:
+        """Narrowed networks with all blocks, as graphs alone: they tell what follows which layer's channels."""
+        found: list[Example] = []
+        for variant in draw(self.structure, self.target.channels, count, EXAMPLES, blocks=False):
+            sliced = narrow(self.dense, self.structure, variant)
+            if sliced is not None:
+                found.append((variant.widths, read_network(sliced)))
+        return found
 
     def forget(self, built: Built) -> None:
         """Delete an artifact's files."""
@@ -99,15 +118,30 @@ class Maker:
 def maker(
     model: nn.Module,
     structure: Structure,
-    example: torch.Tensor,
+    example: Examples,
     target: Target,
     folder: Path,
     precision: str = "int8",
     layers: Mapping[str, str] | None = None,
     float_onnx: onnx.ModelProto | None = None,
-) -> Maker:
+    ends: Ends | None = None,
+) -> ArtifactBuilder:
     """Export the dense network (unless `float_onnx` has it already) and be ready to make variants in `folder`."""
-    example = example[:1].expand(target.execution.batch, *example.shape[1:]).contiguous()
+    example = _of_batch(example, target.execution.batch)
     if float_onnx is None:
         float_onnx = export_onnx(model, example, folder / "dense.float.onnx")
-    return Maker(float_onnx, structure, target, folder, model, example, precision, layers or {})
+    return ArtifactBuilder(
+        float_onnx, structure, target, folder, model, example, precision, layers or {}, ends or Ends()
+    )
+
+
+def _of_batch(example: Examples, batch: int) -> Examples:
+    """The first example, `batch` times."""
+
+    def whole(part: Tensor) -> Tensor:
+        return part[:1].expand(batch, *part.shape[1:]).contiguous()
+
+    if isinstance(example, Mapping):
+        return {name: whole(part) for name, part in example.items()}
+    made = tuple(whole(part) for part in parts(example))
+    return made if isinstance(example, tuple | list) else made[0]

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from edgeprune.devices.types import Device, Unit
-from edgeprune.graph.structure import Structure
-from edgeprune.latency.build import Built, Maker
+from edgeprune.devices import Device, Unit
+from edgeprune.graph import Structure
+from edgeprune.latency.build import ArtifactBuilder, Built
 from edgeprune.latency.kernels import entries
 from edgeprune.latency.rounds import Measured
 from edgeprune.latency.sites import find_sites
@@ -87,7 +87,7 @@ class Feasibility:
 
 
 def feasibility(
-    maker: Maker, device: Device, budget: BudgetSection, blocks: bool = True, effort: Effort | None = None
+    maker: ArtifactBuilder, device: Device, budget: BudgetSection, blocks: bool = True, effort: Effort | None = None
 ) -> Feasibility:
     """Measure and judge.
 
@@ -99,26 +99,7 @@ def feasibility(
     """
     effort = effort or Effort(passes=1, rounds=20)
     structure = maker.structure
-    maker_fp32 = dataclasses.replace(maker, precision="fp32", layers={})
-    dense = maker.build(DENSE, "dense")
-    small = floors(structure, maker.target.channels)
-    names = [f"floor-{index}" for index in range(len(small))]
-    built = [
-        dense,
-        maker_fp32.build(DENSE, "dense-fp32"),
-        *(maker.build(v, name) for v, name in zip(small, names, strict=True)),
-    ]
-    try:
-        found = measure_together(device, built, maker.target.protocol, effort, profile=False)
-        for _ in range(effort.retries):
-            if max(one.spread for one in found[1:]) <= effort.max_spread:
-                break
-            again = measure_together(device, built, maker.target.protocol, effort, profile=False)
-            found = [old.and_again(new) for old, new in zip(found, again, strict=True)]
-        profile = measure_together(device, [dense], maker.target.protocol, Effort(passes=3, rounds=2, runs=1))[0]
-    finally:
-        for one in built[1:]:
-            (maker if one.artifact.precision == "int8" else maker_fp32).forget(one)
+    dense, found, profile = _measured(maker, device, effort)
     unit: Unit = maker.target.protocol.unit
     latency = found[0].latency
     without = [one.ratio for one in found[2:] if not one.built.variant.removed]
@@ -154,6 +135,45 @@ def feasibility(
         layers=layers,
         frozen_share=sum(layer.share for layer in layers if layer.frozen and not layer.block),
         spread=spread,
+    )
+
+
+def _measured(maker: ArtifactBuilder, device: Device, effort: Effort) -> tuple[Built, list[Measured], Measured]:
+    """The dense INT8 network; it, its FP32 form and the floors, measured together; and its kernels.
+
+    What is noisy is measured again, `effort.retries` times at most.
+    """
+    maker_fp32 = dataclasses.replace(maker, precision="fp32", layers={})
+    dense = maker.build(DENSE, "dense")
+    small = floors(maker.structure, maker.target.channels)
+    names = [f"floor-{index}" for index in range(len(small))]
+    built = [
+        dense,
+        maker_fp32.build(DENSE, "dense-fp32"),
+        *(maker.build(v, name) for v, name in zip(small, names, strict=True)),
+    ]
+    try:
+        found = measure_together(device, built, maker.target.protocol, effort, profile=False)
+        for _ in range(effort.retries):
+            if max(one.spread for one in found[1:]) <= effort.max_spread:
+                break
+            again = measure_together(device, built, maker.target.protocol, effort, profile=False)
+            found = [old.and_again(new) for old, new in zip(found, again, strict=True)]
+        profile = measure_together(device, [dense], maker.target.protocol, Effort(passes=3, rounds=2, runs=1))[0]
+    finally:
+        for one in built[1:]:
+            (maker if one.artifact.precision == "int8" else maker_fp32).forget(one)
+    return dense, found, profile
+
+
+def rejudged(found: Feasibility, structure: Structure, budget: BudgetSection, blocks: bool = True) -> Feasibility:
+    """What was measured, held against another budget; nothing is measured again."""
+    dense, any_blocks = found.dense_int8, bool(structure.blocks)
+    wanted = dense / budget.speedup if budget.speedup is not None else float(budget.latency_ms or 0.0)
+    least = found.floor_with_blocks / dense if found.floor_with_blocks is not None and any_blocks and blocks else None
+    reach, message, remedy = judge(wanted / dense, found.floor / dense, least, blocks, any_blocks, dense, found.unit)
+    return dataclasses.replace(
+        found, budget=wanted, speedup=dense / wanted, reach=reach, message=message, remedy=remedy
     )
 
 
@@ -227,7 +247,7 @@ def layer_times(sites: Sequence[Site], structure: Structure, latency: float) -> 
     return tuple(sorted(result, key=lambda layer: -layer.time))
 
 
-def _sites(dense: Built, profile: Measured, latency: float, maker: Maker) -> tuple[Site, ...]:
+def _sites(dense: Built, profile: Measured, latency: float, maker: ArtifactBuilder) -> tuple[Site, ...]:
     threads = maker.target.execution.threads
     raw = entries(profile.kernels, dense.network, dense.precision, maker.target.runtime, threads)
     return find_sites(attribute(raw, latency, 0.0), dense.network, maker.structure)

@@ -8,19 +8,18 @@ layers of two networks with the same cell share one entry, so one table serves e
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass
 
 import onnx
-from onnx import helper
 
-from edgeprune.devices.types import KernelTime
+from edgeprune import files
+from edgeprune.devices import KernelTime
+from edgeprune.latency.network import RECURRENT, WEIGHTED, FloatGraph, Node
+from edgeprune.latency.network import read_network as read_network
 
-WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 ACTIVATIONS = frozenset(
     {"Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Gelu", "Silu", "Elu", "Erf"}
 )
@@ -39,16 +38,20 @@ REFORMATS = (
 DATA_TYPES = {1: "f32", 2: "u8", 3: "s8", 5: "s16", 6: "s32", 10: "f16", 11: "f64", 16: "bf16"}
 
 
+_RECURRENT = frozenset(op.lower() for op in RECURRENT)
+
+
 @dataclass(frozen=True, order=True)
 class Family:
     """A kernel without its channels.
 
     Attributes:
         runtime: name and version, such as "onnxruntime 1.31.1".
-        kind: "conv", "depthwise", "grouped", "linear", "reformat", or the ONNX operator in lower case.
+        kind: "conv", "convtranspose", "depthwise", "grouped", "linear", "lstm", "gru", "rnn", "reformat", or the ONNX
+            operator in lower case ("matmul" is one of two activations).
         precision: element types of input, weight and output, such as "u8.s8.u8"; "f32" where it is all one.
         batch, threads: as in the target's profile.
-        size: spatial size of the input, () for a linear layer on vectors.
+        size: of the input without batch and channels, () for a linear layer on vectors; of both ends where they differ.
         kernel, stride, dilation, padding: of the operator; () where it has none.
         groups: 1, or the number of groups of a grouped convolution that is not depthwise (0 for depthwise: one a
             channel).
@@ -75,109 +78,21 @@ class Family:
     @property
     def id(self) -> str:
         """Twelve hexadecimal digits that stand for the family in a table file."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+        return files.sha256(json.dumps(asdict(self), sort_keys=True).encode())[:12]
 
     @property
     def cls(self) -> str:
         """The class that end-to-end calibration gives one factor."""
         if self.kind in ("conv", "grouped"):
             return "pointwise" if self.kernel and max(self.kernel) == 1 else "conv"
-        if self.kind in ("depthwise", "linear"):
+        if self.kind in ("depthwise", "linear", "convtranspose"):
             return self.kind
-        return "other"
+        return "recurrent" if self.kind in _RECURRENT else "other"
 
     @property
     def paired(self) -> bool:
         """Input and output channels move independently."""
-        return self.kind in ("conv", "grouped", "linear")
-
-
-@dataclass(frozen=True)
-class Node:
-    """One node of the float graph, as far as latency cares.
-
-    Attributes:
-        name: as `model.export_onnx` gives it: the PyTorch module for a layer, `<module>/<operator>` otherwise.
-        inputs: tensors that carry data (initializers left out).
-        c_in, c_out: channels (second axis of 4-D tensors, the last of others).
-        size: spatial size of the input.
-    """
-
-    name: str
-    op: str
-    inputs: tuple[str, ...]
-    output: str
-    c_in: int
-    c_out: int
-    size: tuple[int, ...]
-    weighted: bool
-    attributes: Mapping[str, Any] = field(default_factory=dict, repr=False)
-
-    @property
-    def module(self) -> str:
-        """The PyTorch module that the node belongs to."""
-        return self.name if self.weighted else self.name.rpartition("/")[0]
-
-
-@dataclass(frozen=True, eq=False)
-class Network:
-    """A float graph: its nodes in order, who makes and who reads each tensor."""
-
-    nodes: Mapping[str, Node]
-    producer: Mapping[str, str]
-    consumers: Mapping[str, tuple[str, ...]]
-    inputs: tuple[str, ...]
-    batch: int
-
-
-def read_network(model: onnx.ModelProto) -> Network:
-    """Read a float graph with static shapes."""
-    if not model.graph.value_info:
-        model = onnx.shape_inference.infer_shapes(model)
-    shapes = {v.name: _shape(v) for v in (*model.graph.input, *model.graph.value_info, *model.graph.output)}
-    weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
-    nodes: dict[str, Node] = {}
-    producer: dict[str, str] = {}
-    consumers: dict[str, list[str]] = {}
-    for node in model.graph.node:
-        data = tuple(name for name in node.input if name and name not in weights)
-        weighted = node.op_type in WEIGHTED and len(node.input) > 1 and node.input[1] in weights
-        before, after = shapes.get(data[0], ()) if data else (), shapes.get(node.output[0], ())
-        nodes[node.name] = Node(
-            name=node.name,
-            op=node.op_type,
-            inputs=data,
-            output=node.output[0],
-            c_in=_channels(before),
-            c_out=_channels(after),
-            size=before[2:] if len(before) == 4 else before[1:-1],
-            weighted=weighted,
-            attributes={
-                a.name: helper.get_attribute_value(a) for a in node.attribute if a.type != onnx.AttributeProto.GRAPH
-            }
-            | ({"kernel_shape": weights[node.input[1]][2:]} if weighted and node.op_type.startswith("Conv") else {}),
-        )
-        producer.update(dict.fromkeys(node.output, node.name))
-        for name in data:
-            consumers.setdefault(name, []).append(node.name)
-    first = _shape(model.graph.input[0])
-    return Network(
-        nodes,
-        producer,
-        {name: tuple(found) for name, found in consumers.items()},
-        tuple(v.name for v in model.graph.input),
-        first[0],
-    )
-
-
-def _shape(value: onnx.ValueInfoProto) -> tuple[int, ...]:
-    return tuple(int(dim.dim_value) for dim in value.type.tensor_type.shape.dim)
-
-
-def _channels(shape: tuple[int, ...]) -> int:
-    if len(shape) < 2:
-        return 1
-    return shape[1] if len(shape) in (4, 5) else shape[-1]
+        return self.kind in ("conv", "convtranspose", "grouped", "linear") or self.kind in _RECURRENT
 
 
 def precisions(quantised: onnx.ModelProto) -> dict[str, str]:
@@ -237,7 +152,7 @@ class Entry:
 class Names:
     """From a runtime's kernel name back to nodes of the float graph."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: FloatGraph) -> None:
         self._nodes = set(network.nodes)
         self._tensors = {**dict.fromkeys(network.inputs, ""), **network.producer}
         self._readers = network.consumers
@@ -273,7 +188,7 @@ def _shorter(name: str) -> Sequence[str]:
 
 
 def entries(
-    kernels: Sequence[KernelTime], network: Network, precision: Mapping[str, str], runtime: str, threads: int
+    kernels: Sequence[KernelTime], network: FloatGraph, precision: Mapping[str, str], runtime: str, threads: int
 ) -> list[Entry]:
     """Join a profile with the graph.
 
@@ -312,7 +227,7 @@ def entries(
     return result
 
 
-def _owner(candidates: Sequence[str], network: Network) -> str:
+def _owner(candidates: Sequence[str], network: FloatGraph) -> str:
     """Of the nodes that a kernel's names mean, the one that owns weights, else the first."""
     known = [name for name in candidates if name]
     return next((name for name in known if network.nodes[name].weighted), known[0] if known else "")
@@ -322,7 +237,7 @@ def _cell(
     name: str,
     reformat: bool,
     parts: Sequence[KernelTime],
-    network: Network,
+    network: FloatGraph,
     precision: Mapping[str, str],
     owned: set[str],
     runtime: str,
@@ -334,7 +249,7 @@ def _cell(
     node = network.nodes[name]
     if reformat:
         kind = f"reformat {parts[0].kind.lower()}"
-        return Family(runtime, kind, "any", network.batch, threads, node.size), node.c_in, node.c_in
+        return Family(runtime, kind, "any", network.batch, threads, node.size), *cell_channels(node, True)
     kind, groups = _kind(node)
     activation, residual = _fused(node, network, owned)
     family = Family(
@@ -353,14 +268,24 @@ def _cell(
         residual=residual,
         layout="last" if kind == "linear" else "any",
     )
-    return family, (node.c_in if family.paired else node.c_out), node.c_out
+    return family, *cell_channels(node)
+
+
+def cell_channels(node: Node, reformat: bool = False) -> tuple[int, int]:
+    """(c_in, c_out) of a node's cell: both of a layer, else those that its time grows with, twice."""
+    if reformat:
+        return node.c_in, node.c_in
+    if node.op == "MatMul" and not node.weighted:
+        return (max(node.c_in, node.c_out),) * 2
+    paired = node.weighted and _kind(node)[0] != "depthwise"
+    return (node.c_in if paired else node.c_out), node.c_out
 
 
 def _kind(node: Node) -> tuple[str, int]:
     groups = int(node.attributes.get("group", 1))
     if node.op in ("Gemm", "MatMul") and node.weighted:
         return "linear", 1
-    if not node.weighted:
+    if not node.weighted or node.op in RECURRENT:
         return node.op.lower(), 1
     if groups == 1:
         return "conv" if node.op == "Conv" else "convtranspose", 1
@@ -371,7 +296,7 @@ def _ints(node: Node, key: str) -> tuple[int, ...]:
     return tuple(int(value) for value in node.attributes.get(key, ()))
 
 
-def _fused(node: Node, network: Network, owned: set[str]) -> tuple[str, bool]:
+def _fused(node: Node, network: FloatGraph, owned: set[str]) -> tuple[str, bool]:
     """Which activation and residual addition behind `node` have no kernel of their own."""
     activation, residual, current = "", False, node
     while True:
@@ -389,7 +314,7 @@ def _fused(node: Node, network: Network, owned: set[str]) -> tuple[str, bool]:
             return activation, residual
 
 
-def _last_of(node: Node, add: Node, network: Network) -> bool:
+def _last_of(node: Node, add: Node, network: FloatGraph) -> bool:
     """Is `node` the later one of the two branches of `add`? A runtime fuses a sum into the layer that runs last."""
     order = {name: i for i, name in enumerate(network.nodes)}
     makers = [order.get(network.producer.get(name, ""), -1) for name in add.inputs]

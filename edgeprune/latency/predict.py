@@ -17,12 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeprune.errors import GraphError, MeasurementError, did_you_mean
-from edgeprune.graph.structure import Structure, width
+from edgeprune.graph import Structure, width
 from edgeprune.latency.fit import Array, Calibration, Cells, calibrate, fit_surface
 from edgeprune.latency.kernels import Family
-from edgeprune.latency.sites import alive, channels
-from edgeprune.latency.table import Record, Site, Table
+from edgeprune.latency.sites import alive, channels, of_outputs
+from edgeprune.latency.table import NetworkRuns, Site, Table
 from edgeprune.latency.variants import DENSE, Variant
+
+DOUBTFUL = 0.06  # half of a run's interval, relative, beyond which it counts in proportion
 
 
 class PlanLike(Protocol):
@@ -47,7 +49,7 @@ class Predictor:
             raise MeasurementError(
                 "the latency table does not know this network.", "Profile it: edgeprune TARGET profile RECIPE."
             )
-        self.record: Record = table.networks[network]
+        self.record: NetworkRuns = table.networks[network]
         self.unit = table.unit
         self._layers = {layer.name: layer for layer in structure.layers}
         self._structure = structure
@@ -85,8 +87,8 @@ class Predictor:
         for site in self._own.get(layer, []):
             alpha = self._alpha(site.family)
             if site.side == "both":
-                first = ins if site.family.paired else outs
-                total = total + alpha * self._surfaces[site.family](first, outs)
+                made = np.round(outs * of_outputs(site, described))
+                total = total + alpha * self._surfaces[site.family](ins if site.family.paired else made, made)
             else:
                 axis, now = (described.outputs, outs) if site.side == "out" else (described.inputs, ins)
                 share = now / width(axis, {})
@@ -162,13 +164,18 @@ class Predictor:
     def _calibrate(self) -> Calibration:
         runs = self.record.runs
         sums = [self._sums(Variant(run.widths, run.removed)) for run in runs]
-        weight = [1.0 / max(run.spread, 0.01) ** 0.5 for run in runs]
+        weight = [_weight(run.spread) for run in runs]
         middle = float(np.median(weight)) if weight else 1.0
         if not runs:
             total = sum(self._sums(DENSE).values())
             classes = dict.fromkeys(self._sums(DENSE), min(1.0, self.dense / total))
             return Calibration(classes, max(0.0, self.dense - total), 0, float("nan"))
         return calibrate(sums, [run.ratio * self.dense for run in runs], [value / middle for value in weight])
+
+
+def _weight(spread: float) -> float:
+    """Of a run in the fit: rises with what is known of it, and falls fast where that is little."""
+    return float(1.0 / max(spread, 0.01) ** 0.5 / max(1.0, spread / DOUBTFUL))
 
 
 def as_variant(network: Variant | PlanLike | Mapping[str, int] | Any) -> Variant:

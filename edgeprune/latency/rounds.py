@@ -8,15 +8,17 @@ remembered, and only rounds at that pace count where there are enough of them.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from edgeprune.devices.types import KernelTime
+from edgeprune.devices import KernelTime
 from edgeprune.latency.build import Built
 
 SLOWER = 1.08  # a round whose anchor takes so many times what it takes at the fastest pace is of another pace
+STRETCHES = 8  # of rounds, for the interval of a ratio
 FEWEST, ENOUGH = 4, 6  # rounds at the fastest pace: of up to 16 rounds, of 24 and more
 
 
@@ -54,18 +56,27 @@ class Measured:
 
     @property
     def spread(self) -> float:
-        """How far the even and the odd rounds disagree about the ratio (relative)."""
+        """Half of the ratio's 95 % interval, relative: what leaving out one stretch of rounds after another moves."""
         counted = self._counted()
         if len(counted) < 4:
             rounds = [self.rounds[i] for i in counted]
             return float(np.ptp(rounds) / min(rounds)) / 2
-        return abs(self._ratio(counted[::2]) - self._ratio(counted[1::2])) / self.ratio
+        groups = np.array_split(counted, min(STRETCHES, len(counted) // 2))
+        left = [self._ratio([i for other in groups if other is not group for i in other]) for group in groups]
+        error = math.sqrt((len(groups) - 1) * float(np.var(left)))  # the jackknife's standard error
+        return 2 * error / self.ratio
 
     def and_again(self, other: Measured) -> Measured:
         """Both measurements of one network as one."""
         kernels = least([self.kernels, other.kernels])
         pace = min(self.pace or other.pace, other.pace or self.pace)
         return Measured(self.built, kernels, self.rounds + other.rounds, self.anchor + other.anchor, pace, other.share)
+
+    def times(self, factor: float) -> Measured:
+        """As on a device that is slower by this factor; ratios stay as they are."""
+        kernels = tuple(dataclasses.replace(k, median=k.median * factor, mad=k.mad * factor) for k in self.kernels)
+        rounds, anchor = (tuple(one * factor for one in found) for found in (self.rounds, self.anchor))
+        return dataclasses.replace(self, kernels=kernels, rounds=rounds, anchor=anchor, pace=self.pace * factor)
 
     def _fast(self) -> list[int]:
         limit = SLOWER * (self.pace or quiet(self.anchor))
@@ -92,6 +103,15 @@ class Pace:
         self.fastest, self.share = 0.0, 1.0
         self.earlier: float | None = None
         self.dense: Measured | None = None
+        self._boards: dict[str, Pace] = {}
+
+    def on(self, board: str) -> Pace:
+        """The pace of a board of a fleet: its own fastest, with what the anchor is of the dense network; "": itself."""
+        if not board:
+            return self
+        found = self._boards.setdefault(board, Pace())
+        found.share = self.share
+        return found
 
     def mark(self, found: Sequence[Measured]) -> list[Measured]:
         """Networks measured together, anchor first, with the pace that is known now."""

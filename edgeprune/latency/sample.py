@@ -9,9 +9,9 @@ The protocol, against a device whose speed drifts and that others may be using:
   dense network, which is measured again after each pass: so drift cancels.
 - A device that is shared or throttled has several paces; rounds at the fastest one count (`rounds.py`), and what was
   timed at a slower one is timed again later.
-- A noisy batch is timed again. A network whose latency still cannot be told within `Effort.max_spread` is refused and
-  said so. While that happens to half of all, they are timed again after the others, and every round counts; in the
-  end MeasurementError.
+- A noisy batch is timed again. A network whose latency still cannot be told within `Effort.max_spread` is timed again
+  after the others, at another time and with more rounds, and every round counts, for as long as there is `Patience`.
+  What is still doubtful then goes into the table with its interval, and counts by it.
 
 One whole network gives as many cells as it has kernels, each with its true neighbours, layout and cache state.
 """
@@ -20,40 +20,34 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
-from edgeprune.devices.types import Device
-from edgeprune.errors import MeasurementError
-from edgeprune.latency.build import Built, Maker
+from edgeprune.devices import Device
+from edgeprune.latency.build import ArtifactBuilder, Built
+from edgeprune.latency.noise import Patience
 from edgeprune.latency.rounds import Measured, Pace
 from edgeprune.latency.sites import find_sites
-from edgeprune.latency.table import Record, Run, Table
-from edgeprune.latency.timing import Effort, attribute, cells, measure_quietly, profiler_cost, raw, record, today
+from edgeprune.latency.spread import measured, shares, side_by_side
+from edgeprune.latency.table import NetworkRuns, Run, Table
+from edgeprune.latency.timing import Effort, attribute, cells, profiler_cost, raw, record, today
 from edgeprune.latency.variants import DENSE, Variant, floor, half
 
 log = logging.getLogger(__name__)
 
-ATTEMPTS = 3  # at networks that were too noisy, while they are more than half
+AGAIN = 2  # passes over networks that were too noisy, whatever the patience
+MOST_ROUNDS = 96  # of one measurement
+USELESS = 0.5  # half of a ratio's interval, relative: nothing is learnt from a run that is known no better
 
-T = TypeVar("T")
 Progress = Callable[[int, int, str], None]  # done, of how many, what
 
 
-@contextlib.contextmanager
-def kept_open(device: Device, anchor: Built) -> Iterator[None]:
-    """The anchor stays loaded between measurements: opening it again takes as long as timing it."""
-    loaded = device.load(anchor.artifact)
-    try:
-        yield
-    finally:
-        device.unload(loaded)
-
-
-def start(table: Table, device: Device, maker: Maker, effort: Effort, pace: Pace | None = None) -> tuple[Table, Built]:
+def start(
+    table: Table, device: Device, maker: ArtifactBuilder, effort: Effort, pace: Pace | None = None
+) -> tuple[Table, Built]:
     """Build the anchor. The first time, profile and time the dense network, and record its sites and its latency.
 
     Returns the table and the anchor; `pace` then knows what the anchor takes of the dense network's latency.
@@ -72,39 +66,39 @@ def start(table: Table, device: Device, maker: Maker, effort: Effort, pace: Pace
     return table, anchor
 
 
-def _first(table: Table, device: Device, maker: Maker, anchor: Built, effort: Effort, pace: Pace) -> Table:
+def _first(table: Table, device: Device, maker: ArtifactBuilder, anchor: Built, effort: Effort, pace: Pace) -> Table:
     """The table with the dense network and the anchor."""
     dense = maker.build(DENSE, "dense") if anchor.variant != DENSE else anchor
     narrowest = maker.build(floor(maker.structure, maker.target.channels, blocks=False), "narrowest")
     together = [anchor, *([dense] if dense is not anchor else []), narrowest]
     more = dataclasses.replace(effort, passes=max(4, effort.passes), rounds=2 * effort.rounds)
     try:
-        found = measure_quietly(device, together, maker.target.protocol, more, pace)
+        found = side_by_side(device, together, maker, more, pace)
     finally:
         for one in together[1:]:
             maker.forget(one)
     whole, least_of_all = found[-2:]
     cost = profiler_cost(raw(least_of_all, table, maker), least_of_all.latency)
     joined = attribute(raw(whole, table, maker), whole.latency, cost)
-    sites = find_sites(joined, dense.network, maker.structure)
+    sites = find_sites(joined, dense.network, maker.structure, maker.examples())
     runs = [Run({}, (), 1.0, 0.01, today())]
     if dense is not anchor:
         runs.append(Run(dict(anchor.variant.widths), (), pace.weigh(whole), 0.01, today()))
     table = table.with_cells(cells([joined]))
-    return table.with_network(maker.network, Record(whole.latency, cost, sites, tuple(runs)))
+    return table.with_network(maker.network, NetworkRuns(whole.latency, cost, sites, tuple(runs)))
 
 
-def _dense(device: Device, maker: Maker, anchor: Built, effort: Effort, pace: Pace) -> Measured:
+def _dense(device: Device, maker: ArtifactBuilder, anchor: Built, effort: Effort, pace: Pace) -> Measured:
     """The dense network beside the anchor."""
     more = dataclasses.replace(effort, rounds=2 * effort.rounds)
     dense = maker.build(DENSE, "dense")
     try:
-        return measure_quietly(device, [anchor, dense], maker.target.protocol, more, pace, profile=False)[1]
+        return side_by_side(device, [anchor, dense], maker, more, pace, profile=False)[1]
     finally:
         maker.forget(dense)
 
 
-def _weighed(table: Table, device: Device, maker: Maker, anchor: Built, effort: Effort, pace: Pace) -> Table:
+def _weighed(table: Table, device: Device, maker: ArtifactBuilder, anchor: Built, effort: Effort, pace: Pace) -> Table:
     """The dense network once more, at another time, and every ratio to it mended."""
     if anchor.variant == DENSE or table.unit == "instructions":
         return table
@@ -117,14 +111,18 @@ def _weighed(table: Table, device: Device, maker: Maker, anchor: Built, effort: 
 def extend(
     table: Table,
     device: Device,
-    maker: Maker,
+    maker: ArtifactBuilder,
     variants: Sequence[Variant],
     effort: Effort | None = None,
     progress: Progress | None = None,
     keep: Callable[[Table], None] | None = None,
     pace: Pace | None = None,
+    patience: Patience | None = None,
 ) -> Table:
     """Measure variants and add their cells and runs to the table.
+
+    What stays noisy is measured again, with more rounds, while there is patience; then it is kept with its interval,
+    which says how much it counts. So a noisy device gives a table that knows less, and no error.
 
     Args:
         table: networks that it has runs of already are not measured again, so an interrupted call resumes.
@@ -132,58 +130,86 @@ def extend(
         progress: called after each batch.
         keep: called with the table after each batch, to save it.
         pace: the device's, as measurements before this one have seen it.
+        patience: how much longer than on a quiet device it may take; without it, AGAIN passes over what is noisy.
 
-    Raises:
-        MeasurementError: half of the networks stayed too noisy, three times over.
-        DeviceError: the device's own trouble.
+    Raises DeviceError for the device's own trouble.
     """
-    pace = pace or Pace()
+    pace, patience = pace or Pace(), patience or Patience()
     table, anchor = start(table, device, maker, effort or Effort(), pace)
     effort = (effort or Effort()).for_latency(table.networks[maker.network].dense, table.unit)
     known = {run.key for run in table.networks[maker.network].runs}
     wanted = {_key(variant): variant for variant in variants if _key(variant) not in known}
-    waiting, every, reason = list(wanted), dict[str, Measured](), ""
-    for attempt in range(ATTEMPTS):
-        with kept_open(device, anchor):
-            for keys in _batches(waiting, effort.batch):
-                with _built(maker, [wanted[key] for key in keys]) as built:
-                    found = measure_quietly(device, [anchor, *built], maker.target.protocol, effort, pace)
-                for i, key in enumerate(keys, 1):
-                    found[i] = every[key] = every[key].and_again(found[i]) if key in every else found[i]
+    waiting, every = list(wanted), dict[str, tuple[str, Measured]]()
+    for attempt in itertools.count():
+        with contextlib.ExitStack() as stack:
+            if attempt:
+                stack.enter_context(patience.again())
+            batches = shares(device, [wanted[key] for key in waiting], effort.batch)
+            results = stack.enter_context(contextlib.closing(measured(device, maker, anchor, batches, effort, pace)))
+            for board, found in results:
+                for i, one in enumerate(found[1:], 1):
+                    found[i] = _with_before(every, board, one)
                 table = record(table, maker, found, effort.max_spread)
-                noisy = [one for one in found[1:] if one.spread > effort.max_spread]
-                reason = _reason(noisy, effort) or reason
-                if noisy:
-                    log.info("%s", reason)
-                if progress:
-                    measured = {run.key for run in table.networks[maker.network].runs}
-                    progress(sum(key in measured for key in wanted), len(wanted), reason if noisy else "")
-                if keep:
-                    keep(table)
+                _tell(table, maker, found, wanted, effort, progress, keep)
+                if attempt >= AGAIN and not patience.left:
+                    break
         if waiting:
             table = _weighed(table, device, maker, anchor, effort, pace)
-        known_now = {key: pace.known(one) for key, one in every.items()}
-        refused = [key for key, one in known_now.items() if one.spread > effort.max_spread]
-        slow = [key for key, one in known_now.items() if not one.at_pace]
-        unquiet = len(refused) * 2 > max(2, len(wanted))
-        again = list(dict.fromkeys([*(refused if unquiet else ()), *slow]))
-        if slow:
-            log.info("%d networks were timed while the device was slower than at other times", len(slow))
-        if not again or (attempt and not unquiet and len(again) == len(waiting)):  # what stays slow is waited for once
-            return table
-        waiting = again
-    if not unquiet:
-        return table
-    raise MeasurementError(
-        f"{len(refused)} of {len(wanted)} networks could not be timed: {reason}.",
-        "Close what else runs on the device, or lock its clocks, and profile again; what was good is kept.",
-    )
+        known_now = {key: pace.on(board).known(one) for key, (board, one) in every.items()}
+        refused, again = _doubtful(known_now, effort)
+        waited = attempt and not refused and len(again) == len(waiting)  # a slow pace is waited for once
+        if not again or waited or (attempt >= AGAIN and not patience.left):
+            break
+        if refused and patience.left:
+            widest = max(known_now[key].spread for key in refused)
+            patience.tell(device, f"{len(refused)} of {len(wanted)} latencies are good to {widest:.0%} only")
+        effort, waiting = dataclasses.replace(effort, rounds=min(2 * effort.rounds, MOST_ROUNDS)), again
+    doubtful = [known_now[key] for key in refused]
+    return record(table, maker, [found[0], *doubtful], USELESS) if doubtful else table
+
+
+def _with_before(every: dict[str, tuple[str, Measured]], board: str, one: Measured) -> Measured:
+    """Together with what the same board measured of this network; rounds of two boards do not mix."""
+    key = _key(one.built.variant)
+    if key in every and every[key][0] == board:
+        one = every[key][1].and_again(one)
+    every[key] = board, one
+    return one
+
+
+def _tell(
+    table: Table,
+    maker: ArtifactBuilder,
+    found: Sequence[Measured],
+    wanted: Collection[str],
+    effort: Effort,
+    progress: Progress | None,
+    keep: Callable[[Table], None] | None,
+) -> None:
+    """Save the table after a batch, and say how far the sampling is and why some of it is noisy."""
+    noisy = [one for one in found[1:] if one.spread > effort.max_spread]
+    if noisy:
+        log.info("%s", _reason(noisy, effort))
+    if progress:
+        measured = {run.key for run in table.networks[maker.network].runs}
+        progress(sum(key in measured for key in wanted), len(wanted), _reason(noisy, effort))
+    if keep:
+        keep(table)
+
+
+def _doubtful(found: Mapping[str, Measured], effort: Effort) -> tuple[list[str], list[str]]:
+    """The networks that are too noisy, and all that should be measured again: those of a slow pace too."""
+    refused = [key for key, one in found.items() if one.spread > effort.max_spread]
+    slow = [key for key, one in found.items() if not one.at_pace]
+    if slow:
+        log.info("%d networks were timed while the device was slower than at other times", len(slow))
+    return refused, list(dict.fromkeys([*refused, *slow]))
 
 
 def settle(
     table: Table,
     device: Device,
-    maker: Maker,
+    maker: ArtifactBuilder,
     variants: Sequence[Variant],
     effort: Effort | None = None,
     pace: Pace | None = None,
@@ -199,43 +225,22 @@ def settle(
         run.key: [run.ratio] for run in table.networks[maker.network].runs if run.key in {_key(v) for v in variants}
     }
     table, anchor = start(table, device, maker, effort, pace)
-    with kept_open(device, anchor):
-        for _ in range(2):
-            for batch in _batches(variants, effort.batch):
-                with _built(maker, batch) as built:
-                    found = measure_quietly(device, [anchor, *built], maker.target.protocol, once, pace)
-                for again in found[1:]:
-                    ratios.setdefault(_key(again.built.variant), []).append(again.ratio)
-                table = record(table, maker, found, effort.max_spread)
+    twice = shares(device, variants, effort.batch) * 2
+    for _, found in measured(device, maker, anchor, twice, once, pace):
+        for again in found[1:]:
+            ratios.setdefault(_key(again.built.variant), []).append(again.ratio)
+        table = record(table, maker, found, effort.max_spread)
     runs = [run for run in table.networks[maker.network].runs if run.key in ratios]
     middle = [dataclasses.replace(run, ratio=float(np.median(ratios[run.key]))) for run in runs]
     return table.with_runs(maker.network, middle)
-
-
-@contextlib.contextmanager
-def _built(maker: Maker, variants: Sequence[Variant]) -> Iterator[list[Built]]:
-    """Their artifacts, deleted afterwards."""
-    built: list[Built] = []
-    try:
-        for i, variant in enumerate(variants):
-            built.append(maker.build(variant, f"variant-{i}"))
-        yield built
-    finally:
-        for one in built:
-            maker.forget(one)
 
 
 def _reason(noisy: Sequence[Measured], effort: Effort) -> str:
     if not noisy:
         return ""
     widest = max(one.spread for one in noisy)
-    return f"the two halves of a measurement differ by {widest:.0%}, allowed are {effort.max_spread:.0%}"
+    return f"latencies are good to {widest:.0%} so far, wanted are {effort.max_spread:.0%}"
 
 
 def _key(variant: Variant) -> str:
     return Run(variant.widths, tuple(variant.removed), 0.0, 0.0, "").key
-
-
-def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    for begin in range(0, len(items), size):
-        yield items[begin : begin + size]

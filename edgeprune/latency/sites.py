@@ -8,27 +8,62 @@ follows the classifier. So the time of a whole network is a constant plus one fu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from edgeprune.graph.structure import Layer, Structure, width
-from edgeprune.latency.kernels import Entry, Network
+from edgeprune.graph import Layer, Structure, width
+from edgeprune.latency.kernels import Entry, cell_channels
+from edgeprune.latency.network import FloatGraph
 from edgeprune.latency.table import Site
 
+Example = tuple[Mapping[str, int], FloatGraph]  # widths by group, and the network that has them
 
-def find_sites(entries: Sequence[Entry], network: Network, structure: Structure) -> tuple[Site, ...]:
-    """Sites of a dense network, in the order in which the kernels ran."""
+
+def find_sites(
+    entries: Sequence[Entry], network: FloatGraph, structure: Structure, examples: Sequence[Example] = ()
+) -> tuple[Site, ...]:
+    """Sites of a dense network, in the order in which the kernels ran.
+
+    Args:
+        examples: narrowed networks with all blocks. A kernel without weights follows the layer that explains its
+            channels in all of them; without any, the nearest layer.
+    """
     layers = {layer.name: layer for layer in structure.layers}
-    return tuple(_site(entry, network, structure, layers) for entry in entries)
+    return tuple(_site(entry, network, structure, layers, examples) for entry in entries)
 
 
-def _site(entry: Entry, network: Network, structure: Structure, layers: Mapping[str, Layer]) -> Site:
+def _site(
+    entry: Entry, network: FloatGraph, structure: Structure, layers: Mapping[str, Layer], examples: Sequence[Example]
+) -> Site:
     block = block_of(entry.node, network, structure)
-    own = base_name(entry.node)
-    if entry.node and network.nodes[entry.node].weighted and not entry.family.kind.startswith("reformat"):
-        layer, side = (own, "both") if own in layers else ("", "")
-    else:
-        layer, side = _followed(entry, network, structure, layers, block)
-    return Site(entry.node, entry.family, entry.c_in, entry.c_out, layer, side, block, entry.time)
+    own = own_layer(entry.node, network, layers)
+    if own and not entry.family.kind.startswith("reformat"):
+        return Site(entry.node, entry.family, entry.c_in, entry.c_out, own, "both", block, entry.time)
+    candidates = _candidates(entry, network, structure, layers, block)
+    made = [Site(entry.node, entry.family, entry.c_in, entry.c_out, *one, block, entry.time) for one in candidates]
+    fixed = Site(entry.node, entry.family, entry.c_in, entry.c_out, "", "", block, entry.time)
+    if not examples or not entry.node:
+        return made[0] if made else fixed
+    return min((*made, fixed), key=lambda site: _misfit(site, layers, examples))
+
+
+def _misfit(site: Site, layers: Mapping[str, Layer], examples: Sequence[Example]) -> float:
+    """How far the site's channels in narrowed networks are from what the layer that it follows says."""
+    total, reformat = 0.0, site.family.kind.startswith("reformat")
+    for widths, network in examples:
+        if site.node in network.nodes:
+            seen = cell_channels(network.nodes[site.node], reformat)
+            said = channels(site, layers, widths)
+            total += sum(abs(math.log(max(a, 1) / max(b, 1))) for a, b in zip(said, seen, strict=True))
+    return round(total, 6)
+
+
+def own_layer(node: str, network: FloatGraph, layers: Mapping[str, Layer]) -> str:
+    """The layer whose kernel a node is; "" for a node without weights."""
+    if not node or not network.nodes[node].weighted:
+        return ""
+    names = (base_name(node), network.nodes[node].module)
+    return next((name for name in names if name in layers), "")
 
 
 def base_name(node: str) -> str:
@@ -36,33 +71,35 @@ def base_name(node: str) -> str:
     return node.partition("#")[0]
 
 
-def block_of(node: str, network: Network, structure: Structure) -> str:
+def block_of(node: str, network: FloatGraph, structure: Structure) -> str:
     """The removable block that a node vanishes with, the outermost one; "" when it stays."""
     module = network.nodes[node].module if node in network.nodes else ""
     inside = [b.module for b in structure.blocks if module == b.module or module.startswith(f"{b.module}.")]
     return min(inside, key=len, default="")
 
 
-def _followed(
-    entry: Entry, network: Network, structure: Structure, layers: Mapping[str, Layer], block: str
-) -> tuple[str, str]:
-    """The layer and side ("out" or "in") whose channels a weightless kernel follows, or ("", "")."""
+def _candidates(
+    entry: Entry, network: FloatGraph, structure: Structure, layers: Mapping[str, Layer], block: str
+) -> list[tuple[str, str]]:
+    """Layers and sides ("out" or "in") whose channels a kernel may follow, the likeliest first."""
     if not entry.node:
-        return "", ""
+        return []
     order = {name: index for index, name in enumerate(network.nodes)}
     if network.nodes[entry.node].weighted:  # a reformat in front of a layer
-        candidates = [(base_name(entry.node), "in")]
+        candidates = [(entry.node, "in")]
     else:
         above = sorted(_nearest(entry.node, network, up=True), key=lambda name: -order[name])
         below = sorted(_nearest(entry.node, network, up=False), key=lambda name: order[name])
-        candidates = [(base_name(name), "out") for name in above] + [(base_name(name), "in") for name in below]
+        candidates = [(name, "out") for name in above] + [(name, "in") for name in below]
+    found = []
     for name, side in candidates:
-        if name in layers and block_of(name, network, structure) == block and _channels(layers[name], side, {}):
-            return name, side
-    return "", ""
+        own = own_layer(name, network, layers)
+        if own and block_of(name, network, structure) == block and _channels(layers[own], side, {}):
+            found.append((own, side))
+    return found
 
 
-def _nearest(start: str, network: Network, up: bool) -> set[str]:
+def _nearest(start: str, network: FloatGraph, up: bool) -> set[str]:
     """The nodes with weights that are reached first along every path from `start`."""
     found: set[str] = set()
     seen: set[str] = set()
@@ -89,9 +126,14 @@ def channels(site: Site, layers: Mapping[str, Layer], widths: Mapping[str, int])
     if layer is None:
         return site.c_in, site.c_out
     if site.side == "both":
-        c_out = width(layer.outputs, widths)
+        c_out = round(width(layer.outputs, widths) * of_outputs(site, layer))
         return (width(layer.inputs, widths) if site.family.paired else c_out), c_out
     return followed_channels(site, _channels(layer, site.side, widths), _channels(layer, site.side, {}))
+
+
+def of_outputs(site: Site, layer: Layer) -> float:
+    """A kernel's output channels over the layer's: less than 1 for a recurrent cell, whose layer counts every gate."""
+    return site.c_out / width(layer.outputs, {}) if site.family.cls == "recurrent" else 1.0
 
 
 def followed_channels(site: Site, now: int, dense: int) -> tuple[int, int]:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import statistics
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from edgeprune import files
 from edgeprune.errors import RunError, TargetError
 from edgeprune.latency.kernels import Family
 
@@ -106,7 +105,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Record:
+class NetworkRuns:
     """What a table knows of one network.
 
     Attributes:
@@ -123,13 +122,13 @@ class Record:
 
 @dataclass(frozen=True)
 class Table:
-    """See the module's docstring. `families` is id -> family; `networks` is `Maker.network` -> record."""
+    """See the module's docstring. `families` is id -> family; `networks` is `ArtifactBuilder.network` -> record."""
 
-    fingerprint: Mapping[str, Any]
+    fingerprint: Mapping[str, object]
     unit: str = "ms"
     families: Mapping[str, Family] = field(default_factory=dict)
     cells: Mapping[CellKey, Cell] = field(default_factory=dict)
-    networks: Mapping[str, Record] = field(default_factory=dict)
+    networks: Mapping[str, NetworkRuns] = field(default_factory=dict)
 
     def with_cells(self, found: Iterable[tuple[Family, int, int, Cell]]) -> Table:
         """A table with these measurements added to what is there."""
@@ -140,7 +139,7 @@ class Table:
             cells[key] = _join(cells[key], cell) if key in cells else cell
         return dataclasses.replace(self, families=families, cells=cells)
 
-    def with_network(self, name: str, record: Record) -> Table:
+    def with_network(self, name: str, record: NetworkRuns) -> Table:
         """A table with this record in place of the network's old one."""
         return dataclasses.replace(self, networks={**self.networks, name: record})
 
@@ -152,7 +151,7 @@ class Table:
 
     def merge(self, other: Table) -> Table:
         """Both tables' measurements; raises TargetError when they are of different devices."""
-        check(self, other.fingerprint, other.unit, "the other table")
+        check_device(self, other.fingerprint, other.unit, "the other table")
         merged = self
         for (family, c_in, c_out), cell in other.cells.items():
             if self.cells.get((family, c_in, c_out)) != cell:
@@ -168,20 +167,14 @@ class Table:
         lines = "".join(json.dumps(row, sort_keys=True, separators=(",", ":")) + "\n" for row in _rows(self))
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-            try:
-                with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                    stream.write(lines)
-                Path(part).replace(path)
-            finally:
-                Path(part).unlink(missing_ok=True)
+            files.write_text(path, lines)
         except OSError as cause:
             raise RunError(
                 f"{path}: the latency table cannot be written ({cause}).", "Free space, or choose another folder."
             ) from None
 
     @classmethod
-    def load(cls, path: Path, fingerprint: Mapping[str, Any] | None = None, unit: str | None = None) -> Table:
+    def load(cls, path: Path, fingerprint: Mapping[str, object] | None = None, unit: str | None = None) -> Table:
         """Read a table.
 
         Args:
@@ -192,20 +185,19 @@ class Table:
             TargetError: it was measured on another device, runtime version or with other threads.
         """
         try:
-            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
-            table = _parse(rows)
-        except OSError as cause:
-            raise RunError(f"{path}: cannot be read ({cause}).", "Build it: edgeprune TARGET profile RECIPE.") from None
+            lines = files.read(path, RunError, "Build it: edgeprune TARGET profile RECIPE.").splitlines()
+            where, again = f"{path}: not a latency table of version {VERSION}", "Delete it and profile again."
+            table = _parse([files.parse_json(line, RunError, where, again) for line in lines if line])
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as cause:
             raise RunError(
                 f"{path}: not a latency table of version {VERSION} ({cause}).", "Delete it and profile again."
             ) from None
         if fingerprint is not None:
-            check(table, fingerprint, unit or table.unit, str(path))
+            check_device(table, fingerprint, unit or table.unit, str(path))
         return table
 
 
-def check(table: Table, fingerprint: Mapping[str, Any], unit: str, what: str) -> None:
+def check_device(table: Table, fingerprint: Mapping[str, object], unit: str, what: str) -> None:
     """Refuse a table that was not measured on the device of this fingerprint; raises TargetError."""
     differences = [
         f"{key} is {table.fingerprint.get(key, 'unknown')!r} there and {fingerprint.get(key, 'unknown')!r} here"
@@ -225,7 +217,7 @@ def _join(old: Cell, new: Cell) -> Cell:
     return dataclasses.replace(new, samples=(*old.samples, *new.samples)[-KEPT:], count=old.count + new.count)
 
 
-def _rows(table: Table) -> Iterable[dict[str, Any]]:
+def _rows(table: Table) -> Iterable[dict[str, object]]:
     yield {"row": "header", "version": VERSION, "unit": table.unit, "fingerprint": dict(table.fingerprint)}
     for name, family in sorted(table.families.items()):
         yield {"row": "family", "id": name, **asdict(family)}
@@ -295,6 +287,7 @@ def _parse(rows: list[dict[str, Any]]) -> Table:
         else:
             raise ValueError(f"a line of kind {kind!r}")
     networks = {
-        name: Record(*value, tuple(sites.get(name, ())), tuple(runs.get(name, ()))) for name, value in dense.items()
+        name: NetworkRuns(*value, tuple(sites.get(name, ())), tuple(runs.get(name, ())))
+        for name, value in dense.items()
     }
     return Table(header["fingerprint"], header["unit"], families, cells, networks)

@@ -15,8 +15,8 @@ from datetime import UTC, datetime
 import msgspec
 import numpy as np
 
-from edgeprune.devices.types import Device, KernelTime, Loaded
-from edgeprune.latency.build import Built, Maker
+from edgeprune.devices import Device, KernelTime, Loaded
+from edgeprune.latency.build import ArtifactBuilder, Built
 from edgeprune.latency.kernels import Entry, Family, entries
 from edgeprune.latency.rounds import Measured, Pace, least
 from edgeprune.latency.table import Cell, Run, Site, Table
@@ -116,7 +116,7 @@ def _protocol(protocol: Protocol, effort: Effort) -> Protocol:
     )
 
 
-def record(table: Table, maker: Maker, found: Sequence[Measured], max_spread: float) -> Table:
+def record(table: Table, maker: ArtifactBuilder, found: Sequence[Measured], max_spread: float) -> Table:
     """The table with the cells of networks measured together (anchor first), and the runs that are quiet enough."""
     network = table.networks[maker.network]
     good = [one for one in found[1:] if one.spread <= max_spread]
@@ -167,7 +167,7 @@ def _calmed(entry: Entry, dense: float) -> Entry:
     return dataclasses.replace(entry, time=dense, mad=entry.time) if entry.time > DISTURBED * dense else entry
 
 
-def raw(one: Measured, table: Table, maker: Maker) -> list[Entry]:
+def raw(one: Measured, table: Table, maker: ArtifactBuilder) -> list[Entry]:
     threads = maker.target.execution.threads
     return entries(one.kernels, one.built.network, one.built.precision, runtime_name(table), threads)
 

@@ -1,9 +1,10 @@
 """The float ONNX graph that quantisation, the runtimes and the latency tables start from.
 
-One form whatever the network: static batch, batch norms folded, a bias on every convolution, global means as
-GlobalAveragePool, opset 17 where the operators allow it. A node that owns weights is named after its PyTorch module and
-its initializers are `<module>.weight` and `<module>.bias`; other nodes are named `<module>/<operator>`. The names that
-the runtimes' profilers report lead back to layers this way.
+One form whatever the network: inputs called as the network's are, outputs called output, output_1, ...; static batch,
+batch norms folded, a bias on every convolution, global means as GlobalAveragePool, opset 17 where the operators allow
+it. A node that owns weights is named after its PyTorch module and its initializers are `<module>.weight` and
+`<module>.bias`; other nodes are named `<module>/<operator>`. The names that the runtimes' profilers report lead back to
+layers this way.
 """
 
 from __future__ import annotations
@@ -13,50 +14,62 @@ import contextlib
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, helper, numpy_helper
 
+from edgeprune import files
 from edgeprune.errors import ModelError
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+    from torch.export import ExportedProgram
+
+    Example = torch.Tensor | Sequence[torch.Tensor] | Mapping[str, torch.Tensor]
 
 OPSET = 17  # the newest that TensorRT 8.5 reads
+TOLERANCE = 1e-3  # of an output's largest number: how far the graph may be from PyTorch
 _WEIGHTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 # Operators whose meaning or form changed between opset 17 and 18 (onnx/docs/Changelog.md): with one of them, 18 stays.
-_CHANGED = {
-    "Split",
-    "Pad",
-    "Resize",
-    "ScatterElements",
-    "ScatterND",
-    "GroupNormalization",
-    "CenterCropPad",
-    "Col2Im",
-    "Mish",
+_CHANGED = {"GroupNormalization", "CenterCropPad", "Col2Im", "Mish"}
+# Operators that opset 18 gave something more: what each has that opset 17 does not know, and its harmless value.
+_EXTENDED: dict[str, dict[str, object]] = {
+    "Split": {"num_outputs": None},
+    "Resize": {"antialias": 0, "keep_aspect_ratio_policy": b"stretch"},
+    "Pad": {},
+    "ScatterElements": {},
+    "ScatterND": {},
 }
 
 
-def export_onnx(module: nn.Module, example: torch.Tensor, path: Path) -> onnx.ModelProto:
+def export_onnx(
+    module: nn.Module,
+    example: Example,
+    path: Path,
+    names: Sequence[str] = (),
+    program: ExportedProgram | None = None,
+) -> onnx.ModelProto:
     """Write `module`, in eval mode, as canonical float ONNX; `module` itself is left as it was.
 
     Args:
-        module: on the CPU, one tensor in.
-        example: [batch, ...] float32; its batch becomes the graph's.
+        module: on the CPU.
+        example: [batch, ...] of any type, one tensor, several in order, or several by the names of forward's
+            arguments; their batch becomes the graph's.
         path: written whole or not at all.
+        names: of the inputs, in the example's order; empty: "input", "input_1", ... One by names has its own.
+        program: of this module in eval mode on this example, where it is captured already.
 
     Raises:
         ModelError: torch cannot export the network; the message holds torch's own reason.
     """
-    model = _export(module, example)
-    _rename_ends(model.graph)
+    model, order = _export(module, example, program)
+    _rename_ends(model.graph, order if isinstance(example, Mapping) else names)
     _fold_batch_norms(model.graph)
     _global_means(model.graph)
     _name_nodes(model.graph)
@@ -66,32 +79,94 @@ def export_onnx(module: nn.Module, example: torch.Tensor, path: Path) -> onnx.Mo
     model = onnx.shape_inference.infer_shapes(model, strict_mode=False, data_prop=True)
     onnx.checker.check_model(model)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    try:
+    with files.replacing(path) as partial:
         onnx.save(model, partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
     return model
 
 
-def _export(module: nn.Module, example: torch.Tensor) -> onnx.ModelProto:
+def check_export(
+    module: nn.Module,
+    example: Example,
+    exported: onnx.ModelProto,
+) -> None:
+    """Does the graph compute what the network does, on the example, at every output? Raises ModelError where not."""
+    import onnxruntime
     import torch
+    from torch.utils._pytree import tree_leaves
 
+    args, named = _arguments(example)
     training = {name: part.training for name, part in module.named_modules()}
     module.eval()
     try:
-        with _quiet(), torch.no_grad():
-            program = torch.export.export(module, (example,), strict=False)
+        with torch.no_grad():
+            found = module(*args, **named)
+    finally:
+        for name, part in module.named_modules():
+            part.training = training[name]
+    wanted = [leaf.numpy() for leaf in tree_leaves(dict(found) if isinstance(found, Mapping) else found)]
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level, options.intra_op_num_threads = 3, 1
+    try:
+        session = onnxruntime.InferenceSession(exported.SerializeToString(), options, ["CPUExecutionProvider"])
+        inputs = [value.name for value in exported.graph.input]
+        given = [named[name] for name in inputs] if named else args
+        outputs = session.run(None, {name: part.numpy() for name, part in zip(inputs, given, strict=True)})
+    except Exception as cause:  # onnxruntime's own exceptions share no public root
+        raise ModelError(f"ONNX Runtime does not run the exported network: {_reason(cause)[:300]}.") from cause
+    if len(outputs) != len(wanted):
+        raise ModelError(f"the exported network has {len(outputs)} outputs; the network gives {len(wanted)}.")
+    for number, (one, two) in enumerate(zip(wanted, outputs, strict=True)):
+        if one.shape != two.shape:
+            raise ModelError(f"output {number} is {list(one.shape)} in PyTorch and {list(two.shape)} once exported.")
+        if one.dtype.kind == "f":
+            size = float(np.abs(one).max(initial=0.0))
+            error = float(np.abs(one.astype(np.float64) - two).max(initial=0.0))
+            good = error <= TOLERANCE * max(size, 1e-6)
+        else:
+            error = float((one != two).mean()) if one.size else 0.0
+            good = error <= 0.02  # a tie between two classes may fall either way
+        if not good:
+            raise ModelError(
+                f"output {number} of the exported network is not the network's own: they differ by {error:.3g}.",
+                "Something in its forward is exported otherwise than it runs: random numbers, or a branch on data.",
+            )
+
+
+def _arguments(
+    example: Example,
+) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
+    if isinstance(example, Mapping):
+        return (), dict(example)
+    return (tuple(example) if isinstance(example, tuple | list) else (cast("torch.Tensor", example),)), {}
+
+
+def _export(module: nn.Module, example: Example, program: ExportedProgram | None) -> tuple[onnx.ModelProto, list[str]]:
+    """The graph as torch exports it, and the names of the arguments, where they have one, in the graph's order."""
+    import torch
+
+    from edgeprune.graph import attributes_kept
+
+    args, named = _arguments(example)
+    training = {name: part.training for name, part in module.named_modules()}
+    module.eval()
+    try:
+        with _quiet(), torch.no_grad(), attributes_kept(module):  # a cache would be left with tensors of no values
+            if program is None or _nested(program):
+                program = torch.export.export(module, args, named, strict=False)
             exported = torch.onnx.export(program, dynamo=True, optimize=True, verbose=False, opset_version=18)
         assert exported is not None
         model: onnx.ModelProto = exported.model_proto
-        return model
+        return model, list(program.example_inputs[1])
     except Exception as cause:
         raise ModelError(f"torch cannot export the network to ONNX: {_reason(cause)[:300]}") from cause
     finally:
         for name, part in module.named_modules():
             part.training = training[name]
+
+
+def _nested(program: ExportedProgram) -> bool:
+    """Does it hold graphs inside its graph? Without gradients, as here, parts under no_grad are captured flat."""
+    return any(node.op == "get_attr" for node in program.graph.nodes)
 
 
 def _reason(error: BaseException) -> str:
@@ -118,14 +193,25 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _rename_ends(graph: onnx.GraphProto) -> None:
-    names = {value.name: "input" if i == 0 else f"input_{i}" for i, value in enumerate(graph.input)}
+def _rename_ends(graph: onnx.GraphProto, inputs: Sequence[str]) -> None:
+    """Inputs by `inputs` (or input, input_1, ...), outputs as output, output_1, ...; what is called so gives way."""
+    if inputs and len(graph.input) != len(inputs):
+        raise ModelError(f"the network uses {len(graph.input)} of its inputs {', '.join(inputs)}: give those alone.")
+    wanted = {
+        value.name: inputs[i] if inputs else "input" if i == 0 else f"input_{i}" for i, value in enumerate(graph.input)
+    }
     for i, value in enumerate(graph.output):
-        if value.name in names:
+        if value.name in wanted:
             raise ModelError("the network returns its input unchanged: there is nothing to prune or quantise.")
-        names[value.name] = "output" if i == 0 else f"output_{i}"
-    for value in (*graph.input, *graph.output):
-        value.name = names[value.name]
+        wanted[value.name] = "output" if i == 0 else f"output_{i}"
+    ends = list(wanted.values())
+    twice = next((name for name in ends if ends.count(name) > 1), "")
+    if twice:
+        raise ModelError(f"an input of the network is called '{twice}', as its outputs are.", "Call it otherwise.")
+    inner = [tensor.name for tensor in graph.initializer] + [name for node in graph.node for name in node.output]
+    names = {name: f"{name}/inner" for name in inner if name in ends and name not in wanted} | wanted
+    for value in (*graph.input, *graph.output, *graph.initializer, *graph.value_info):
+        value.name = names.get(value.name, value.name)
     for node in graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]
         node.output[:] = [names.get(name, name) for name in node.output]
@@ -271,6 +357,30 @@ def _strip(model: onnx.ModelProto) -> None:
         del item.metadata_props[:]
 
 
+def _lowers(node: NodeProto, model: onnx.ModelProto) -> bool:
+    """Whether an operator of opset 18 means the same in opset 17 once its new attributes are left out."""
+    found = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    match node.op_type:
+        case "Split":
+            if len(node.input) > 1:
+                return True
+            graph = onnx.shape_inference.infer_shapes(model).graph
+            known = {value.name: _sizes(value) for value in (*graph.value_info, *graph.input)}
+            sizes = known.get(node.input[0]) or [0]
+            size = sizes[found.get("axis", 0)] if len(sizes) > found.get("axis", 0) else 0
+            return size > 0 and size % len(node.output) == 0
+        case "Pad":
+            return len(node.input) < 4
+        case "Resize":
+            new = _EXTENDED["Resize"]
+            return "axes" not in found and all(found.get(name, value) == value for name, value in new.items())
+    return found.get("reduction", b"none") in (b"none", b"add", b"mul")
+
+
+def _sizes(value: onnx.ValueInfoProto) -> list[int]:
+    return [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+
+
 def _lower_opset(model: onnx.ModelProto) -> None:
     """Declare opset 17 where no operator needs 18; reductions go back to axes as an attribute."""
     constants = _constants(model.graph)
@@ -278,8 +388,10 @@ def _lower_opset(model: onnx.ModelProto) -> None:
     reductions = [
         node for node in model.graph.node if node.op_type.startswith("Reduce") and node.op_type != "ReduceSum"
     ]
+    extended = [node for node in model.graph.node if node.op_type in _EXTENDED]
     if (
         kinds & _CHANGED
+        or not all(_lowers(node, model) for node in extended)
         or any(len(node.input) > 1 and node.input[1] not in constants for node in reductions)
         or any(
             len(node.input) == 1 and a.name == "noop_with_empty_axes" and a.i
@@ -291,6 +403,10 @@ def _lower_opset(model: onnx.ModelProto) -> None:
         return
     if any(item.domain not in ("", "ai.onnx") for item in model.opset_import):
         return
+    for node in extended:
+        kept = [a for a in node.attribute if a.name not in _EXTENDED[node.op_type]]
+        del node.attribute[:]
+        node.attribute.extend(kept)
     for node in reductions:
         kept = [a for a in node.attribute if a.name != "noop_with_empty_axes"]  # opset 18's
         if len(node.input) > 1:

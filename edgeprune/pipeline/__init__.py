@@ -2,37 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from edgeprune import recipe as recipes
+from edgeprune import result as results
+from edgeprune import stage
 from edgeprune import target as targets
-from edgeprune.errors import GateError, UsageError, did_you_mean
-from edgeprune.pipeline import stages
-from edgeprune.pipeline.context import Context, Event, Listener, lock_recipe, silent
-from edgeprune.pipeline.feasible import plan_report
+from edgeprune.errors import EdgepruneError, GateError, InputError, UsageError, did_you_mean
+from edgeprune.pipeline import ends, objects, processes, reading, recovery, stages
+from edgeprune.pipeline.context import Context, lock_recipe
+from edgeprune.pipeline.draft import Drafted, Wanted, draft, run_name
+from edgeprune.pipeline.events import Event, Listener, Voice, silent
+from edgeprune.pipeline.facts import StageKeys
+from edgeprune.pipeline.feasible import plan_report, refuse
 from edgeprune.pipeline.memory import keep_memory
+from edgeprune.pipeline.processes import Followed
 from edgeprune.pipeline.result import assemble
-from edgeprune.pipeline.rundir import RunDirectory, write_json, write_text
-from edgeprune.recipe import Recipe
+from edgeprune.pipeline.rundir import EARLIER, RunDirectory, write_json, write_text
+from edgeprune.pipeline.workloads import Objects
+from edgeprune.recipe import Recipe, Recover
+from edgeprune.recover import Job, process_number
 from edgeprune.target import Target
+from edgeprune.workload import Budget, Data, Task
 
-__all__ = ["Event", "Outcome", "compress", "plan", "run"]
+if TYPE_CHECKING:
+    from torch import nn
 
-# step of the command line -> the stages that it makes sure of
-STEPS: dict[str, tuple[str, ...]] = {
-    "plan": ("graph", "plan"),
-    "profile": ("latency",),
-    "prune": ("search", "recover"),
-    "calibrate": ("quantize",),
-    "export": ("artifacts",),
-    "validate": ("validate",),
-    "package": ("release",),
-}
+__all__ = [
+    "Context",
+    "Drafted",
+    "Event",
+    "Followed",
+    "Job",
+    "Listener",
+    "Outcome",
+    "RunDirectory",
+    "Wanted",
+    "advance",
+    "compress",
+    "draft",
+    "keep_memory",
+    "plan",
+    "refuse",
+    "run",
+    "run_name",
+    "silent",
+    "until_search",
+]
 
 
 @dataclass(frozen=True)
@@ -44,28 +66,56 @@ class Outcome:
     bundle: Path | None
     report: Path | None
 
+    @property
+    def verdict(self) -> str:
+        """ "release", "refused" or "unverified"; empty before it was validated."""
+        return str(self.result.get("verdict", ""))
+
 
 def compress(
-    recipe: str | Path | Recipe,
+    model: str | Path | Recipe | nn.Module | Callable[[], nn.Module],
     target: str | Target,
-    run_dir: Path | None = None,
+    run_dir: str | Path | None = None,
     *,
+    data: Data | None = None,
+    task: str | Task = "classification",
+    budget: Budget | None = None,
+    recover: Recover | Callable[[Job], Any] | None = None,
+    search: Mapping[str, object] | None = None,
+    quantize: Mapping[str, object] | None = None,
+    name: str = "",
+    until: str = "package",
     device: str = "",
     events: Listener = silent,
 ) -> Outcome:
-    """The whole pipeline, from a recipe to a bundle.
+    """The whole pipeline, from a recipe, or from a network, data, a task and a budget, to a bundle.
 
     Args:
-        recipe: a recipe, or the file that holds it.
+        model: a recipe or the file that holds it; or a trained network, or a function that makes one.
         target: a target, or its name.
+        run_dir: default `runs/NAME-TARGET`.
+        data, budget: needed where `model` is a network; with a recipe neither they nor the rest may be given.
+        task: a task of `edgeprune.tasks` or of your own, or the name of a built-in one.
+        recover: how accuracy is won back, or your own trainer: `trainer(job)` gets a `Job` and gives the network.
+        search, quantize: keys of those sections of a recipe.
+        name: of the run; empty: of the network's class.
+        until: the last step.
 
     Raises:
         GateError: measured, and not good enough; the report and result.json are there all the same.
         EdgepruneError: every other error on purpose.
     """
-    recipe = recipe if isinstance(recipe, Recipe) else recipes.load(recipe)
     target = target if isinstance(target, Target) else targets.load(target)
-    return run(recipe, target, run_dir, device=device, events=events)
+    path = None if run_dir is None else Path(run_dir)
+    if isinstance(model, str | Path | Recipe):
+        given = {"data": data, "budget": budget, "recover": recover, "search": search, "quantize": quantize}
+        extra = next((key for key, value in given.items() if value is not None), "")
+        if extra:
+            raise UsageError(f"compress: {extra} is given beside a recipe, which says it already.", "Give one of them.")
+        recipe = model if isinstance(model, Recipe) else recipes.load(model)
+        return run(recipe, target, path, until=until, device=device, events=events)
+    made, handed = objects.recipe_of(model, data, task, budget, recover, search, quantize, name)
+    return run(made, target, path, until=until, device=device, events=events, given=handed)
 
 
 def run(
@@ -77,83 +127,215 @@ def run(
     start: str = "",
     device: str = "",
     events: Listener = silent,
+    given: Objects | None = None,
+    weights: Path | None = None,
+    shared: Sequence[Path] = (),
 ) -> Outcome:
     """Run every stage up to the step `until`; whole stages whose inputs are the same are kept.
 
     Args:
         run_dir: default `runs/RECIPE-TARGET`.
         start: throw away the stages of this step and all after it first.
+        given: the network, data and task, where Python handed them over.
+        weights: of the pruned network, trained elsewhere: used in place of training.
+        shared: run directories whose stages are taken over where they are the same.
+
+    Where torchrun started several processes, process 0 does all of it, and the others train with it and end as it does.
     """
     for step in filter(None, (until, start)):
-        if step not in STEPS:
-            raise UsageError(f"no step is called '{step}'.", did_you_mean(step, STEPS))
+        if step not in (known := [one.name for one in stage.STEPS]):
+            raise UsageError(f"no step is called '{step}'.", did_you_mean(step, known))
+    if weights is not None and not weights.is_file():
+        raise UsageError(f"--weights: {weights}: no such file.", "Give what your training saved.")
+    recipe = recipes.of_python(recipe, recipe.path or "recipe")
     keep_memory()
     path = run_dir or default_run_dir(recipe, target)
-    with RunDirectory(path) as directory, Context(recipe, target, directory, device, events) as context:
+    if process_number():
+        return _followed(processes.follow(recipe, target, given, weights))
+    with (
+        processes.leading() as group,
+        RunDirectory(path) as directory,
+        Context(recipe, target, directory, device, events, given, weights, shared) as context,
+    ):
+        if group is not None:
+            context.group = group
+            group.gather(processes.digest(context.recipe, context.subject.workload))
         if start:
-            directory.forget(STEPS[start][0])
-        write_text(path / "recipe.lock.toml", lock_recipe(recipe, target))
+            directory.forget(stage.first(start).name)
+        _lock(context.recipe, context.target, context.run, context.voice)
         _run_stages(context, until)
-        result = assemble(context)
-        return _package(context, result) if until == "package" else Outcome(path, result, None, None)
+        result = assemble(context.subject, context.bench, context.run)
+        outcome = _package(context, result) if until == "package" else Outcome(path, result, None, None)
+        if group is not None:
+            group.end({key: getattr(outcome, key) for key in ("run_dir", "result", "bundle", "report")})
+        return outcome
+
+
+def _followed(last: processes.Message) -> Outcome:
+    """How process 0 ended, in every other process."""
+    error = processes.error_of(last)
+    if error is not None:
+        raise error
+    paths = {key: Path(last[key]) if last[key] is not None else None for key in ("bundle", "report")}
+    return Outcome(Path(last["run_dir"]), last["result"], paths["bundle"], paths["report"])
 
 
 def plan(
     recipe: Recipe, target: Target, run_dir: Path | None = None, *, device: str = "", events: Listener = silent
 ) -> dict[str, Any]:
     """Can the budget be met? Measures the dense network and the floor; trains nothing."""
+    recipe = recipes.of_python(recipe, recipe.path or "recipe")
     keep_memory()
     path = run_dir or default_run_dir(recipe, target)
     with RunDirectory(path) as directory, Context(recipe, target, directory, device, events) as context:
         _run_stages(context, "plan")
-        return plan_report(context)
+        return plan_report(context.subject, context.bench, context.run, context.weights)
+
+
+def until_search(context: Context) -> None:
+    """The stages up to the network that meets the budget as measured; nothing is trained. Raises BudgetError."""
+    _lock(context.recipe, context.target, context.run, context.voice)
+    _run_stages(context, "prune", "search")
+
+
+def advance(
+    recipe: Recipe,
+    target: Target,
+    run_dir: Path,
+    last: str,
+    *,
+    device: str = "",
+    events: Listener = silent,
+    shared: Sequence[Path] = (),
+) -> None:
+    """The stages up to and with `last`; nothing is assembled or packaged. Raises as `run`."""
+    keep_memory()
+    recipe = recipes.of_python(recipe, recipe.path or "recipe")
+    with (
+        RunDirectory(run_dir) as directory,
+        Context(recipe, target, directory, device, events, shared=shared) as context,
+    ):
+        _lock(context.recipe, context.target, context.run, context.voice)
+        _run_stages(context, stage.named(last).step, last)
 
 
 def default_run_dir(recipe: Recipe, target: Target) -> Path:
     """runs/RECIPE-TARGET in the current folder."""
-    return Path("runs") / f"{recipe.name}-{target.name}"
+    return Path("runs") / f"{recipe.name or 'run'}-{target.name}"
 
 
-def _run_stages(context: Context, until: str) -> None:
-    wanted = [stage for step in list(STEPS)[: list(STEPS).index(until) + 1] for stage in STEPS[step]]
-    order: Sequence[str] = [name for name in stages.WORK if name in wanted]
-    for name in order:
-        context.listener(Event("stage", name))
-        work = stages.WORK[name]
-        context.run.stage(name, context.keys[name], lambda folder, work=work: work(context, folder))  # type: ignore[misc]
-        context.listener(Event("done", name, "" if not context.run.timings[-1]["reused"] else "kept"))
+def _run_stages(context: Context, until: str, last: str = "") -> None:
+    reading.check_kind(context.recipe)
+    order = [one for one in stage.until(until) if one.work]
+    if last:
+        order = order[: [one.name for one in order].index(last) + 1]
+    keys = context.keys
+    _review(context.run, context.voice, keys, [one.name for one in order])
+    subject = context.subject
+    stages.check_layers(context.recipe.quantize, lambda path: subject.export(subject.model, path))
+    ends.check(subject, context.target)
+    recovery.check(subject, context.weights)
+    for name, work in [(one.name, _work(one)) for one in order]:
+        context.voice.listener(Event("stage", name))
+        whose = context.run.adopt(name, keys[name], context.shared)
+        if whose is not None:
+            context.voice.say(name, f"taken over from {whose}")
+        fault = context.run.state(name, keys[name]).fault
+        if fault:
+            context.voice.say(name, f"{context.run.path / name}: {fault}. The stage is done again.")
+        context.run.stage(name, keys[name], lambda folder, work=work: context.work(work, folder))  # type: ignore[misc]
+        context.voice.listener(Event("done", name, "" if not context.run.timings[-1]["reused"] else "kept"))
 
 
-def _package(context: Context, result: dict[str, Any]) -> Outcome:
+def _work(one: stage.Stage) -> Callable[..., None]:
+    module, _, function = one.work.partition(":")
+    work: Callable[..., None] = getattr(importlib.import_module(module), function)
+    return work
+
+
+def _review(run: RunDirectory, voice: Voice, keys: StageKeys, order: Sequence[str]) -> None:
+    """Before the first stage: refuse what cannot be healed, and let nothing stand that no longer holds."""
+    try:
+        whole = all(run.is_whole(one.name, keys[one.name]) for one in stage.PIPELINE if one.work)
+    except InputError:
+        run.withdraw()
+        raise
+    if not whole:
+        _withdraw(run, voice, "something that they come from has changed")
+    run.check(keys, order)
+
+
+def _withdraw(run: RunDirectory, voice: Voice, why: str) -> None:
+    there = run.withdraw()
+    if there:
+        voice.say("release", f"{', '.join(there)} of before now in {run.path / EARLIER}: {why}.")
+
+
+def _lock(recipe: Recipe, target: Target, run: RunDirectory, voice: Voice) -> None:
+    """recipe.lock.toml; what was claimed of another recipe stands no longer."""
+    path, text = run.path / "recipe.lock.toml", lock_recipe(recipe, target)
+    if not path.is_file() or path.read_bytes() != text.encode():
+        _withdraw(run, voice, "the recipe has changed")
+    write_text(path, text)
+
+
+def _package(context: Context, result: dict[str, object]) -> Outcome:
     """Write result.json and the report; then the bundle, or refuse. An unverified one says so, and ends in an error."""
-    from edgeprune import release, report
+    from edgeprune import report
 
     path = context.run.path
-    failed = [gate for gate in result["gates"] if not gate["passed"]]
-    unverified = result["verdict"] == "unverified"
-    write_json(path / "result.json", result)
-    report.write(result, path / "report.html")
+    read = results.read(result)
+    failed = [gate for gate in read.gates if not gate.passed]
+    unverified = read.verdict == "unverified"
     bundle = None
     if unverified or not failed:
-        (path / "release").mkdir(exist_ok=True)
-        bundle = release.bundle(path, result, path / "release", licences=licences(context.recipe))
+        bundle = _release(context, result)
+    else:
+        _withdraw(context.run, context.voice, "this run is refused")
+    write_json(path / "result.json", result)
+    report.write(result, path / "report.html")
     if failed:
-        state = "open, as no device has measured" if unverified else "failed"
-        told = next((gate for gate in failed if gate["value"] is not None), failed[0])
+        by = "no device" if read.unit == "modelled ms" else "another device"
+        state = f"open, as {by} has measured" if unverified else "failed"
+        told = next((gate for gate in failed if gate.value is not None), failed[0])
         error = GateError(
-            f"{len(failed)} of {len(result['gates'])} gates {state}: {told['name']}: {told['message']}",
-            f"{told['remedy']} The report: {path / 'report.html'}",
+            f"{len(failed)} of {len(read.gates)} gates {state}: {told.name}: {told.message}",
+            f"{told.remedy} The report: {path / 'report.html'}",
         )
         error.outcome = Outcome(path, result, bundle, path / "report.html")  # type: ignore[attr-defined]
         raise error
     return Outcome(path, result, bundle, path / "report.html")
 
 
+def _release(context: Context, result: dict[str, object]) -> Path:
+    """The bundle, alone in release/; where it does not pass its own verify nothing is left that says otherwise."""
+    from edgeprune import release
+
+    folder, texts = context.run.path / "release", licences(context.recipe)
+    context.stack.close()  # verify connects by itself, as anyone would
+    try:
+        if folder.is_symlink() or not folder.is_dir():
+            _withdraw(context.run, context.voice, "release is no folder")
+            folder.mkdir()
+        bundle, checks = release.publish(context.run.path, result, folder, licences=texts, device=context.bench.name)
+    except EdgepruneError:
+        context.run.withdraw()
+        raise
+    for other in folder.glob("*.tar"):
+        if other != bundle:
+            other.unlink()
+    for check in checks:
+        if not check.passed and check.name != "signature":
+            context.voice.say("release", f"{check.name}: {check.message}")
+    return bundle
+
+
 def licences(recipe: Recipe) -> list[Path]:
-    """The licence texts that lie beside the weights and the images: LICENSE* and LICENSES/*."""
-    weights, source = recipe.resolve(recipe.model.weights or "."), recipe.resolve(recipe.data.source)
-    folders = [weights.parent] if recipe.model.weights else []
-    folders += [source if source.is_dir() else source.parent] if source.exists() else []
+    """The licence texts that lie beside the weights and the data: LICENSE* and LICENSES/*."""
+    folders = [recipe.resolve(recipe.model.weights).parent] if recipe.model.weights else []
+    named = [recipe.data.source, *(value for split in recipe.data.splits.values() for value in split.values())]
+    sources = [recipe.resolve(name) for name in named if isinstance(name, str) and name]
+    folders += [source if source.is_dir() else source.parent for source in sources if source.exists()]
     found = [
         path for folder in folders for pattern in ("LICENSE*", "LICENSES/*") for path in sorted(folder.glob(pattern))
     ]

@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from edgeprune import latency, validate
 from edgeprune.devices import Loaded
-from edgeprune.errors import BudgetError
-from edgeprune.graph import Plan
-from edgeprune.latency import Maker, Predictor, Table, Variant
-from edgeprune.latency.variants import DENSE
-from edgeprune.pipeline.context import Context
+from edgeprune.errors import BudgetError, PlanError
+from edgeprune.graph import Layer, Plan
+from edgeprune.latency import DENSE, ArtifactBuilder, Closure, Predictor, Table, Variant
+from edgeprune.pipeline import warm, workloads
+from edgeprune.pipeline.bench import Bench
+from edgeprune.pipeline.events import Voice
 from edgeprune.pipeline.feasible import load_variant, variant_maker
-from edgeprune.pipeline.rundir import write_json
+from edgeprune.pipeline.rundir import RunDirectory, read_json, write_json
+from edgeprune.pipeline.subject import Subject
+from edgeprune.recipe import Recipe
 from edgeprune.report import write_profile
-from edgeprune.search.again import Again
-from edgeprune.search.curves import measure
-from edgeprune.search.find import find
-from edgeprune.search.stitch import Stitcher
+from edgeprune.search import Again, Evaluator, Sensitivity, find, measure
 
 FRACTIONS = tuple(step / 20 for step in range(1, 20))
 FRONT = (1.25, 1.5, 2.0, 2.5, 3.0, 4.0)  # speed-ups over dense INT8 at which the front is told
-AIM = 0.985  # share of the budget that is aimed at: the margin covers the noise of the measurement
+AIM = 0.985  # share of the budget that the search is asked for: the margin covers the noise of a quiet measurement
+MORE_ROUNDS = 16  # of closure, where the table predicts badly; otherwise 10
+CONFIRM = 4  # measurements of one uniform network, where the device is noisy
 
 
 @dataclass(frozen=True)
@@ -38,9 +42,9 @@ class Chosen:
     method: str
     measured: float
     budget: float
-    details: dict[str, Any]
+    details: dict[str, object]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """As plain data, without the plan."""
         return {"method": self.method, "measured_ratio": self.measured, "budget_ratio": self.budget, **self.details}
 
@@ -48,20 +52,29 @@ class Chosen:
 TABLE = "table.jsonl"
 
 
-def build_table(context: Context, folder: Path) -> None:
+def build_table(subject: Subject, bench: Bench, run: RunDirectory, voice: Voice, folder: Path) -> None:
     """table.jsonl: what each width costs on this device; profile.json, profile.html: its error on unseen networks.
 
     An interrupted stage goes on from the table that it left.
     """
-    maker = variant_maker(context, context.folder("plan") / "dense.onnx", folder / "variants")
-    path, unit = folder / TABLE, context.target.protocol.unit
-    fingerprint = context.probe.fingerprint
-    table = Table.load(path, fingerprint, unit) if path.exists() else Table(fingerprint, unit)
-    report = context.progress("latency")
+    maker = variant_maker(subject, bench.target, run.folder("plan") / "dense.onnx", folder / "variants")
+    path, unit = folder / TABLE, bench.target.protocol.unit
+    fingerprint = bench.probe.fingerprint
+    table = Table.load(path, fingerprint, unit) if path.exists() else warm.fleet(bench, run, voice, maker.network)
+    report = voice.progress("latency")
+    measure = subject.recipe.measure
     found = latency.quick(
-        table, context.device, maker, context.recipe.search.blocks, progress=report, keep=lambda new: new.save(path)
+        table,
+        bench.device,
+        maker,
+        subject.recipe.search.blocks,
+        progress=report,
+        keep=lambda new: new.save(path),
+        max_error=measure.max_error,
+        patience=patience(subject.recipe, voice, "latency"),
     )
     found.table.save(path)
+    warm.tell_fleet(voice, "latency", found.table)
     shutil.rmtree(folder / "variants", ignore_errors=True)
     errors, by_macs = asdict(found.errors), asdict(found.by_macs)
     account = {
@@ -70,105 +83,167 @@ def build_table(context: Context, folder: Path) -> None:
         "predicted": found.predicted,
         "measured": found.measured,
         "predicted_by_macs": found.predicted_by_macs,
+        "good": found.good,
+        "verdict": found.verdict,
+        "spread": found.spread,
         "seconds": found.seconds,
         "networks": found.networks,
         "cells": found.cells,
     }
     write_json(folder / "profile.json", account)
-    write_profile(account, f"{context.recipe.name} on {context.target.name}", folder / "profile.html")
-    shown = context.folder("latency") / "profile.html"  # `folder` is renamed to it when the stage is whole
-    context.say(
+    write_profile(account, f"{subject.recipe.name} on {bench.target.name}", folder / "profile.html")
+    shown = run.folder("latency") / "profile.html"  # `folder` is renamed to it when the stage is whole
+    voice.say(
         "latency",
         f"table of {found.cells} cells from {found.networks} networks; error on {errors['count']} unseen networks: "
         f"median {errors['median']:.1%}, p90 {errors['p90']:.1%} (by MACs alone: {by_macs['median']:.1%}, "
         f"{by_macs['p90']:.1%}); plot: {shown}",
     )
+    if not found.good:
+        voice.say("latency", found.verdict)
 
 
-def choose_plan(context: Context, folder: Path) -> Chosen:
+def patience(recipe: Recipe, voice: Voice, stage: str) -> latency.Patience:
+    """How much longer than on a quiet device a stage may measure."""
+    return latency.Patience(recipe.measure.patience, lambda line: voice.say(stage, line))
+
+
+def choose_plan(
+    subject: Subject,
+    bench: Bench,
+    run: RunDirectory,
+    voice: Voice,
+    shared: Sequence[Path],
+    neighbour: Path | None,
+    folder: Path,
+) -> Chosen:
     """The plan that meets the budget as measured; raises BudgetError when none does."""
-    maker = variant_maker(context, context.folder("plan") / "dense.onnx", folder / "variants")
-    choose = {"joint": joint, "uniform": uniform}[context.recipe.search.method]
+    maker = variant_maker(subject, bench.target, run.folder("plan") / "dense.onnx", folder / "variants")
     try:
-        return choose(context, maker, folder)
+        if subject.recipe.search.method == "uniform":
+            return uniform(subject, bench, voice, maker)
+        return joint(subject, bench, run, voice, shared, neighbour, maker, folder)
     finally:
         shutil.rmtree(folder / "variants", ignore_errors=True)
 
 
-def joint(context: Context, maker: Maker, folder: Path) -> Chosen:
+def joint(
+    subject: Subject,
+    bench: Bench,
+    run: RunDirectory,
+    voice: Voice,
+    shared: Sequence[Path],
+    neighbour: Path | None,
+    maker: ArtifactBuilder,
+    folder: Path,
+) -> Chosen:
     """Blocks and widths together: loss curves, the program with its certificate, then closure on measured latency."""
-    options, structure = context.recipe.search, context.structure
-    limit = weights_limit(context, maker)
-    table = Table.load(context.folder("latency") / TABLE, context.probe.fingerprint, context.target.protocol.unit)
+    options, structure = subject.recipe.search, subject.structure
+    limit = weights_limit(subject.recipe.budget.max_bytes, structure.layers, maker)
+    table, start = warm.start(bench, run, neighbour, TABLE)
     predictor = Predictor(table, structure, maker.network)
-    split = context.data.train.take(options.images)
-    images, labels = torch.from_numpy(split.arrays()), torch.from_numpy(split.labels)
-    widths = latency.options(structure, context.target.channels)
-    report = context.progress("search")
-    curves = measure(
-        context.model,
-        structure,
-        images,
-        widths,
-        saliency=options.saliency,
-        blocks=options.blocks,
-        labels=labels,
-        seed=options.seed,
-        cache=folder / "curves.json",
-        progress=lambda done, total: report(done, total, "loss curves"),
-    )
-    budget = validate.deadline(predictor.dense, context.recipe.budget, predictor.unit)
-    judge = Stitcher(context.model, structure, images, options.seed)
+    session = subject.session
+    warm.curves(shared, folder)
+    curves = _curves(subject, voice, latency.options(structure, bench.target.channels), folder / "curves.json")
+    budget = validate.deadline(predictor.dense, subject.recipe.budget, predictor.unit)
+    evaluator = Evaluator(structure, session)
     found = find(
         structure,
         predictor,
         AIM * budget,
         curves,
-        judge=judge,
-        rounds=options.rounds,
+        judge=evaluator,
+        rounds=options.rounds if not start else 1,
         trials=options.trials,
+        factors=start,
         seed=options.seed,
         blocks=options.blocks,
         max_bytes=limit,
         time_limit=options.time_limit,
         front=[predictor.dense / speedup for speedup in FRONT],
     )
-    context.say(
+    voice.say(
         "search",
         f"{len(found.plan.removed)} blocks and {sum(found.widths.values())} units stay or go by a program solved to "
-        f"{found.gap:.2%}; KL to the dense network {found.loss:.3f}, agreement {found.agreement:.1%}",
+        f"{found.gap:.2%}; {session.distance.title} to the dense network {found.loss:.3f}"
+        + ("" if found.agreement is None else f", agreement {found.agreement:.1%}"),
     )
-    again = Again(structure, curves, found, judge, max_bytes=limit, time_limit=options.time_limit)
-    absolute = context.recipe.budget.latency_ms is not None
-    ratio = budget / predictor.dense
-    closed = latency.close(again, table, context.device, maker, ratio, absolute=absolute, loss=again.loss)
+    again = Again(structure, curves, found, evaluator, max_bytes=limit, time_limit=options.time_limit)
+    closed = _closed(subject.recipe, bench, run, voice, maker, table, again, budget / predictor.dense)
     assert isinstance(closed.answer, Plan)
-    context.say(
+    loss = again.loss(closed.answer)
+    voice.say(
         "search",
         f"closed in {len(closed.steps)} measurements: {closed.of_budget:.1%} of the budget; "
-        f"KL {again.loss(closed.answer):.3f}",
+        f"{session.distance.title} {loss:.3f}",
     )
     closed.table.save(folder / TABLE)
+    warm.tell_fleet(voice, "search", closed.table)
     steps = [
         {"asked": step.asked, "predicted": step.predicted, "measured": step.measured, "spread": step.spread}
         for step in closed.steps
     ]
-    closure = {"of_budget": closed.of_budget, "loss": again.loss(closed.answer), "steps": steps}
-    answer = {
-        "widths": {name: len(kept) for name, kept in closed.answer.kept.items()},
-        "removed": list(closed.answer.removed),
-    }
-    details = {**found.to_dict(), **answer, "closure": closure}
+    widths = {name: len(kept) for name, kept in closed.answer.kept.items()}
+    answer = {"widths": widths, "removed": list(closed.answer.removed)}
+    details = {**found.to_dict(), **answer, "closure": {"of_budget": closed.of_budget, "loss": loss, "steps": steps}}
     return Chosen(closed.answer, "joint", closed.ratio, closed.budget, details)
 
 
-def weights_limit(context: Context, maker: Maker) -> float:
+def _curves(subject: Subject, voice: Voice, widths: Mapping[str, Sequence[int]], cache: Path) -> Sensitivity:
+    """What each width and each block costs, measured on the session's examples."""
+    options, report = subject.recipe.search, voice.progress("search")
+    return measure(
+        subject.structure,
+        subject.session,
+        widths,
+        saliency=options.saliency,
+        blocks=options.blocks,
+        labels=_labels(subject),
+        cache=cache,
+        progress=lambda done, total: report(done, total, "loss curves"),
+    )
+
+
+def _closed(
+    recipe: Recipe,
+    bench: Bench,
+    run: RunDirectory,
+    voice: Voice,
+    maker: ArtifactBuilder,
+    table: Table,
+    again: Again,
+    ratio: float,
+) -> Closure:
+    """Closure on measured latency, to `ratio` of the dense network's."""
+    good = read_json(run.folder("latency") / "profile.json").get("good", True)
+    return latency.refine(
+        again,
+        table,
+        bench.device,
+        maker,
+        ratio,
+        10 if good else MORE_ROUNDS,
+        absolute=recipe.budget.latency_ms is not None,
+        loss=again.loss,
+        patience=patience(recipe, voice, "search"),
+    )
+
+
+def _labels(subject: Subject) -> torch.Tensor | None:
+    """The classes of the session's examples, for saliencies that take them; None where the task has no classes."""
+    work = subject.workload
+    if not workloads.is_top_class(work.task):
+        return None
+    found = workloads.targets(work, "train", subject.recipe.search.images)
+    return None if any(one is None for one in found) else torch.tensor([int(one) for one in found])
+
+
+def weights_limit(limit: int | None, layers: Sequence[Layer], maker: ArtifactBuilder) -> float:
     """What [budget] max_bytes leaves for INT8 weights: less all else that the dense artifact holds (graph, scales)."""
-    limit = context.recipe.budget.max_bytes
     if limit is None:
         return float("inf")
-    layers = {layer.weight: math.prod(layer.weight_shape) for layer in context.structure.layers}
-    rest = max(0, maker.build(DENSE, "dense").artifact.bytes - sum(layers.values()))
+    sizes = {layer.weight: math.prod(layer.weight_shape) for layer in layers}
+    rest = max(0, maker.build(DENSE, "dense").artifact.bytes - sum(sizes.values()))
     if limit <= rest:
         raise BudgetError(
             f"[budget] max_bytes = {limit:,} leaves nothing for weights: graph and scales alone take {rest:,} bytes.",
@@ -177,56 +252,88 @@ def weights_limit(context: Context, maker: Maker) -> float:
     return limit - rest
 
 
-def uniform(context: Context, maker: Maker, folder: Path) -> Chosen:
+def uniform(subject: Subject, bench: Bench, voice: Voice, maker: ArtifactBuilder) -> Chosen:
     """The smallest uniform fraction, on the target's channel grid, that meets the budget as measured.
 
     Every width that the grid allows is a candidate. Bisection assumes that more removed is not slower; a candidate that
     turns out slower than one that keeps more is passed over, as only measured networks are chosen.
     """
-    step = context.target.channels.step
+    step = bench.target.channels.step
     plans: dict[str, tuple[float, Plan]] = {}
     for fraction in FRACTIONS:
-        plan = context.structure.uniform(fraction, step)
+        try:
+            plan = subject.structure.uniform(fraction, step)
+        except PlanError:  # on this grid nothing would go
+            continue
         plans.setdefault(str(sorted((name, len(kept)) for name, kept in plan.kept.items())), (fraction, plan))
     candidates = [entry for entry in plans.values() if entry[1].kept]
-    anchor = load_variant(context, maker, Variant({}, ()), "dense")
-    tried: dict[int, tuple[float, float]] = {}
+    anchor = load_variant(bench, maker, Variant({}, ()), "dense")
+    tried: dict[int, Uniform] = {}
+    wait = patience(subject.recipe, voice, "search")
 
-    def ratio(index: int) -> tuple[float, float]:
-        """Measured latency over dense INT8, and the budget in the same unit, in one interleaved measurement."""
+    def fits(index: int) -> bool:
+        """Measured beside dense INT8, below the budget by the room that this device's noise needs."""
         if index not in tried:
             fraction, plan = candidates[index]
-            tried[index] = _measure(context, maker, plan, anchor, f"uniform-{fraction:.2f}")
-            context.say("search", f"{fraction:.0%} of every group removed: {tried[index][0]:.3f} of dense INT8")
-        return tried[index]
+            tried[index] = _measure(subject.recipe, bench, maker, plan, anchor, f"uniform-{fraction:.2f}", wait)
+            voice.say("search", f"{fraction:.0%} of every group removed: {tried[index].ratio:.3f} of dense INT8")
+        return tried[index].fits
 
     low, high = 0, len(candidates) - 1
     while low < high:
         middle = (low + high) // 2
-        measured, budget = ratio(middle)
-        low, high = (low, middle) if measured <= AIM * budget else (middle + 1, high)
+        low, high = (low, middle) if fits(middle) else (middle + 1, high)
     if candidates:
-        ratio(low)
-    good = [index for index, (measured, budget) in tried.items() if measured <= AIM * budget]
+        fits(low)
+    good = [index for index, one in tried.items() if one.fits]
     if not good:
-        best = min(tried, key=lambda index: tried[index][0], default=-1)
-        fastest = f"{1 / tried[best][0]:.2f}x at {candidates[best][0]:.0%} removed" if tried else "nothing can go"
+        best = min(tried, key=lambda index: tried[index].ratio, default=-1)
+        fastest = f"{1 / tried[best].ratio:.2f}x at {candidates[best][0]:.0%} removed" if tried else "nothing can go"
         raise BudgetError(
-            f"no uniform width meets the budget on {context.target.name}: the fastest measured is {fastest}.",
+            f"no uniform width meets the budget on {bench.target.name}: the fastest measured is {fastest}.",
             'Use [search] method = "joint", which also removes whole blocks, or ask for less.',
         )
     chosen = min(good)
     fraction, plan = candidates[chosen]
-    measured, budget = tried[chosen]
-    history = [{"fraction": candidates[i][0], "ratio": m, "budget": b} for i, (m, b) in sorted(tried.items())]
-    return Chosen(plan, "uniform", measured, budget, {"fraction": fraction, "step": step, "tried": history})
+    one = tried[chosen]
+    history = [{"fraction": candidates[i][0], "ratio": m.ratio, "budget": m.budget} for i, m in sorted(tried.items())]
+    return Chosen(plan, "uniform", one.ratio, one.budget, {"fraction": fraction, "step": step, "tried": history})
 
 
-def _measure(context: Context, maker: Maker, plan: Plan, anchor: Loaded, name: str) -> tuple[float, float]:
-    """(latency of the plan's network, budget), both over dense INT8, measured together."""
+@dataclass(frozen=True)
+class Uniform:
+    """Latency and budget over dense INT8, measured together; `room`: the share of the budget that noise leaves."""
+
+    ratio: float
+    budget: float
+    room: float
+
+    @property
+    def fits(self) -> bool:
+        """The latency gate will be sure of it."""
+        return self.ratio <= self.room * self.budget
+
+
+def _measure(
+    recipe: Recipe, bench: Bench, maker: ArtifactBuilder, plan: Plan, anchor: Loaded, name: str, wait: latency.Patience
+) -> Uniform:
+    """The plan's network beside dense INT8; again, while noise could hide whether it fits."""
     variant = Variant({group: len(kept) for group, kept in plan.kept.items()}, tuple(plan.removed))
-    loaded = load_variant(context, maker, variant, name)
-    dense, narrow = context.device.measure([anchor, loaded], context.target.protocol)
-    context.device.unload(loaded)
-    deadline = validate.deadline(dense.median, context.recipe.budget, dense.unit)
-    return narrow.median / dense.median, deadline / dense.median
+    loaded = load_variant(bench, maker, variant, name)
+    ratios, deadlines, deviations = list[float](), list[float](), list[float]()
+    try:
+        while True:
+            with wait.again() if ratios else contextlib.nullcontext():
+                dense, narrow = bench.device.measure([anchor, loaded], bench.target.protocol)
+            ratios.append(narrow.median / dense.median)
+            deadlines.append(validate.deadline(dense.median, recipe.budget, dense.unit) / dense.median)
+            deviations.append(latency.deviation((dense, narrow), dense.unit))
+            noise = statistics.median(deviations)
+            found = Uniform(statistics.median(ratios), statistics.median(deadlines), latency.room(noise, dense.unit))
+            doubt = 2 * noise / len(ratios) ** 0.5
+            if len(ratios) == CONFIRM or not wait.left or abs(found.ratio / found.budget / found.room - 1) > doubt:
+                return found
+            if len(ratios) == 1 and noise > 0.01:
+                wait.tell(bench.device, f"latency is good to {doubt:.1%} so far")
+    finally:
+        bench.device.unload(loaded)

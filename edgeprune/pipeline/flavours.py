@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import onnx
 
 from edgeprune import quantize, runtimes
 from edgeprune.errors import GateError
-from edgeprune.pipeline.context import Context
-from edgeprune.pipeline.rundir import read_json, write_json
+from edgeprune.pipeline.events import Voice
+from edgeprune.pipeline.rundir import RunDirectory, read_json, write_json
 from edgeprune.quantize import rtx
-from edgeprune.runtimes.dialects import DIALECTS, Dialect
+from edgeprune.result import Facts
+from edgeprune.runtimes import DIALECTS, Dialect
 from edgeprune.target import Target
 
 FILE = "flavours.json"
@@ -30,32 +30,37 @@ def artifact(dialect: str, target: Target) -> str:
 
 
 def write(
-    context: Context, folder: Path, network: onnx.ModelProto, ranges: quantize.Ranges, floats: Mapping[str, str]
+    target: Target,
+    voice: Voice,
+    folder: Path,
+    network: onnx.ModelProto,
+    ranges: quantize.Ranges,
+    floats: Mapping[str, str],
 ) -> None:
     """flavours.json, and the graphs of the other flavours; nothing for a runtime that has one flavour only.
 
     Raises GateError when a graph breaks a rule of its flavour.
     """
-    names = runtimes.flavours(context.target)
-    if len(names) == 1 and context.target.runtime != "tensorrt":
+    names = runtimes.flavours(target)
+    if len(names) == 1 and not runtimes.load(target.runtime).flavours:
         return
     facts = {}
     for name in names:
         graph = quantize.apply(network, ranges, DIALECTS[name], floats)
-        onnx.save(graph, folder / f"{artifact(name, context.target)}.onnx")
-        facts[name] = check(graph, DIALECTS[name], str(context.target.extra.get("rtx_capability", "")))
-        context.say("quantize", f"flavour {name}: {in_words(facts[name])}")
+        onnx.save(graph, folder / f"{artifact(name, target)}.onnx")
+        facts[name] = check(graph, DIALECTS[name], str(target.extra.get("rtx_capability", "")))
+        voice.say("quantize", f"flavour {name}: {in_words(facts[name])}")
     write_json(folder / FILE, facts)
 
 
-def check(graph: onnx.ModelProto, dialect: Dialect, capability: str) -> dict[str, Any]:
+def check(graph: onnx.ModelProto, dialect: Dialect, capability: str) -> dict[str, object]:
     """What the own linter finds, and what TensorRT-RTX makes of the graph; raises GateError for a rule that is broken.
 
     Args:
         capability: the GPU that TensorRT-RTX compiles for, such as "SM86"; empty: it knows none like the target's.
     """
     findings = quantize.lint(graph, dialect)
-    facts: dict[str, Any] = {"lint": [asdict(finding) for finding in findings]}
+    facts: dict[str, object] = {"lint": [asdict(finding) for finding in findings]}
     if not capability:
         facts["rtx"] = {"skipped": "TensorRT-RTX compiles for no GPU of this generation"}
     elif not rtx.available():
@@ -76,30 +81,30 @@ def check(graph: onnx.ModelProto, dialect: Dialect, capability: str) -> dict[str
     return facts
 
 
-def in_words(facts: Mapping[str, Any]) -> str:
+def in_words(facts: Mapping[str, object]) -> str:
     """One sentence on a flavour's checks."""
-    found, said = facts["rtx"], "no finding" if not facts["lint"] else f"{len(facts['lint'])} findings"
-    if "skipped" in found:
-        return f"linter: {said}. {found['skipped']}"
-    int8 = "did not say which" if found["int8"] is None else found["int8"]
+    found, findings = Facts(facts).part("rtx"), len(Facts(facts).listed("lint"))
+    said = f"{findings} findings" if findings else "no finding"
+    if found.get("skipped"):
+        return f"linter: {said}. {found.text('skipped')}"
     return (
-        f"linter: {said}. TensorRT-RTX {found['version']} compiled it for {found['capability']}: "
-        f"{int8} of {found['intended']} quantised convolutions run in INT8"
+        f"linter: {said}. TensorRT-RTX {found.text('version')} compiled it for {found.text('capability')}: "
+        f"{found.text('int8', 'did not say which')} of {found.text('intended')} quantised convolutions run in INT8"
     )
 
 
-def build(context: Context, folder: Path) -> dict[str, runtimes.Artifact]:
+def build(target: Target, run: RunDirectory, folder: Path) -> dict[str, runtimes.Artifact]:
     """The artifacts of the other flavours."""
     import msgspec
 
     made = {}
-    for dialect in runtimes.flavours(context.target)[1:]:
-        name, target = artifact(dialect, context.target), msgspec.structs.replace(context.target, dialect=dialect)
-        made[name] = runtimes.build(context.folder("quantize") / f"{name}.onnx", folder, target, name, "int8")
+    for dialect in runtimes.flavours(target)[1:]:
+        name, other = artifact(dialect, target), msgspec.structs.replace(target, dialect=dialect)
+        made[name] = runtimes.build(run.folder("quantize") / f"{name}.onnx", folder, other, name, "int8")
     return made
 
 
-def facts(context: Context) -> dict[str, Any]:
+def facts(run: RunDirectory) -> dict[str, object]:
     """Flavour -> its checks, as the quantize stage wrote them down."""
-    path = context.folder("quantize") / FILE
+    path = run.folder("quantize") / FILE
     return dict(read_json(path)) if path.is_file() else {}

@@ -2,51 +2,74 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
+import functools
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+import msgspec
 import onnx
-import torch
 
-from edgeprune import graph, model, quantize, runtimes
+from edgeprune import files, graph, quantize, stage
 from edgeprune.devices import Artifact
-from edgeprune.errors import GateError, ProofError
-from edgeprune.pipeline import flavours, optimised
+from edgeprune.errors import GateError, ProofError, RunError
+from edgeprune.pipeline import ends, flavours, int8_training, optimised, recovery, workloads
+from edgeprune.pipeline.bench import Bench
 from edgeprune.pipeline.choose import build_table, choose_plan
-from edgeprune.pipeline.context import Context
-from edgeprune.pipeline.feasible import plan_stage, refuse_impossible
+from edgeprune.pipeline.companions import Companions
+from edgeprune.pipeline.events import Progress, Voice
+from edgeprune.pipeline.feasible import refuse_impossible
 from edgeprune.pipeline.precision import choose_precision
-from edgeprune.pipeline.rundir import read_json, write_json
-from edgeprune.target import latency_key
+from edgeprune.pipeline.rundir import RunDirectory, read_json, write_json
+from edgeprune.pipeline.subject import Subject
+from edgeprune.recipe import QuantizeSection
+from edgeprune.target import Target, latency_key
 
 if TYPE_CHECKING:
     from torch import nn
 
-SAMPLES = 8  # images that travel in the bundle
-REPAIR_IMAGES = 512  # at least
 
-
-def graph_stage(context: Context, folder: Path) -> None:
+def graph_stage(subject: Subject, folder: Path) -> None:
     """structure.json: groups, frozen parts with reasons, blocks, layers."""
-    write_json(folder / "structure.json", context.structure.to_dict())
+    write_json(folder / "structure.json", subject.structure.to_dict())
 
 
-def latency_stage(context: Context, folder: Path) -> None:
+def check_layers(options: QuantizeSection, dense: Callable[[Path], onnx.ModelProto]) -> None:
+    """[quantize.layers] must name layers of the network as it is exported, and the device of training in INT8 must be
+    here: said before any work. `dense` exports the network to a file. Raises RecipeError.
+    """
+    if options.qat_epochs:
+        int8_training.device(options)
+    from edgeprune.quantize import View, check_overrides
+
+    if options.layers:
+        with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
+            network = dense(Path(folder) / "dense.onnx")
+        check_overrides(View.of(network), options)
+
+
+def latency_stage(subject: Subject, bench: Bench, run: RunDirectory, voice: Voice, folder: Path) -> None:
     """The latency table, where the search needs one. A budget that cannot be met ends here, before any training."""
-    refuse_impossible(context)
-    if context.recipe.search.method == "joint":
-        build_table(context, folder)
+    refuse_impossible(subject, bench.target, run, voice)
+    if subject.recipe.search.method == "joint":
+        build_table(subject, bench, run, voice, folder)
 
 
-def search_stage(context: Context, folder: Path) -> None:
+def search_stage(
+    subject: Subject,
+    bench: Bench,
+    run: RunDirectory,
+    voice: Voice,
+    shared: Sequence[Path],
+    neighbour: Path | None,
+    folder: Path,
+) -> None:
     """plan.json, search.json: the network that meets the budget as measured."""
-    found = choose_plan(context, folder)
+    found = choose_plan(subject, bench, run, voice, shared, neighbour, folder)
     found.plan.save(folder / "plan.json")
-    proof = context.structure.prove(context.model, found.plan)
+    proof = subject.structure.prove(subject.model, found.plan)
     write_json(folder / "proof.json", asdict(proof))
     if not proof.passed:
         raise ProofError(
@@ -56,66 +79,53 @@ def search_stage(context: Context, folder: Path) -> None:
     write_json(folder / "search.json", found.to_dict())
 
 
-def recover_stage(context: Context, folder: Path) -> None:
-    """weights.safetensors, plan.json, recover.json: repaired, statistics estimated again, fine-tuned."""
-    from edgeprune.recover import evaluate, repair, train
-
-    plan = graph.Plan.load(context.folder("search") / "plan.json")
-    student = plan.apply(context.model)
-    data, options = context.data, context.recipe.recover
-    accuracy = {"dense": evaluate(context.model, data.selection), "pruned": evaluate(student, data.selection)}
-    context.say("recover", f"held-out accuracy: dense {accuracy['dense']:.1%}, pruned {accuracy['pruned']:.1%}")
-    images = torch.from_numpy(data.train.take(max(REPAIR_IMAGES, context.recipe.search.images)).arrays())
-    student = repair(context.model, student, context.structure, plan, images)
-    accuracy["repaired"] = evaluate(student, data.selection)
-    context.say("recover", f"repaired by least squares: {accuracy['repaired']:.1%}")
-    training = train(
-        student,
-        copy.deepcopy(context.model),
-        data.train,
-        data.selection,
-        options,
-        folder,
-        augment=context.recipe.data.augment,
-        workers=context.recipe.data.workers,
-        progress=context.progress("recover"),
-    )
-    accuracy["trained"] = evaluate(student, data.selection)
-    context.say("recover", f"fine-tuned for {training.epochs:.1f} epochs: {accuracy['trained']:.1%}")
-    graph.save_pruned(folder, student, plan)
-    write_json(folder / "recover.json", {"selection_accuracy": accuracy, "training": training.to_dict()})
+def recover_stage(
+    subject: Subject, run: RunDirectory, voice: Voice, weights: Path | None, group: Companions | None, folder: Path
+) -> None:
+    """weights.safetensors, plan.json, recover.json: repaired, then fine-tuned."""
+    recovery.recover(subject, run, voice, weights, group, folder)
 
 
-def pruned_model(context: Context) -> nn.Module:
+def pruned_model(subject: Subject, run: RunDirectory) -> nn.Module:
     """The recovered network, in eval mode."""
-    base = Path(context.recipe.path).parent if context.recipe.path else None
-    pruned = graph.load(context.folder("recover"), model.load_factory(context.recipe.model.factory, base))
-    return pruned.eval()
+    return graph.load(run.folder("recover"), subject.factory).eval()
 
 
-def quantize_stage(context: Context, folder: Path) -> None:
+def quantize_stage(subject: Subject, bench: Bench, run: RunDirectory, voice: Voice, folder: Path) -> None:
     """Float and Q/DQ graphs of the dense and the pruned network, with their ranges."""
-    model.export_onnx(context.model, context.example, folder / "dense-fp32.onnx")
-    model.export_onnx(pruned_model(context), context.example, folder / "pruned-fp32.onnx")
-    report = context.progress("quantize")
+    subject.export(subject.model, folder / "dense-fp32.onnx")
+    subject.export(pruned_model(subject, run), folder / "pruned-fp32.onnx")
+    report = voice.progress("quantize")
+    if bench.dialect.name != bench.target.dialect:
+        voice.say("quantize", f"the device's CPU has no VNNI: INT8 weights have 63 steps a side ({bench.dialect.name})")
     for name in ("dense", "pruned"):
-        _quantize_one(context, folder, name, lambda done, name=name: report(done, 0, f"calibrating {name}"))  # type: ignore[misc]
+        _quantize_one(subject, bench, voice, folder, name, functools.partial(_calibrating, report, name))
 
 
-def _quantize_one(context: Context, folder: Path, name: str, progress: Callable[[int], None]) -> None:
-    options, dialect = context.recipe.quantize, context.dialect
-    images = context.data.calibration.take(options.images)
+def _calibrating(report: Progress, name: str, done: int, total: int) -> None:
+    report(done, total, f"calibrating {name}")
+
+
+def _quantize_one(
+    subject: Subject, bench: Bench, voice: Voice, folder: Path, name: str, progress: Callable[[int, int], None]
+) -> None:
+    options, dialect = subject.recipe.quantize, bench.dialect
+    batches = workloads.feeds(subject.workload, "calibration", options.images)
     network = onnx.load(folder / f"{name}-fp32.onnx")
-    ranges = quantize.calibrate(network, lambda: images.batches(32), dialect, options, progress)
+    if name == "pruned":
+        options = _of_layers_left(options, network)
+    task = subject.workload.task
+    distance = None if workloads.is_top_class(task) else task.distance
+    ranges = quantize.calibrate(network, batches, dialect, options, progress, distance=distance)
     for warning in ranges.warnings:
-        context.say("quantize", f"{name}: {warning}")
+        voice.say("quantize", f"{name}: {warning}")
     precision: dict[str, Any] = {}
     if name == "pruned":
-        precision = choose_precision(context, folder, network, ranges)
+        precision = choose_precision(subject, bench, voice, folder, network, ranges)
         write_json(folder / "precision.json", precision)
     floats = dict.fromkeys(precision.get("float", ()), "float")
     if name == "pruned" and options.qat_epochs:
-        network, ranges = _train_quantised(context, network, ranges, floats)
+        network, ranges = int8_training.train(subject, bench, voice, folder, (network, ranges), floats)
         onnx.save(network, folder / "pruned-fp32.onnx")
     ranges.save(folder / f"{name}-ranges.json")
     quantised = quantize.apply(network, ranges, dialect, floats)
@@ -129,55 +139,54 @@ def _quantize_one(context: Context, folder: Path, name: str, progress: Callable[
         )
     onnx.save(quantised, folder / f"{name}-int8.onnx")
     if name == "pruned":
-        flavours.write(context, folder, network, ranges, floats)
+        flavours.write(bench.target, voice, folder, network, ranges, floats)
 
 
-def _train_quantised(
-    context: Context, network: onnx.ModelProto, ranges: quantize.Ranges, precision: dict[str, str]
-) -> tuple[onnx.ModelProto, quantize.Ranges]:
-    """[quantize] qat_epochs: train with the fake-quantisation that the artifact will have."""
-    from edgeprune.quantize.qat import fine_tune
+def _of_layers_left(options: QuantizeSection, pruned: onnx.ModelProto) -> QuantizeSection:
+    """Without what [quantize.layers] says of layers that the search removed; names were checked before."""
+    from edgeprune.quantize import View
 
-    images, epochs = context.data.train, context.recipe.quantize.qat_epochs
-    total, report = epochs * len(images) / 32, context.progress("quantize")
-    return fine_tune(
-        network,
-        ranges,
-        context.dialect,
-        lambda: images.batches(32),
-        epochs,
-        precision,
-        on_step=lambda step, loss: report(step, total, f"training in INT8, loss {loss:.4f}"),
-    )
+    view = View.of(pruned)
+    names = {*view.layers, *(node.name for node in view.nodes)}
+    return msgspec.structs.replace(options, layers={key: one for key, one in options.layers.items() if key in names})
 
 
 ARTIFACTS = {"dense-fp32": "fp32", "dense-int8": "int8", "pruned-fp32": "fp32", "pruned-int8": "int8"}
 
 
-def artifacts_stage(context: Context, folder: Path) -> None:
+def artifacts_stage(subject: Subject, target: Target, run: RunDirectory, folder: Path) -> None:
     """The runtime's own files, dense and pruned, FP32 and INT8."""
-    listed = {}
-    sources = {name: context.folder("quantize") / f"{name}.onnx" for name in ARTIFACTS}
+    listed: dict[str, dict[str, object]] = {}
+    sources = {name: run.folder("quantize") / f"{name}.onnx" for name in ARTIFACTS}
     artifacts = {
-        name: runtimes.build(sources[name], folder, context.target, name, precision)
+        name: ends.build(sources[name], folder, target, name, precision, subject.ends)
         for name, precision in ARTIFACTS.items()
     }
-    for name, made in {**artifacts, **flavours.build(context, folder)}.items():
+    for name, made in {**artifacts, **flavours.build(target, run, folder)}.items():
         listed[name] = {
             "precision": made.precision,
             "files": {key: path.name for key, path in made.files.items()},
             "options": made.options,
+            "sha256": {path.name: files.sha256(path) for path in made.files.values()},
+            "source": files.sha256(run.folder("quantize") / f"{name}.onnx"),
         }
     write_json(folder / "artifacts.json", listed)
 
 
-def load_artifacts(context: Context) -> dict[str, Artifact]:
-    """The artifacts of a whole artifacts stage."""
-    folder = context.folder("artifacts")
+def load_artifacts(target: Target, run: RunDirectory) -> dict[str, Artifact]:
+    """The artifacts of a whole artifacts stage; raises RunError where one is not the file that was built."""
+    folder = run.folder("artifacts")
+    for entry in read_json(folder / "artifacts.json").values():
+        for file, digest in entry["sha256"].items():
+            if not (folder / file).is_file() or files.sha256(folder / file) != digest:
+                raise RunError(
+                    f"{folder / file} is not the file that was built.",
+                    "Let nothing write there; build it again: the same command with --from export.",
+                )
     return {
         name: Artifact(
             name,
-            context.target.runtime,
+            target.runtime,
             entry["precision"],
             {key: folder / file for key, file in entry["files"].items()},
             entry["options"],
@@ -186,76 +195,83 @@ def load_artifacts(context: Context) -> dict[str, Artifact]:
     }
 
 
-def validate_stage(context: Context, folder: Path) -> None:
-    """measured.json: accuracy and latency of the very artifacts, on the device's runtime, all interleaved."""
+def validate_stage(subject: Subject, bench: Bench, run: RunDirectory, voice: Voice, folder: Path) -> None:
+    """measured.json: score and latency of the very artifacts, on the device's runtime, all interleaved."""
     from edgeprune import validate
-    from edgeprune.pipeline import images
+    from edgeprune.pipeline import fleets, images, travelling, validations
 
-    device, artifacts = context.device, load_artifacts(context)
-    if context.target.protocol.unit != "modelled ms":  # a device's TensorRT may be too old for the other flavours
+    device, artifacts = bench.device, load_artifacts(bench.target, run)
+    if bench.target.protocol.unit != "modelled ms":  # a device's TensorRT may be too old for the other flavours
         artifacts = {name: artifacts[name] for name in ARTIFACTS}
     before = device.probe()
     loaded = {name: device.load(artifact) for name, artifact in artifacts.items()}
-    context.say("validate", "measuring latency, dense and pruned interleaved")
-    timings = dict(zip(loaded, device.measure(list(loaded.values()), context.target.protocol), strict=True))
-    labels, found = context.data.test.labels, images.run(context, artifacts, loaded)
-    outputs = found.logits
-    figures: dict[str, Any] = {}
-    for name, artifact in artifacts.items():
-        scored = validate.accuracy(outputs[name], labels, outputs["dense-fp32"])
-        unit = timings[name].unit
-        figures[name.replace("-", "_")] = {
-            **scored.to_dict(),
-            latency_key(unit): _timing(timings[name]),
-            "bytes": artifact.bytes,
-            **({"emulated": found.emulated[name]} if name in found.emulated else {}),
-        }
-    difference = validate.difference(outputs["pruned-int8"], outputs["dense-fp32"], labels)
+    voice.say("validate", "measuring latency, dense and pruned interleaved")
+    timings, kept = validations.measure(subject.recipe, bench, run, voice, artifacts, loaded, before.fingerprint)
+    boards = fleets.compare(bench, voice, artifacts)
+    found = images.run(subject, bench, voice, artifacts, loaded)
+    scores = {name: judge.score() for name, judge in found.judges.items()}
+    figures = {
+        name.replace("-", "_"): msgspec.structs.replace(
+            found.judges[name].network(found.judges["dense-fp32"]),
+            bytes=artifact.bytes,
+            emulated=found.emulated.get(name),
+            **{latency_key(timings[name].unit): validations.facts(timings[name])},
+        )
+        for name, artifact in artifacts.items()
+    }
+    difference = validate.difference(scores["pruned-int8"], scores["dense-fp32"])
+    compared = validate.comparison(scores["pruned-int8"], scores["dense-fp32"], subject.recipe.budget.confidence)
+    sane = {name.replace("-", "_"): found.judges[name].sanity() for name in ("dense-fp32", "pruned-int8")}
     kernels = {name: [asdict(k) for k in device.profile(loaded[name])] for name in ("dense-int8", "pruned-int8")}
-    samples = context.data.test.take(SAMPLES).arrays()
-    given = device.infer(loaded["pruned-int8"], samples)
-    arrays: dict[str, Any] = {"output" if i == 0 else f"output_{i}": output for i, output in enumerate(given)}
-    np.savez(folder / "samples.npz", input=samples, **arrays)
-    write_json(folder / "preprocessing.json", context.data.preprocess.to_dict())
-    if context.data.classes:
-        write_json(folder / "labels.json", list(context.data.classes))
-    second = optimised.write(context, folder, loaded["pruned-int8"]) if optimised.wanted(context) else None
+    travelling.write(subject, bench, folder, device, loaded["pruned-int8"])
+    validate.Answers.of(found.ids.array, scores["pruned-int8"]).save(folder / "answers.npz")
+    second = (
+        optimised.write(subject, bench, voice, folder, loaded["pruned-int8"])
+        if optimised.wanted(bench.target)
+        else None
+    )
+    plain = {
+        "task": travelling.task(subject.workload.task),
+        "inputs": travelling.inputs(subject),
+        "networks": figures,
+        **({"difference": difference} if difference else {}),
+        "comparison": compared,
+        "sanity": sane,
+        "precision": validate.precision(kernels["pruned-int8"], quantised_layers(run)),
+        "validations": kept,
+        **boards,
+    }
     write_json(
         folder / "measured.json",
         {
+            **msgspec.to_builtins(plain),
             "unit": timings["dense-int8"].unit,
-            "networks": figures,
-            "difference": difference.to_dict(),
             "kernels": kernels,
             "device": before.fingerprint,
             "state": {"before": before.state, "after": device.probe().state},
             **({"optimised": second} if second else {}),
+            "data": subject.workload.digest,
+            "sha256": _measured_files(bench.target, run, folder),
         },
     )
 
 
-def _timing(timing: Any) -> dict[str, Any]:
+def _measured_files(target: Target, run: RunDirectory, folder: Path) -> dict[str, str]:
+    """STAGE/FILE -> sha256 of what was measured and what it came from: what a bundle is made of."""
+    load_artifacts(target, run)  # still the same files, after all measurements
+    found: dict[str, str] = {}
+    for name in stage.SHIPPED:
+        found.update(run.hashes(name))
+    own = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
+    return {**found, **{f"validate/{path.name}": files.sha256(path) for path in own}}
+
+
+def quantised_layers(run: RunDirectory) -> dict[str, bool]:
+    """Each operator with weights of the released graph: do its data and its weights come out of DequantizeLinear?"""
+    network = onnx.load(run.folder("quantize") / "pruned-int8.onnx").graph
+    producer = {name: node.op_type for node in network.node for name in node.output}
     return {
-        "median": timing.median,
-        "p90": timing.p90,
-        "p99": timing.p99,
-        "min": timing.minimum,
-        "mean": timing.mean,
-        "spread": timing.spread,
-        "count": timing.count,
-        "rounds": list(timing.rounds),
-        "valid": timing.valid,
-        "reasons": list(timing.reasons),
+        node.name: all(producer.get(name) == "DequantizeLinear" for name in node.input[:2])
+        for node in network.node
+        if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")
     }
-
-
-WORK: dict[str, Callable[[Context, Path], None]] = {
-    "graph": graph_stage,
-    "plan": plan_stage,
-    "latency": latency_stage,
-    "search": search_stage,
-    "recover": recover_stage,
-    "quantize": quantize_stage,
-    "artifacts": artifacts_stage,
-    "validate": validate_stage,
-}

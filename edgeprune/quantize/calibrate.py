@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx
 
 from edgeprune.errors import RecipeError, did_you_mean
-from edgeprune.quantize.check import InputWatch, cache_key, check_placement, check_seen, check_weights
-from edgeprune.quantize.correct import correct
-from edgeprune.quantize.equalise import equalised, factors
-from edgeprune.quantize.observe import Images, batches, input_shape, watch
-from edgeprune.quantize.placement import place
-from edgeprune.quantize.ranges import Ranges, read_model
-from edgeprune.quantize.report import measure_layers
-from edgeprune.quantize.select import propose, select, tensor_range
+from edgeprune.quantize.check.check import InputWatch, cache_key, check_placement, check_seen, check_weights
+from edgeprune.quantize.check.report import REPORTED, measure_layers
+from edgeprune.quantize.correct.correct import IMAGES, correct
+from edgeprune.quantize.correct.equalise import COMPARED, WATCHED, equalised, factors
+from edgeprune.quantize.effort import affordable
+from edgeprune.quantize.feeds import Counted, Images, feeds
+from edgeprune.quantize.ranges.observe import watch
+from edgeprune.quantize.ranges.ranges import Ranges, read_model
+from edgeprune.quantize.ranges.select import PROBED, propose, select, tensor_range
 from edgeprune.quantize.view import View
+from edgeprune.quantize.write.placement import place
 from edgeprune.recipe import QuantizeSection
-from edgeprune.runtimes.dialects import Dialect
+from edgeprune.runtimes import Dialect
 
-Progress = Callable[[int], None]
+if TYPE_CHECKING:
+    from edgeprune.quantize.ranges.outputs import Distance
 
+Progress = Callable[[int, int], None]  # steps done, steps in all
+
+RUNS = {"equalise": 2, "watch": 1, "select": 9, "report": 4, "correct": 2}  # of the network, an image
 BAD_SQNR_DB = 40.0  # at a layer's output; below it rounding is reconstructed, if the recipe wants that
 
 
@@ -33,34 +40,40 @@ def calibrate(
     options: QuantizeSection | None = None,
     progress: Progress | None = None,
     cache: Path | None = None,
+    distance: Distance | None = None,
 ) -> Ranges:
     """Choose the range of every tensor that `dialect` quantises, and measure what remains to be corrected.
 
     Args:
         float_onnx: the float graph of docs/doors.md, a file or already loaded.
-        images: a callable that gives an iterable of preprocessed images or batches (N, C, H, W), or a sequence of them;
-            it is gone through several times.
+        images: a callable that gives an iterable of preprocessed examples or batches of them, or a sequence; an item is
+            an array, or where the graph has several inputs a mapping by input name (or a tuple). It is gone through
+            several times.
         options: the recipe's [quantize] section.
-        progress: called with the number of images whose ranges have been seen.
+        progress: called with the work done and the work in all, in runs of the network: a step of what is left takes
+            about as long as one of what is done.
+        distance: of the task, `distance(reference, outputs)` with tuples of tensors in and [batch] out, 0 where equal;
+            None: see outputs.py.
         cache: a folder; ranges found there for the same graph, images, dialect and options are given back at once.
 
     Raises:
         ModelError: the file is no ONNX model that ONNX Runtime runs, or activations are NaN or infinite.
-        DataError: no images, images of another shape, all constant, NaN or infinite.
+        DataError: no images, images of another shape or by other names, all constant, NaN or infinite.
         RecipeError: an override names a layer that the graph does not have.
-        GraphError: the graph has several inputs or no fixed shape.
+        GraphError: the graph has no fixed shape.
     """
     options = options or QuantizeSection()
     original = read_model(float_onnx)
     check_overrides(View.of(original), options)
     check_weights(View.of(original))
     inputs = look(View.of(original), images, options.images)
-    key = cache_key(original, inputs.digest.hexdigest(), dialect, options)
+    task = "" if distance is None else f"{getattr(distance, '__module__', '')}.{getattr(distance, '__qualname__', '')}"
+    key = cache_key(original, inputs.digest.hexdigest() + task, dialect, options)
     stored = cache / f"ranges-{key}.json" if cache is not None else None
     if stored is not None and stored.exists():
         return Ranges.load(stored)
     warnings = inputs.warnings()
-    ranges = _calibrate(original, images, dialect, options, progress)
+    ranges = _calibrate(original, images, dialect, options, progress, distance)
     ranges = replace(ranges, key=key, warnings=(*warnings, *ranges.warnings))
     if stored is not None:
         stored.parent.mkdir(parents=True, exist_ok=True)
@@ -70,29 +83,45 @@ def calibrate(
 
 def look(view: View, images: Images, limit: int) -> InputWatch:
     """Look at the images alone: what they are like, and their hash."""
-    _, size, shape = input_shape(view)
     inputs = InputWatch()
-    for batch, real in batches(images, size, limit, shape):
-        inputs.add(batch[:real])
+    for feed, real in feeds(view, images, limit):
+        inputs.add({name: value[:real] for name, value in feed.items()})
     return inputs
 
 
 def _calibrate(
-    original: onnx.ModelProto, images: Images, dialect: Dialect, options: QuantizeSection, progress: Progress | None
+    original: onnx.ModelProto,
+    images: Images,
+    dialect: Dialect,
+    options: QuantizeSection,
+    progress: Progress | None,
+    distance: Distance | None,
 ) -> Ranges:
-    equalise = factors(original, dialect, images, options.images) if options.equalize else {}
+    effort, count = options.effort, options.images
+    view = View.of(original)
+    plan = {
+        "equalise": affordable(view, min(count, WATCHED), 1, effort) + 5 * affordable(view, COMPARED, 5, effort),
+        "watch": count,
+        "select": 9 * affordable(view, min(count, PROBED), 9, effort),
+        "report": 4 * affordable(view, min(count, REPORTED), 4, effort),
+        "correct": 2 * affordable(view, min(count, IMAGES), 2, effort),
+    }
+    steps = Steps(images, plan, progress)
+    equalise = factors(original, dialect, steps("equalise"), count, effort, distance) if options.equalize else {}
     model = equalised(original, equalise)
     view = View.of(model)
     placement = place(view, dialect)
-    seen, count = watch(model, placement.tensors, images, options.images, lambda _, done: progress and progress(done))
+    seen, looked = watch(model, placement.tensors, steps("watch"), count)
     warnings = [*check_seen(model, seen), *check_placement(view, placement, dialect, options)]
-    chosen = select(model, placement, propose(view, placement, seen, dialect, options), images, options.images)
+    proposals = propose(view, placement, seen, dialect, options)
+    chosen = select(model, placement, proposals, steps("select"), count, effort, distance, warnings)
     tensors = {name: tensor_range(seen[name], *chosen[placement.scale_of[name]]) for name in placement.tensors}
     grids = {name: chosen[placement.scale_of[name]][0].grid for name in placement.tensors}
-    layers = measure_layers(model, placement, grids, dialect, images, options.images)
+    reported = affordable(view, min(count, REPORTED), 4, effort)
+    layers = measure_layers(model, placement, grids, dialect, steps("report"), reported)
     ranges = Ranges(
         tensors=tensors,
-        images=count,
+        images=looked,
         dialect=dialect.name,
         equalise=equalise,
         warnings=tuple(warnings),
@@ -101,13 +130,48 @@ def _calibrate(
     bad = (
         [name for name, layer in layers.items() if (layer.sqnr_db or 0.0) < BAD_SQNR_DB] if options.reconstruct else []
     )
-    found = correct(original, ranges, dialect, images, options.images, options.bias_correction, bad)
+    found = correct(original, ranges, dialect, steps("correct"), count, options.bias_correction, bad, effort)
+    steps.end()
     reports = {name: replace(layer, accumulated_sqnr_db=found.sqnr_db.get(name)) for name, layer in layers.items()}
     return replace(ranges, layers=reports, bias=found.bias, rounding=found.rounding)
+
+
+class Steps:
+    """Counts the work of calibration's parts, one after the other, for whoever waits.
+
+    Args:
+        plan: part -> its runs of the network, in order.
+    """
+
+    def __init__(self, images: Images, plan: Mapping[str, int], progress: Progress | None) -> None:
+        self._source = images.source if isinstance(images, Counted) else images
+        self._plan, self._progress = plan, progress
+        self._total, self._done, self._end = sum(plan.values()), 0, 0
+
+    def __call__(self, part: str) -> Counted:
+        """The images for a part; what was left of the parts before counts as done."""
+        names = list(self._plan)
+        self._done = sum(self._plan[name] for name in names[: names.index(part)])
+        self._end = self._done + self._plan[part]
+        each = RUNS[part]
+
+        def used(examples: int) -> None:
+            self._done = min(self._done + each * examples, self._end)
+            if self._progress is not None:
+                self._progress(self._done, self._total)
+
+        return Counted(self._source, used)
+
+    def end(self) -> None:
+        """Everything is done."""
+        if self._progress is not None:
+            self._progress(self._total, self._total)
 
 
 def check_overrides(view: View, options: QuantizeSection) -> None:
     """Refuse an override of a layer that is not there."""
     for name in options.layers:
         if name not in view.layers and all(name != node.name for node in view.nodes):
-            raise RecipeError(f"[quantize.layers] no layer is called '{name}'.", did_you_mean(name, view.layers))
+            raise RecipeError(
+                f"[quantize.layers] no layer is called '{name[:200]}'.", did_you_mean(name[:200], view.layers)
+            )

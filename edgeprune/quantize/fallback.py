@@ -14,26 +14,28 @@ The baseline reverts the layer with the largest loss until the rest is good enou
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
-from edgeprune.devices.types import KernelTime
+from edgeprune.devices import KernelTime
 from edgeprune.errors import BudgetError
-from edgeprune.quantize.insert import apply
-from edgeprune.quantize.observe import Images, batches, input_shape, session
-from edgeprune.quantize.placement import SHARING, place
-from edgeprune.quantize.ranges import Ranges
+from edgeprune.quantize.feeds import Images, feeds
+from edgeprune.quantize.ranges.observe import inference_session
+from edgeprune.quantize.ranges.ranges import Ranges
 from edgeprune.quantize.view import View
-from edgeprune.runtimes.dialects import Dialect
+from edgeprune.quantize.write.insert import apply
+from edgeprune.quantize.write.placement import SHARING, place
+from edgeprune.runtimes import Dialect
 
 
 @dataclass(frozen=True)
-class Cost:
+class LayerCost:
     """One layer's times in milliseconds, and what INT8 costs in accuracy (any additive unit; 0 or more)."""
 
     float_ms: float
@@ -42,7 +44,7 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Choice:
+class PrecisionChoice:
     """Which layers run in INT8, with what that costs by the numbers given.
 
     Attributes:
@@ -63,7 +65,7 @@ class Choice:
 Edges = Mapping[tuple[str, str], float]  # (layer, layer that reads it) -> milliseconds if their precisions differ
 
 
-def solve(costs: Mapping[str, Cost], edges: Edges, max_loss: float, time_limit: float = 10.0) -> Choice:
+def solve(costs: Mapping[str, LayerCost], edges: Edges, max_loss: float, time_limit: float = 10.0) -> PrecisionChoice:
     """The fastest precision of every layer whose losses sum to at most `max_loss` (HiGHS, exact unless it times out).
 
     Raises:
@@ -101,7 +103,7 @@ def solve(costs: Mapping[str, Cost], edges: Edges, max_loss: float, time_limit: 
     return _choice(costs, edges, {name for name, on in zip(names, chosen, strict=True) if on}, gap)
 
 
-def greedy(costs: Mapping[str, Cost], edges: Edges, max_loss: float) -> Choice:
+def greedy(costs: Mapping[str, LayerCost], edges: Edges, max_loss: float) -> PrecisionChoice:
     """The baseline: everything in INT8, then the worst layer back to float until the losses fit; blind to time."""
     kept = set(costs)
     while kept and sum(costs[name].loss for name in kept) > max_loss:
@@ -110,9 +112,13 @@ def greedy(costs: Mapping[str, Cost], edges: Edges, max_loss: float) -> Choice:
 
 
 def choose(
-    method: Literal["auto", "greedy", "none"], costs: Mapping[str, Cost], edges: Edges, max_loss: float
-) -> Choice:
-    """What the recipe's `fallback` asks for: the program, the baseline, or INT8 wherever the dialect can."""
+    method: Literal["auto", "greedy", "none"], costs: Mapping[str, LayerCost], edges: Edges, max_loss: float
+) -> PrecisionChoice:
+    """What the recipe's `fallback` asks for: the program, the baseline, or INT8 wherever the dialect can.
+
+    `edges` may lead to layers without a cost: those stay in float in this dialect, whatever is chosen.
+    """
+    costs, edges = _beside_float(costs, edges)
     match method:
         case "auto":
             return solve(costs, edges, max_loss)
@@ -122,10 +128,21 @@ def choose(
             return _choice(costs, edges, set(costs), float("nan"))
 
 
-def _choice(costs: Mapping[str, Cost], edges: Edges, int8: set[str], gap: float) -> Choice:
+def _beside_float(costs: Mapping[str, LayerCost], edges: Edges) -> tuple[dict[str, LayerCost], Edges]:
+    """Reformatting to a layer that is always float is a part of what INT8 costs the layer beside it."""
+    extra = dict.fromkeys(costs, 0.0)
+    for pair, ms in edges.items():
+        inside = [name for name in pair if name in costs]
+        if len(inside) == 1:
+            extra[inside[0]] += ms
+    within = {pair: ms for pair, ms in edges.items() if pair[0] in costs and pair[1] in costs}
+    return {name: replace(cost, int8_ms=cost.int8_ms + extra[name]) for name, cost in costs.items()}, within
+
+
+def _choice(costs: Mapping[str, LayerCost], edges: Edges, int8: set[str], gap: float) -> PrecisionChoice:
     total = sum(cost.int8_ms if name in int8 else cost.float_ms for name, cost in costs.items())
     total += sum(ms for (a, b), ms in edges.items() if (a in int8) != (b in int8))
-    return Choice(
+    return PrecisionChoice(
         precision={name: "int8" if name in int8 else "float" for name in costs},
         ms=float(total),
         loss=float(sum(costs[name].loss for name in int8)),
@@ -186,22 +203,30 @@ def sensitivities(
 ) -> dict[str, float]:
     """What each layer alone in INT8 does to the network's outputs: noise divided by signal, over up to `limit` images.
 
+    The mean over the outputs that hold floating-point numbers.
+
     For small noise these add up, so they serve as losses in `solve`.
     """
     view = View.of(model)
     layers = [name for name, role in place(view, dialect, ranges.precision).nodes.items() if role == "compute"]
     everything = {node.name: "float" for node in view.nodes if node.op_type not in SHARING}  # these own no range
-    name, size, shape = input_shape(view)
-    fed = [batch for batch, _ in batches(images, size, limit, shape)]
-    reference = [session(model).run(None, {name: batch})[0] for batch in fed]
-    signal = sum(float((value.astype(np.float64) ** 2).sum()) for value in reference)
+    fed = [feed for feed, _ in feeds(view, images, limit)]
+    outputs = [index for index, name in enumerate(view.outputs) if view.is_float(name)]
+    reference = [inference_session(model).run(None, feed) for feed in fed]
+    signals = [sum(_energy(row[index]) for row in reference) for index in outputs]
     found = {}
     for layer in layers:
         one = apply(model, ranges, dialect, {k: v for k, v in everything.items() if k != layer})
-        runner = session(one)
-        noise = sum(
-            float(((runner.run(None, {name: batch})[0] - value).astype(np.float64) ** 2).sum())
-            for batch, value in zip(fed, reference, strict=True)
-        )
-        found[layer] = noise / max(signal, 1e-30)
+        runner = inference_session(one)
+        rows = [runner.run(None, feed) for feed in fed]
+        noises = [
+            sum(_energy(row[index] - exact[index]) for row, exact in zip(rows, reference, strict=True))
+            for index in outputs
+        ]
+        ratios = [noise / max(signal, 1e-30) for noise, signal in zip(noises, signals, strict=True)]
+        found[layer] = sum(ratios) / len(ratios)
     return found
+
+
+def _energy(value: NDArray[np.generic]) -> float:
+    return float((np.asarray(value, np.float64) ** 2).sum())

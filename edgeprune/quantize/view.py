@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 Array = NDArray[Any]
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+FLOATING = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 ACTIVATIONS = ("Relu", "Clip")  # what every runtime fuses into the node before
 
 
@@ -45,6 +46,31 @@ class View:
                 if name:
                     consumers.setdefault(name, []).append((node, index))
         return cls(model, producer, consumers)
+
+    @cached_property
+    def values(self) -> dict[str, onnx.TypeProto.Tensor]:
+        """Type and shape of every tensor that ONNX's shape inference knows, by name."""
+        graph = self.model.graph
+        known = {value.name for value in (*graph.value_info, *graph.input, *graph.output) if _typed(value)}
+        made = {output for node in graph.node for output in node.output if output}
+        if not made <= known:
+            graph = onnx.shape_inference.infer_shapes(self.model, data_prop=True).graph
+        found = {value.name: value.type.tensor_type for value in (*graph.value_info, *graph.input, *graph.output)}
+        for tensor in graph.initializer:
+            found[tensor.name] = helper.make_tensor_type_proto(tensor.data_type, tensor.dims).tensor_type
+        return found
+
+    def is_float(self, tensor: str) -> bool:
+        """Whether a tensor holds floating-point numbers; not known counts as no."""
+        found = self.values.get(tensor)
+        return found is not None and found.elem_type in FLOATING
+
+    def shape(self, tensor: str) -> tuple[int, ...] | None:
+        """The shape of a tensor, 0 where a size is not known; None where not even the rank is."""
+        found = self.values.get(tensor)
+        if found is None or not found.HasField("shape"):
+            return None
+        return tuple(int(dim.dim_value) for dim in found.shape.dim)
 
     @property
     def nodes(self) -> Iterator[onnx.NodeProto]:
@@ -123,6 +149,10 @@ class View:
             for node in self.nodes
             if node.op_type in WEIGHTED and len(node.input) > 1 and self.is_constant(node.input[1])
         }
+
+
+def _typed(value: onnx.ValueInfoProto) -> bool:
+    return bool(value.type.tensor_type.elem_type) and value.type.tensor_type.HasField("shape")
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:

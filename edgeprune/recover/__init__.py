@@ -1,9 +1,31 @@
-"""Win accuracy back: least-squares repair, statistics, then fine-tuning by distillation."""
+"""Win accuracy back: least-squares repair, then fine-tuning by distillation, or your own training."""
 
 from __future__ import annotations
 
 from edgeprune.recover.batches import evaluate, logits
-from edgeprune.recover.repair import repair
-from edgeprune.recover.train import Training, train
+from edgeprune.recover.place import device_kind, find_device, process_count, process_number
+from edgeprune.recover.repair import kept_outputs, repair, repair_weights, same_steps
+from edgeprune.recover.train import Training, check, train
+from edgeprune.recover.trainer import REBUILD, Job, options_of, own_training, rebuild_script, take_weights
 
-__all__ = ["Training", "evaluate", "logits", "repair", "train"]
+__all__ = [
+    "REBUILD",
+    "Job",
+    "Training",
+    "check",
+    "device_kind",
+    "evaluate",
+    "find_device",
+    "kept_outputs",
+    "logits",
+    "options_of",
+    "own_training",
+    "process_count",
+    "process_number",
+    "rebuild_script",
+    "repair",
+    "repair_weights",
+    "same_steps",
+    "take_weights",
+    "train",
+]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune.model import Split
+from edgeprune.recover.source import share
 
 PRELOAD_BYTES = 2 << 30  # splits up to this size, as float32, are kept in memory
 
@@ -20,10 +21,20 @@ class Batches:
     Args:
         augment: "crop" shifts by up to an eighth of the size, filling with the border's pixels; "flip" mirrors.
         workers: threads that read images ahead; 0 reads when asked. Small splits are kept in memory instead.
+        rank, world: this process's number and how many there are; each reads only its own images.
     """
 
-    def __init__(self, split: Split, size: int, seed: int, augment: tuple[str, ...] = (), workers: int = 0) -> None:
-        self.split, self.seed, self.augment = split, seed, augment
+    def __init__(
+        self,
+        split: Split,
+        size: int,
+        seed: int,
+        augment: tuple[str, ...] = (),
+        workers: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.split, self.seed, self.augment, self.rank, self.world = split, seed, augment, rank, world
         self.size = min(size, len(split))
         self.labels = torch.from_numpy(split.labels)
         small = len(split) * int(np.prod(split.preprocess.shape)) * 4 <= PRELOAD_BYTES
@@ -45,7 +56,7 @@ class Batches:
     def _chosen(self, step: int) -> Tensor:
         epoch, batch = divmod(step, len(self))
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self.split))
-        return torch.from_numpy(order[batch * self.size : (batch + 1) * self.size])
+        return torch.from_numpy(share(order[batch * self.size : (batch + 1) * self.size], self.rank, self.world))
 
     def _read(self, step: int) -> Tensor:
         if self.pool is None:
@@ -64,16 +75,18 @@ class Batches:
         if not self.augment:
             return images
         random = np.random.default_rng((self.seed, 1, step))
-        count, _, height, width = images.shape
+        _, _, height, width = images.shape
+        count = self.size  # of the whole batch, so that an image is augmented alike however many processes there are
+        mine = torch.from_numpy(share(np.arange(count), self.rank, self.world))
         if "crop" in self.augment:
             dy, dx = max(1, height // 8), max(1, width // 8)
             padded = nn.functional.pad(images, (dx, dx, dy, dy), mode="replicate")
-            rows = torch.from_numpy(random.integers(0, 2 * dy + 1, count))[:, None] + torch.arange(height)
-            columns = torch.from_numpy(random.integers(0, 2 * dx + 1, count))[:, None] + torch.arange(width)
-            images = padded[torch.arange(count)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+            rows = torch.from_numpy(random.integers(0, 2 * dy + 1, count))[mine, None] + torch.arange(height)
+            columns = torch.from_numpy(random.integers(0, 2 * dx + 1, count))[mine, None] + torch.arange(width)
+            images = padded[torch.arange(len(mine))[:, None, None], :, rows[:, :, None], columns[:, None, :]]
             images = images.permute(0, 3, 1, 2)
         if "flip" in self.augment:
-            mirrored = torch.from_numpy(random.random(count) < 0.5)
+            mirrored = torch.from_numpy(random.random(count) < 0.5)[mine]
             images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
         return images
 

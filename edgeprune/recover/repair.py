@@ -20,15 +20,30 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from edgeprune.recover.leastsquares import Gathered, choose_ridge, effective, fit, install
-from edgeprune.recover.tape import Route, Tape, Values, batch_size, batches, weights_of
-from edgeprune.recover.units import Target, Unit, positions, results, rows, target, units
+from edgeprune.engine import (
+    AffineLayer,
+    Batch,
+    Examples,
+    Gathered,
+    Goal,
+    Route,
+    Session,
+    Tape,
+    Values,
+    choose_ridge,
+    effective,
+    fit,
+    goal_of,
+    install,
+    positions,
+    positions_each,
+    results,
+    rows,
+    weights_of,
+)
 
 if TYPE_CHECKING:
     from edgeprune.graph import Plan, Structure
-
-ROWS = 24  # rows of data for each unknown of a fit, as far as the images go
-LEAST, MOST = 8192, 32768
 
 
 def repair(
@@ -36,8 +51,9 @@ def repair(
     pruned: nn.Module,
     structure: Structure,
     plan: Plan,
-    images: Tensor,
+    examples: Examples,
     *,
+    session: Session | None = None,
     ridge: float | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -48,23 +64,21 @@ def repair(
         model: the dense network that `plan` was made for.
         pruned: `plan.apply(model)`, trained or not.
         structure: of `model`.
-        images: [N, ...] as the network takes them; more of them, not more rows, is what helps: 2,000 where there are.
+        examples: as the network takes them (one tensor [N, ...], a tuple, or a dict by argument name); more of them,
+            not more rows, is what helps: 2,000 where there are.
+        session: the dense network, where it is captured already.
         ridge: pull towards the present weights, as a share of the inputs' mean variance; None: cross-validated.
         progress: called with (layers done, layers in all).
 
     Raises:
-        CaptureError, GraphError: the network cannot be followed on a tape (several inputs, or a removed block with
-            several).
+        CaptureError, GraphError: the network cannot be followed on a tape (a removed block with several inputs).
     """
-    size = batch_size(images)
-    dense = Tape.of(model, images[:size])
-    narrow = same_steps(dense, model, structure, plan, images[:size])
-    before, now = weights_of(model), weights_of(pruned)
-    kept = kept_outputs(plan)
+    session = session or Session(model, examples)
+    narrow = same_steps(session, structure, plan)
     with torch.no_grad():
         new = repair_weights(
-            dense, narrow, units(dense, before), before, now, dense.route(plan.removed), kept, batches(images, size),
-            ridge=ridge, seed=seed, progress=progress,
+            session, narrow, weights_of(pruned), session.tape.route(plan.removed), kept_outputs(plan, session.device),
+            session.batches(examples), ridge=ridge, seed=seed, progress=progress,
         )  # fmt: skip
         own = {**dict(pruned.named_parameters()), **dict(pruned.named_buffers())}
         for name, value in new.items():
@@ -72,20 +86,21 @@ def repair(
     return pruned
 
 
-def kept_outputs(plan: Plan) -> dict[str, Tensor]:
+def kept_outputs(plan: Plan, device: torch.device | None = None) -> dict[str, Tensor]:
     """Parameter -> the outputs (axis 0) that the plan keeps of it; parameters that stay whole are not listed."""
-    return {cut.parameter: torch.as_tensor(list(cut.kept)) for cut in plan.cuts if cut.axis == 0}
+    return {cut.parameter: torch.as_tensor(list(cut.kept), device=device) for cut in plan.cuts if cut.axis == 0}
 
 
-def same_steps(dense: Tape, model: nn.Module, structure: Structure, plan: Plan, images: Tensor) -> Tape:
+def same_steps(session: Session, structure: Structure, plan: Plan) -> Tape:
     """A tape that narrowed weights run on, with the dense tape's numbering of steps.
 
     That is the dense tape itself unless sizes are written into the graph (a channel shuffle's views, say).
     """
     literal = {"view", "reshape", "expand", "split", "split_with_sizes", "slice", "narrow", "chunk", "unflatten"}
+    dense = session.tape
     if not any(step.op in literal for step in dense.steps):
         return dense
-    found = Tape.of(_narrowed(model, structure, plan), images)
+    found = Tape.of(_narrowed(session.model, structure, plan), session.first)
     if [step.op for step in found.steps] != [step.op for step in dense.steps]:
         return dense
     return found
@@ -107,14 +122,12 @@ def _narrowed(model: nn.Module, structure: Structure, plan: Plan) -> nn.Module:
 
 
 def repair_weights(
-    dense: Tape,
+    session: Session,
     narrow: Tape,
-    layers: Sequence[Unit],
-    before: Mapping[str, Tensor],
     now: Mapping[str, Tensor],
     route: Route,
     kept: Mapping[str, Tensor],
-    images: Sequence[Tensor],
+    examples: Sequence[Batch],
     *,
     ridge: float | None = None,
     ridges: dict[str, float] | None = None,
@@ -124,37 +137,36 @@ def repair_weights(
     """The tensors that a repair changes, by name; nothing is written.
 
     Args:
-        dense, narrow: tapes with the same steps; dense weights run on the first, narrowed ones on the second.
-        before, now: dense and narrowed weights.
+        session: the dense network; its weights run on its own tape, narrowed ones on `narrow`, of the same steps.
+        now: narrowed weights.
         route: round the removed blocks.
         kept: parameter -> outputs kept, where not all.
-        images: whole batches.
+        examples: whole batches.
         ridges: layer -> ridge that an earlier repair chose; taken where it is there, noted where it is not.
     """
     ridges = {} if ridges is None else ridges
-    todo = [unit for unit in layers if unit.step in route.last]
-    goals = {unit.step: target(dense, route, unit) for unit in todo}
+    dense, before = session.tape, session.weights
+    todo = [layer for layer in session.layers if layer.step in route.last]
+    goals = {layer.step: goal_of(dense, route, layer) for layer in todo}
     full = dense.route()
     weights = dict(now)
     changed: dict[str, Tensor] = {}
-    mine: list[Values] = [{0: batch} for batch in images]
-    theirs: list[Values] = [{0: batch} for batch in images]
+    mine, theirs = ([dense.begin(batch) for batch in examples] for _ in range(2))
     wanted = {goal.dense for goal in goals.values()} | {goal.minus for goal in goals.values()}
     pending = {goal.dense for goal in goals.values()}
     generator = torch.Generator().manual_seed(seed)
-    at = 1
-    ahead = 1
-    for k, unit in enumerate(todo):
-        goal, source = goals[unit.step], route.resolve(unit.source)
+    at = ahead = 0
+    for k, layer in enumerate(todo):
+        goal, source = goals[layer.step], route.resolve(layer.source)
         for values in mine:
-            narrow.run(values, route, weights, at, unit.step, keep=wanted | {source})
-        at = unit.step
+            narrow.run(values, route, weights, at, layer.step, keep=wanted | {source})
+        at = layer.step
         if goal.dense >= ahead:
             for values in theirs:
                 dense.run(values, full, before, ahead, goal.dense + 1, keep=pending)
             ahead = goal.dense + 1
-        if _touched(unit, before, weights, goal, bool(changed)):
-            new = _refit(unit, goal, weights, kept.get(unit.weight), source, mine, theirs, ridge, ridges, generator)
+        if _touched(layer, before, weights, goal, bool(changed)):
+            new = _refit(layer, goal, weights, kept.get(layer.weight), source, mine, theirs, ridge, ridges, generator)
             weights.update(new)
             changed.update(new)
         pending = {goals[later.step].dense for later in todo[k + 1 :]}
@@ -166,14 +178,16 @@ def repair_weights(
     return changed
 
 
-def _touched(unit: Unit, before: Mapping[str, Tensor], now: Mapping[str, Tensor], goal: Target, started: bool) -> bool:
+def _touched(
+    layer: AffineLayer, before: Mapping[str, Tensor], now: Mapping[str, Tensor], goal: Goal, started: bool
+) -> bool:
     """Whether there is something to mend: an earlier layer changed, inputs went, or blocks after it did."""
-    return started or before[unit.weight].shape[1:] != now[unit.weight].shape[1:] or goal.dense > unit.out + 1
+    return started or before[layer.weight].shape[1:] != now[layer.weight].shape[1:] or goal.dense > layer.out + 1
 
 
 def _refit(
-    unit: Unit,
-    goal: Target,
+    layer: AffineLayer,
+    goal: Goal,
     weights: dict[str, Tensor],
     outputs: Tensor | None,
     source: int,
@@ -183,29 +197,28 @@ def _refit(
     ridges: dict[str, float],
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
-    if unit.groups > 1:
-        unit = replace(unit, groups=mine[0][source].shape[1] // weights[unit.weight].shape[1])
-    images = sum(len(values[source]) for values in mine)
-    unknowns = int(weights[unit.weight][0].numel())
-    count = -(-min(max(ROWS * unknowns, LEAST), MOST) // images)
+    if layer.groups > 1:
+        layer = replace(layer, groups=mine[0][source].shape[1] // weights[layer.weight].shape[1])
+    count = sum(len(values[source]) for values in mine)
+    each = positions_each(layer, weights, count)
     data: Gathered | None = None
     for own, other in zip(mine, theirs, strict=True):
-        picks = positions(unit, own[source], count, generator)
-        wanted = results(unit, _outputs(other[goal.dense], outputs, unit), picks)
+        picks = positions(layer, own[source], each, generator)
+        wanted = results(layer, _outputs(other[goal.dense], outputs, layer), picks)
         if goal.minus >= 0:
-            wanted = wanted - results(unit, own[goal.minus], picks)
-        data = data or Gathered(images * len(picks), unknowns)
-        data.add(rows(unit, own[source], picks), wanted)
+            wanted = wanted - results(layer, own[goal.minus], picks)
+        data = data or Gathered(count * len(picks), int(weights[layer.weight][0].numel()))
+        data.add(rows(layer, own[source], picks), wanted)
     assert data is not None
-    intercept = unit.norm is not None or bool(unit.bias)
-    start = effective(unit, weights)
+    intercept = layer.norm is not None or bool(layer.bias)
+    start = effective(layer, weights)
     if ridge is None:
-        ridge = ridges[unit.name] if unit.name in ridges else choose_ridge(data.parts, start, intercept)
-        ridges[unit.name] = ridge
-    return install(unit, fit(data.parts, start, intercept, ridge), weights)
+        ridge = ridges[layer.name] if layer.name in ridges else choose_ridge(data.parts, start, intercept)
+        ridges[layer.name] = ridge
+    return install(layer, fit(data.parts, start, intercept, ridge), weights)
 
 
-def _outputs(value: Tensor, kept: Tensor | None, unit: Unit) -> Tensor:
+def _outputs(value: Tensor, kept: Tensor | None, layer: AffineLayer) -> Tensor:
     if kept is None:
         return value
-    return value.index_select(1 if unit.kernel else value.dim() - 1, kept)
+    return value.index_select(1 if layer.kernel else value.dim() - 1, kept)

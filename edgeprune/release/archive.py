@@ -10,16 +10,15 @@ being parsed, and a flipped byte is found wherever it is.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import tarfile
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from edgeprune import files
 from edgeprune.errors import BundleError
 
 BLOCK = 512
@@ -32,7 +31,7 @@ DAMAGED = "Fetch it again from where it was made; what is damaged cannot be trus
 
 
 @dataclass(frozen=True)
-class Member:
+class ArchiveMember:
     """One file in an archive: where its content starts, and its size, in bytes."""
 
     name: str
@@ -45,7 +44,7 @@ class Archive:
     """A bundle that has been read strictly; its contents are not checked yet."""
 
     path: Path
-    members: Mapping[str, Member]
+    members: Mapping[str, ArchiveMember]
 
     def chunks(self, name: str) -> Iterator[bytes]:
         """The content of a member, a megabyte at a time; raises BundleError."""
@@ -60,7 +59,7 @@ class Archive:
                 left -= len(data)
                 yield data
 
-    def member(self, name: str) -> Member:
+    def member(self, name: str) -> ArchiveMember:
         """Raises BundleError when there is none of that name."""
         if name not in self.members:
             raise BundleError(f"{self.path}: '{name}' is missing.", DAMAGED)
@@ -74,10 +73,7 @@ class Archive:
 
     def sha256(self, name: str) -> str:
         """The sha256 of a member's content."""
-        digest = hashlib.sha256()
-        for data in self.chunks(name):
-            digest.update(data)
-        return digest.hexdigest()
+        return files.sha256(self.chunks(name))
 
     def extract(self, names: Iterator[str] | list[str], folder: Path) -> dict[str, Path]:
         """Write members under `folder`; their names were checked when the archive was read."""
@@ -95,19 +91,11 @@ class Archive:
 def write(path: Path, members: Mapping[str, bytes | Path]) -> Path:
     """Write an archive at `path`, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            for name in sorted(members):
-                _write_member(stream, name, members[name])
-            stream.write(END)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with files.replacing(path) as partial, partial.open("wb") as stream:
+        partial.chmod(0o644)
+        for name in sorted(members):
+            _write_member(stream, name, members[name])
+        stream.write(END)
     return path
 
 
@@ -148,7 +136,7 @@ def read(path: Path) -> Archive:
         raise BundleError(f"{path} is not a file.", "Give the .tar file, not the folder it is in.")
     if total > MAX_BYTES:
         raise BundleError(f"{path}: {total:,} bytes is more than a bundle may have ({MAX_BYTES:,}).")
-    members: dict[str, Member] = {}
+    members: dict[str, ArchiveMember] = {}
     with path.open("rb") as stream:
         last = ""
         while True:
@@ -170,7 +158,7 @@ def read(path: Path) -> Archive:
     return Archive(path, members)
 
 
-def _member(block: bytes, offset: int, where: str, last: str) -> Member:
+def _member(block: bytes, offset: int, where: str, last: str) -> ArchiveMember:
     """Parse a header's name and size, and insist that the rest is what they imply."""
     name = block[:100].rstrip(b"\0").decode("ascii", "replace")
     digits = block[124:135]
@@ -179,4 +167,4 @@ def _member(block: bytes, offset: int, where: str, last: str) -> Member:
     size = int(digits, 8)
     if block != _header(name, size):
         raise BundleError(f"{where}: the header of '{name}' was altered.", DAMAGED)
-    return Member(name, offset, size)
+    return ArchiveMember(name, offset, size)

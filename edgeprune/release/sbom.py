@@ -7,22 +7,23 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
-# What a device needs of PyPI for each runtime; TensorRT comes with JetPack.
-PACKAGES = {"openvino": ("openvino", "numpy"), "onnxruntime": ("onnxruntime", "numpy"), "tensorrt": ("numpy",)}
+from edgeprune import runtimes
+
 _SPACE = uuid.UUID("6b1f2f3e-5d0c-5c8e-9f0e-2a7d3f5b9c11")  # of edgeprune's bundles; any fixed value does
 
 
-def components(runtime: str, version: str) -> list[dict[str, Any]]:
+def components(runtime: str, version: str) -> list[dict[str, object]]:
     """The runtime's packages as CycloneDX components; the runtime's own version is the one that was measured with."""
-    found = [_package(name, version if name == runtime else _version(name)) for name in PACKAGES[runtime]]
-    if runtime not in PACKAGES[runtime]:
+    own, packages = runtimes.load(runtime).package, runtimes.load(runtime).packages
+    found = [_package(name, version if name == own else _version(name)) for name in packages]
+    if not own:
         found.insert(0, {"type": "library", "name": runtime, "version": version, "bom-ref": f"{runtime}@{version}"})
     return found
 
 
 def document(
-    name: str, artifact: Sequence[Mapping[str, Any]], runtime: str, version: str, edgeprune: str
-) -> dict[str, Any]:
+    name: str, artifact: Sequence[Mapping[str, object]], runtime: str, version: str, edgeprune: str
+) -> dict[str, object]:
     """The whole document; the same inputs give the same bytes (no time, and a serial number made of the hashes).
 
     Args:
@@ -58,11 +59,12 @@ def document(
 
 def requirements(runtime: str, version: str) -> str:
     """requirements.txt for the device: the runtime as it was measured, and numpy as the device has it."""
-    lines = [f"{name}=={version}" if name == runtime else name for name in PACKAGES[runtime]]
+    known = runtimes.load(runtime)
+    lines = [f"{name}=={version}" if name == known.package and version else name for name in known.packages]
     return "\n".join(lines) + "\n"
 
 
-def _package(name: str, version: str) -> dict[str, Any]:
+def _package(name: str, version: str) -> dict[str, object]:
     purl = f"pkg:pypi/{name}@{version}" if version else f"pkg:pypi/{name}"
     licence = _licence(name)
     return {
@@ -82,7 +84,7 @@ def _version(name: str) -> str:
         return ""
 
 
-def _licence(name: str) -> dict[str, Any]:
+def _licence(name: str) -> dict[str, object]:
     """The licence as the installed package declares it: an SPDX expression, or its name; empty when not installed."""
     try:
         fields: Any = metadata.metadata(name)  # an email.message.Message, which typeshed does not say

@@ -1,34 +1,39 @@
 """Checking a bundle, on any machine: every byte, the signature, the evidence, and the samples again.
 
 In this order, so that nothing is opened by a runtime before it is known to be whole. Anything wrong is a BundleError
-that names the file; what could not be checked here (a runtime that is not installed) is said, never passed over.
+that names the file. What is left is one of four states, and only one of them is called good:
+
+    good         signed by the key that was given, and its samples came out here as they did when it was made
+    authentic    signed by that key; the samples were not run again
+    intact       nothing is wrong with it, but anybody may have made it: not signed, or no key was given
+    unverified   intact, and it says itself that the device it is for has not measured it
 """
 
 from __future__ import annotations
 
 import importlib.util
-import io
-import json
+import stat
 import tempfile
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeprune import target as targets
-from edgeprune.errors import BundleError, DeviceUnreachable, JobFailed, MissingDependency, TargetError
-from edgeprune.release import archive, signature
+from edgeprune import files
+from edgeprune.errors import BundleError, DeviceUnreachable, JobFailed, MissingDependency, TargetError, UsageError
+from edgeprune.release import archive, evidence, samples, signature
 from edgeprune.release.archive import DAMAGED, Archive
-from edgeprune.release.bundle import MANIFEST, UNVERIFIED
+from edgeprune.release.bundle import UNVERIFIED
 from edgeprune.release.device import run as on_device
+from edgeprune.release.evidence import Manifest
 from edgeprune.release.signature import SUMS
+from edgeprune.release.trust import Revoked
+from edgeprune.target import Target
 
-GATES = ("measurement", "proof", "accuracy", "latency", "faster")  # each must be there, and passed
-AT_MOST = ("measurement", "accuracy", "latency", "size")  # value <= limit; "faster" must be below its limit
-ROUNDING = 1e-6
+State = Literal["good", "authentic", "intact", "unverified"]
+MAX_SUMS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -42,180 +47,196 @@ class Check:
 
 @dataclass(frozen=True)
 class Verified:
-    """A bundle in which nothing wrong was found."""
+    """A bundle in which nothing wrong was found.
+
+    Attributes:
+        state: "good", "authentic", "intact" or "unverified"; see the module.
+        summary: the state in words, as the last line of `edgeprune verify` has it.
+        checks: integrity, signature, evidence, samples.
+    """
 
     bundle: Path
+    state: State
+    summary: str
     checks: tuple[Check, ...]
-    manifest: dict[str, Any]
+    manifest: dict[str, object]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """As `edgeprune verify --json` prints it."""
         return {
             "bundle": str(self.bundle),
-            "good": True,
+            "good": self.state == "good",
+            "state": self.state,
+            "summary": self.summary,
             "checks": [asdict(check) for check in self.checks],
             "manifest": self.manifest,
         }
 
 
-def verify(bundle: Path, *, key: Path | None = None, device: str = "", rerun: bool = True) -> Verified:
+def verify(
+    bundle: Path,
+    *,
+    key: Path | None = None,
+    device: str = "",
+    rerun: bool = True,
+    profile: Target | None = None,
+    revoked: Revoked | None = None,
+) -> Verified:
     """Check a bundle.
 
     Args:
-        key: the public key (PEM) that must have signed it.
+        key: a file of public keys (PEM), one of which must have signed it.
         device: where to run the samples, instead of how the target's profile reaches its device.
         rerun: False: open nothing.
+        profile: the target, from whoever knows it better than by the name that the bundle gives.
+        revoked: what is not trusted any longer.
 
     Raises:
+        UsageError: there is no such bundle, or no such key.
         BundleError: damaged, altered, incomplete, without evidence, or its samples come out differently.
     """
+    _there(bundle)
     found = archive.read(bundle)
-    checks = [_integrity(found)]
-    manifest = _manifest(found)
-    checks.append(Check("signature", *signature.check(found, key)))
-    checks.append(_evidence(found, manifest))
+    integrity = _integrity(found)
+    signed = Check("signature", *signature.check(found, key, revoked))
+    manifest, raw, own = evidence.manifest(found)
+    proved = Check("evidence", manifest.verdict != UNVERIFIED, evidence.check(found, manifest, raw, own))
+    inputs, expected = samples.read(found)
+    evidence.fits(found, manifest, inputs)
     if rerun:
-        checks.append(_samples(found, manifest, device))
+        again = _samples(found, manifest, device, inputs, expected, profile)
     else:
-        checks.append(Check("samples", False, "not rerun: --no-rerun was given."))
-    return Verified(bundle, tuple(checks), manifest)
+        again = Check("samples", False, "not rerun: --no-rerun was given.")
+    state, summary = _state(manifest, signed, again)
+    return Verified(bundle, state, summary, (integrity, signed, proved, again), raw)
+
+
+def _there(bundle: Path) -> None:
+    """A bundle that is not there was not tampered with."""
+    try:
+        mode = bundle.stat().st_mode
+    except (OSError, ValueError) as cause:
+        reason = getattr(cause, "strerror", None) or str(cause)
+        raise UsageError(
+            f"{bundle}: no such bundle ({reason}).", "A run that passes leaves one in its release folder."
+        ) from None
+    if not stat.S_ISREG(mode):
+        raise UsageError(f"{bundle}: not a bundle, which is a file.", "Give the .tar file, not the folder it is in.")
+
+
+def _state(manifest: Manifest, signed: Check, again: Check) -> tuple[State, str]:
+    """What all checks come to, in one word and in a line."""
+    rerun = "samples rerun here" if again.passed else "samples not rerun"
+    if manifest.verdict == UNVERIFIED:
+        who = f", {signed.message.rstrip('.')}" if signed.passed else ", not authenticated"
+        return "unverified", f"UNVERIFIED: its own device has not measured it (intact{who}, {rerun})"
+    if not signed.passed:
+        return "intact", f"INTACT, NOT AUTHENTICATED ({rerun})"
+    who = signed.message.rstrip(".")
+    return (
+        ("good", f"GOOD ({who}, {rerun})") if again.passed else ("authentic", f"AUTHENTIC, SAMPLES NOT RERUN ({who})")
+    )
 
 
 def _integrity(found: Archive) -> Check:
     """Every file is the one that SHA256SUMS lists, and none is there that it does not list."""
+    sums = found.read(SUMS, MAX_SUMS)
     listed: dict[str, str] = {}
-    for line in found.read(SUMS).decode("utf-8", "replace").splitlines():
+    for line in sums.decode("utf-8", "replace").splitlines():
         digest, _, name = line.partition("  ")
         listed[name] = digest
     spelled = "".join(f"{listed[name]}  {name}\n" for name in sorted(listed)).encode("utf-8", "replace")
-    if spelled != found.read(SUMS):
+    if spelled != sums:
         raise BundleError(f"{found.path}: '{SUMS}' is damaged or altered.", DAMAGED)
-    present = set(found.members) - {SUMS, signature.MEMBER}
+    present = set(found.members) - {SUMS} - signature.MEMBERS
     for name in sorted(present ^ set(listed)):
         state = "is not listed in SHA256SUMS" if name in present else "is missing, or SHA256SUMS was altered"
-        raise BundleError(f"{found.path}: '{name}' {state}.", DAMAGED)
+        raise BundleError(f"{found.path}: '{name[:200]}' {state}.", DAMAGED)
     for name, digest in listed.items():
         if found.sha256(name) != digest:
             raise BundleError(
                 f"{found.path}: '{name}' is damaged or altered: its sha256 is not the listed one.", DAMAGED
             )
-    return Check("integrity", True, f"{len(listed)} files, each with the sha256 that it should have.")
+    known = files.sha256(sums)[:16]
+    return Check("integrity", True, f"{len(listed)} files, each with the sha256 that it should have ({known}).")
 
 
-def _manifest(found: Archive) -> dict[str, Any]:
-    """The manifest, whose own list of hashes must agree with the archive."""
-    try:
-        manifest: dict[str, Any] = json.loads(found.read(MANIFEST))
-        version, files = manifest["version"], manifest["files"]
-        hashes = {name: entry["sha256"] for name, entry in files.items()}
-        artifact = manifest["artifact"]
-        wanted = [f"artifact/{name}" for name in artifact["files"]]
-        str(manifest["target"]["name"]), str(artifact["runtime"]), dict(artifact["options"])
-    except (ValueError, KeyError, TypeError, AttributeError) as cause:
-        raise BundleError(f"{found.path}: '{MANIFEST}' is not a manifest ({cause}).", DAMAGED) from None
-    if version != 1:
-        raise BundleError(f"{found.path}: '{MANIFEST}' has version {version}; only 1 is known.", "Update edgeprune.")
-    for name, digest in hashes.items():
-        if found.sha256(name) != digest:
-            raise BundleError(f"{found.path}: '{name}' is not the file of the manifest.", DAMAGED)
-    for name in wanted:
-        if name not in hashes:
-            raise BundleError(f"{found.path}: '{name}' is missing.", DAMAGED)
-    return manifest
-
-
-def _evidence(found: Archive, manifest: Mapping[str, Any]) -> Check:
-    """All gates are there, passed, and say what their own figures say; the proof is there."""
-    gates = {str(gate.get("name")): gate for gate in manifest.get("gates", ())}
-    if manifest.get("verdict") == UNVERIFIED:
-        raise BundleError(
-            f"{found.path}: whole, but marked unverified: no device has measured it.",
-            "Its README.md has the commands that measure it on a device.",
-        )
-    for name in GATES:
-        if name not in gates:
-            raise BundleError(f"{found.path}: its manifest has no '{name}' gate.", "It was not made by a passing run.")
-    for name, gate in gates.items():
-        if gate.get("passed") is not True or not _consistent(name, gate):
-            raise BundleError(f"{found.path}: the '{name}' gate did not pass.", "It was not made by a passing run.")
-    proof = manifest.get("proof", {})
-    if manifest.get("verdict") != "release" or proof.get("passed") is not True:
-        raise BundleError(f"{found.path}: no proof, or no verdict to release.", "It was not made by a passing run.")
-    runtime = manifest.get("runtime", {})
-    where = f"{manifest['target']['name']}, {runtime.get('name', '')} {runtime.get('version', '')}"
-    return Check("evidence", True, f"{len(gates)} gates passed and the proof is there ({where}).")
-
-
-def _consistent(name: str, gate: Mapping[str, Any]) -> bool:
-    value, limit = gate.get("value"), gate.get("limit")
-    if name not in (*AT_MOST, "faster"):
-        return True
-    if not isinstance(value, int | float) or not isinstance(limit, int | float):
-        return False
-    return value < limit if name == "faster" else value <= limit + abs(limit) * ROUNDING
-
-
-def _samples(found: Archive, manifest: Mapping[str, Any], device: str) -> Check:
+def _samples(
+    found: Archive,
+    manifest: Manifest,
+    device: str,
+    inputs: list[NDArray[Any]],
+    expected: list[NDArray[Any]],
+    known: Target | None,
+) -> Check:
     """Run the samples and hold them against the outputs that travel along."""
     try:
-        profile = targets.load(str(manifest["target"]["name"]))  # the one known here: a bundle may not say where to run
+        profile = known or evidence.known_here(manifest)  # a bundle may not say where to run
     except TargetError:
-        name = manifest["target"]["name"]
+        name = manifest.target["name"]
         return Check("samples", False, f"not rerun: target '{name}' is not known here; add its folder with --targets.")
-    inputs, expected = _arrays(found)
-    local = (device or profile.connection.transport) == "local"
-    if local and importlib.util.find_spec(profile.runtime) is None:
-        extra = f"Install: pip install 'edgeprune[{profile.runtime}]'"
-        return Check("samples", False, f"not rerun: runtime {profile.runtime} is not installed. {extra}")
+    if profile.runtime != manifest.artifact.runtime:
+        raise BundleError(f"{found.path}: it is for {manifest.artifact.runtime}; {profile.name} has {profile.runtime}.")
+    from edgeprune.devices import HOST_RUNTIME, way
+
+    try:
+        scheme = way(profile, device).scheme
+    except TargetError as cause:
+        if device:
+            raise
+        return Check("samples", False, f"not rerun: {cause.message}")
+    runtime = HOST_RUNTIME if scheme == "model" else profile.runtime
+    if scheme in ("local", "model") and importlib.util.find_spec(runtime) is None:
+        extra = f"Install: pip install 'edgeprune[{runtime}]'"
+        return Check("samples", False, f"not rerun: runtime {runtime} is not installed. {extra}")
     try:
         outputs, version = _run(found, manifest, profile, device, inputs)
-    except (DeviceUnreachable, MissingDependency) as cause:
+    except (DeviceUnreachable, MissingDependency, TargetError) as cause:
         if device:
             raise
         return Check("samples", False, f"not rerun: {cause.message}")
     except JobFailed as cause:
         raise BundleError(f"{found.path}: the artifact does not run: {cause.message}", cause.remedy) from None
-    return _compare(found, outputs, expected, f"{profile.runtime} {version}".strip())
-
-
-def _arrays(found: Archive) -> tuple[NDArray[np.float32], list[NDArray[Any]]]:
-    try:
-        with np.load(io.BytesIO(found.read("samples.npz", 1 << 30)), allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-        inputs = arrays.pop("input")
-    except (ValueError, KeyError, OSError, EOFError) as cause:
-        raise BundleError(f"{found.path}: 'samples.npz' cannot be read ({cause}).", DAMAGED) from None
-    if not arrays or any(len(output) != len(inputs) for output in arrays.values()) or not len(inputs):
-        raise BundleError(f"{found.path}: 'samples.npz' has no outputs for its inputs.", DAMAGED)
-    return inputs, [arrays[name] for name in on_device.ordered(arrays)]
+    facts = _compare(found, outputs, expected, f"{runtime} {version}".strip(), manifest.classifies)
+    if scheme == "model":
+        return Check("samples", False, f"not rerun by {profile.runtime}; computed by the book they agree: {facts}")
+    return Check("samples", True, facts)
 
 
 def _run(
-    found: Archive, manifest: Mapping[str, Any], profile: targets.Target, device: str, inputs: NDArray[np.float32]
+    found: Archive, manifest: Manifest, profile: Target, device: str, inputs: list[NDArray[Any]]
 ) -> tuple[list[NDArray[Any]], str]:
     from edgeprune import devices
 
-    entry = manifest["artifact"]
+    entry = manifest.artifact
     with tempfile.TemporaryDirectory(prefix="edgeprune-verify-") as folder:
-        paths = found.extract([f"artifact/{name}" for name in entry["files"]], Path(folder))
-        files = {name: paths[f"artifact/{name}"] for name in entry["files"]}
-        artifact = devices.Artifact("bundle", str(entry["runtime"]), "int8", files, dict(entry["options"]))
+        paths = found.extract([f"artifact/{name}" for name in entry.files], Path(folder))
+        opened = {name: paths[f"artifact/{name}"] for name in entry.files}
+        artifact = devices.Artifact("bundle", entry.runtime, "int8", opened, dict(entry.options))
         with devices.connect(profile, device) as connected:
-            outputs = connected.infer(connected.load(artifact), inputs)
+            given: Any = inputs[0].astype(np.float32, copy=False) if not manifest.inputs else inputs[0]
+            if len(inputs) > 1:
+                given = {part.name: array for part, array in zip(manifest.inputs, inputs, strict=True)}
+            outputs = connected.infer(connected.load(artifact), given)
             version = connected.probe().fingerprint.get("runtime_version", "")
-    return outputs, str(version)
+    return outputs, str(version)[:64]
 
 
-def _compare(found: Archive, outputs: list[NDArray[Any]], expected: list[NDArray[Any]], where: str) -> Check:
+def _compare(
+    found: Archive, outputs: list[NDArray[Any]], expected: list[NDArray[Any]], where: str, classifies: bool
+) -> str:
     if len(outputs) != len(expected):
         raise BundleError(f"{found.path}: the artifact has {len(outputs)} outputs; 'samples.npz' has {len(expected)}.")
-    worst, same = 0.0, 1.0
+    worst, same = 0.0, None
     for output, wanted in zip(outputs, expected, strict=True):
         if output.shape != wanted.shape:
             raise BundleError(f"{found.path}: outputs have shape {output.shape}; 'samples.npz' has {wanted.shape}.")
         agreement, error = on_device.compare(output, wanted)
-        worst, same = max(worst, error), min(same, 1.0 if agreement is None else agreement)
-    facts = f"{len(expected[0])} samples on {where}: the same class on {same:.0%}, mean error {worst:.2%} of full scale"
-    if worst > on_device.ERROR or same < on_device.AGREEMENT:
+        worst = max(worst, error)
+        if classifies and agreement is not None:
+            same = agreement if same is None else min(same, agreement)
+    equal = "" if same is None else f"the same class on {same:.0%}, "
+    facts = f"{len(expected[0])} samples on {where}: {equal}mean error {worst:.2%} of full scale"
+    if not (worst <= on_device.ERROR and (same is None or same >= on_device.AGREEMENT)):
         raise BundleError(f"{found.path}: {facts}.", "This artifact does not compute what it did when it was made.")
-    return Check("samples", True, f"{facts}.")
+    return f"{facts}."

@@ -4,14 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from edgeprune.report.page import page, profile_page
+from edgeprune import files
+from edgeprune.report.page import front_page, page, profile_page, sweep_page
+from edgeprune.report.sarif import sarif
+from edgeprune.report.sheet import Tile, draw, overlaid
+from edgeprune.report.words import baseline, forced
+from edgeprune.result import Front, SweepReport
 
-__all__ = ["page", "profile_page", "write", "write_profile"]
+__all__ = [
+    "Tile",
+    "baseline",
+    "draw",
+    "forced",
+    "front_page",
+    "overlaid",
+    "page",
+    "profile_page",
+    "sarif",
+    "sweep_page",
+    "write",
+    "write_front",
+    "write_profile",
+    "write_sweep",
+]
 
 
-def write(result: Mapping[str, Any], path: Path) -> Path:
+def write(result: Mapping[str, object], path: Path) -> Path:
     """Write the page of a result at `path`, whole or not at all.
 
     Args:
@@ -20,17 +39,22 @@ def write(result: Mapping[str, Any], path: Path) -> Path:
     return _write(page(result), path)
 
 
-def write_profile(found: Mapping[str, Any], name: str, path: Path) -> Path:
+def write_profile(found: Mapping[str, object], name: str, path: Path) -> Path:
     """Write the account of a latency table (what profile.json holds) at `path`, whole or not at all."""
     return _write(profile_page(found, name), path)
 
 
+def write_front(found: Front, path: Path) -> Path:
+    """Write the page of a front (what front.json holds) at `path`, whole or not at all."""
+    return _write(front_page(found), path)
+
+
+def write_sweep(found: SweepReport, path: Path) -> Path:
+    """Write the page over all runs of a sweep (what sweep.json holds) at `path`, whole or not at all."""
+    return _write(sweep_page(found, path.parent), path)
+
+
 def _write(text: str, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    files.write_text(path, text)
     return path

@@ -1,27 +1,46 @@
-"""Building HTML that cannot be broken by what it shows: text is escaped unless it is `Html` already."""
+"""HTML that cannot be broken by what it shows: text is escaped by Jinja2 unless it is `Html` already.
+
+The parts of a page are macros of parts.html; `tag` spells a single element, as the plots need them.
+"""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from functools import cache
+from typing import Any, cast
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 VOID = {"meta", "link", "br", "hr", "rect", "line", "circle", "path", "polyline", "col"}
-
-
-class Html(str):
-    """Markup that is finished. Everything else is text, and is escaped where it is put in."""
-
-    __slots__ = ()
-
-
+LONGEST = 20_000  # characters of one piece of text
+Html = Markup
 NOTHING = Html("")
+
+
+@cache
+def environment() -> Environment:
+    """Where templates come from: what is put in is spelled out, then escaped."""
+    return Environment(
+        loader=PackageLoader("edgeprune.report", "."), autoescape=True, undefined=StrictUndefined, finalize=_finished
+    )
+
+
+def rendered(template: str, **values: Any) -> str:
+    """A template of this folder with these values."""
+    return environment().get_template(template).render(**values)
+
+
+def _part(name: str, *arguments: Any) -> Html:
+    """A macro of parts.html."""
+    macro = getattr(environment().get_template("parts.html").module, name)
+    return cast(Html, macro(*arguments))
 
 
 def tag(name: str, /, *children: Any, **attributes: Any) -> Html:
     """An element. `cls` is class, `_` in a name is `-`; an attribute that is None is left out."""
     spelled = "".join(
-        f' {"class" if key == "cls" else key.replace("_", "-")}="{html.escape(str(value), quote=True)}"'
+        f' {"class" if key == "cls" else key.replace("_", "-")}="{text(value)}"'
         for key, value in attributes.items()
         if value is not None
     )
@@ -33,24 +52,43 @@ def tag(name: str, /, *children: Any, **attributes: Any) -> Html:
 
 def join(children: Iterable[Any], between: str = "") -> Html:
     """Children one after the other; text is escaped, None and False are left out."""
-    return Html(between.join(_one(child) for child in children))
+    return Html(Html(between).join(_finished(child) for child in children))
 
 
-def _one(child: Any) -> str:
+def _finished(child: Any) -> str:
+    """What stands on the page for a value; text is still to be escaped."""
     if child is None or child is False:
         return ""
     if isinstance(child, Html):
         return child
     if isinstance(child, list | tuple):
         return join(child)
-    return html.escape(str(child), quote=True)
+    return spelled(child)
+
+
+def text(value: Any) -> Html:
+    """Any value as text of a page, its markup escaped."""
+    return escape(spelled(value))
+
+
+def spelled(value: Any) -> str:
+    """Any value as text: control, invisible and turning characters spelled out (\\x1b)."""
+    found = str(value)
+    if len(found) > LONGEST:
+        found = f"{found[:LONGEST]}... ({len(found) - LONGEST:,} more characters)"
+    if not found.isprintable():
+        found = "".join(one if one.isprintable() or one == "\n" else _spelled(one) for one in found)
+    return found
+
+
+def _spelled(one: str) -> str:
+    code = ord(one)
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" if code < 65536 else f"\\U{code:08x}"
 
 
 def section(identity: str, title: str, *children: Any, lead: Any = None) -> Html:
     """A section of the page with its heading; nothing when it has no content."""
-    if not any(children):
-        return NOTHING
-    return tag("section", tag("h2", title), lead and tag("p", lead, cls="lead"), children, id=identity)
+    return _part("section", identity, title, children, lead) if any(children) else NOTHING
 
 
 def table(
@@ -68,43 +106,26 @@ def table(
         strong: the row of that name stands out.
         stack: for sentences: on a narrow screen each row becomes a block.
     """
-    right = set(numbers)
-
-    def row(values: Sequence[Any]) -> Html:
-        cells = [tag("th", values[0], scope="row")]
-        for index, value in enumerate(values[1:], start=1):
-            cells.append(tag("td", value, cls="number" if index in right else None))
-        return tag("tr", cells, cls="strong" if strong and values[0] == strong else None)
-
-    body = [row(values) for values in rows]
-    if not body:
-        return NOTHING
-    names = [tag("th", text, cls="number" if i in right else None, scope="col") for i, text in enumerate(head)]
-    inner = tag("table", tag("thead", tag("tr", names)), tag("tbody", body), cls="stack" if stack else None)
+    body = [list(values) for values in rows]
     label = caption or ", ".join(filter(None, head))
-    made = tag("div", inner, cls="scroll", tabindex="0", role="region", aria_label=label)
-    return join([tag("p", caption, cls="hint"), made]) if caption else made
+    return _part("table", head, body, set(numbers), caption, label, strong, stack) if body else NOTHING
 
 
 def fold(summary: Any, *children: Any) -> Html:
     """Details that open on demand; nothing when they are empty."""
-    return tag("details", tag("summary", summary), children) if any(children) else NOTHING
+    return _part("fold", summary, children) if any(children) else NOTHING
 
 
 def figure(caption: Any, *children: Any) -> Html:
     """A figure with its caption."""
-    return tag("figure", children, tag("figcaption", caption)) if any(children) else NOTHING
+    return _part("figure", caption, children) if any(children) else NOTHING
 
 
 def legend(entries: Mapping[str, str]) -> Html:
     """Class of a mark -> what it means."""
-    return tag("p", [tag("span", tag("i", cls=f"swatch {kind}"), text) for kind, text in entries.items()], cls="legend")
+    return _part("legend", entries)
 
 
-def definitions(pairs: Mapping[str, Any]) -> Html:
+def definitions(pairs: Mapping[str, object]) -> Html:
     """A list of names and values."""
-    return (
-        tag("dl", [tag("div", tag("dt", name), tag("dd", value)) for name, value in pairs.items()])
-        if pairs
-        else NOTHING
-    )
+    return _part("definitions", pairs) if pairs else NOTHING

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from edgeprune.report import plot, words
 from edgeprune.report.markup import NOTHING, Html, fold, join, legend, section, table, tag
+from edgeprune.result import Facts
 
 DEPTH = "layers, from input to output"
 
 
-def latency(result: Mapping[str, Any]) -> Html:
+def latency(result: Facts) -> Html:
     """Time of each layer's kernels in the runtime's own profile, dense and pruned INT8."""
-    unit = str(result.get("unit", "ms"))
-    timed = [layer for layer in result.get("layers") or () if words.finite(layer.get("dense_ms")) is not None]
+    unit = result.text("unit", "ms")
+    timed = [layer for layer in result.parts("layers") if layer.number("dense_ms") is not None]
     bars, scale = [], 1e-3 if unit == "instructions" else 1000.0
     drawn = [layer for layer in timed if layer.get("before")]  # the rest belongs to no layer: it is in the table
     for layer in drawn:
-        before, after = words.finite(layer.get("dense_ms")) or 0.0, words.finite(layer.get("pruned_ms"))
+        before, after = layer.number("dense_ms") or 0.0, layer.number("pruned_ms")
         after_text = "removed" if layer.get("removed") else words.small((after or 0.0) * scale)
         title = f"{layer.get('name')}: {words.small(before * scale)} → {after_text}"
         bars.append(plot.Bar(title, before * scale, (after or 0.0) * scale, bool(layer.get("removed"))))
@@ -34,39 +35,37 @@ def latency(result: Mapping[str, Any]) -> Html:
         plot.columns(bars, name, DEPTH, description),
         bars and legend({**marks, "gone": "removed"} if any(bar.gone for bar in bars) else marks),
         fold(f"All {len(bars)} layers as a table", made),
-        lead="Kernel times from the runtime's own profile of the very artifacts; a kernel counts for the layer whose "
-        "weights it uses; those that use none are in the table, as (other). Profiling slows a run, so the sum is "
-        "usually above the end-to-end latency.",
+        lead="How the runtime's own profile of the very artifacts divides their latency; a kernel counts for the layer "
+        "whose weights it uses; those that use none are in the table, as (other). The sum is the measured median.",
     )
 
 
-def _row(layer: Mapping[str, Any], scale: float) -> list[Any]:
-    before, after = words.finite(layer.get("dense_ms")) or 0.0, words.finite(layer.get("pruned_ms")) or 0.0
+def _row(layer: Facts, scale: float) -> list[Any]:
+    before, after = layer.number("dense_ms") or 0.0, layer.number("pruned_ms") or 0.0
     saved = words.percent(1 - after / before, 0) if before > 0 else words.NONE
     shown = "removed" if layer.get("removed") else words.small(after * scale)
     return [tag("code", layer.get("name")), words.small(before * scale), shown, saved]
 
 
-def _total(layers: Sequence[Mapping[str, Any]], scale: float) -> list[Any]:
-    total = {"name": "sum"}
-    sums = {key: sum(words.finite(layer.get(key)) or 0.0 for layer in layers) for key in ("dense_ms", "pruned_ms")}
-    return _row({**total, **sums}, scale)
+def _total(layers: Sequence[Facts], scale: float) -> list[Any]:
+    sums = {key: sum(layer.number(key) or 0.0 for layer in layers) for key in ("dense_ms", "pruned_ms")}
+    return _row(Facts({"name": "sum", **sums}), scale)
 
 
-def widths(result: Mapping[str, Any]) -> Html:
+def widths(result: Facts) -> Html:
     """Output channels of each layer, before and after."""
-    layers = [layer for layer in result.get("layers") or () if _has_widths(layer)]
+    layers = [layer for layer in result.parts("layers") if _has_widths(layer)]
     bars = []
     for layer in layers:
-        before, after, gone = layer["before"], layer["after"], bool(layer.get("removed"))
-        change = "removed" if gone else f"{after[1]} of {before[1]} channels"
-        bars.append(plot.Bar(f"{layer.get('name')}: {change}", float(before[1]), float(after[1]), gone))
+        before, after, gone = _width(layer, "before"), _width(layer, "after"), bool(layer.get("removed"))
+        change = "removed" if gone else f"{after} of {before} channels"
+        bars.append(plot.Bar(f"{layer.get('name')}: {change}", float(before), float(after), gone))
     rows = [
         [
             tag("code", layer.get("name")),
             _change(layer, 0),
             _change(layer, 1),
-            tag("code", layer["group"]) if layer.get("group") else words.NONE,
+            tag("code", layer.get("group")) if layer.get("group") else words.NONE,
         ]
         for layer in layers
     ]
@@ -84,24 +83,32 @@ def widths(result: Mapping[str, Any]) -> Html:
     )
 
 
-def _has_widths(layer: Mapping[str, Any]) -> bool:
-    return all(len(layer.get(side) or ()) == 2 for side in ("before", "after"))
+def _has_widths(layer: Facts) -> bool:
+    return all(len(layer.listed(side)) == 2 for side in ("before", "after"))
 
 
-def _change(layer: Mapping[str, Any], side: int) -> str:
-    before, after = layer["before"][side], layer["after"][side]
+def _width(layer: Facts, when: str, side: int = 1) -> int:
+    """Channels that go in (side 0) or come out; raises TypeError where that is no number."""
+    found = layer.listed(when)[side]
+    if not isinstance(found, int | float):
+        raise TypeError(f"{type(found).__name__} where a number of channels belongs")
+    return int(found)
+
+
+def _change(layer: Facts, side: int) -> str:
+    before, after = _width(layer, "before", side), _width(layer, "after", side)
     if layer.get("removed"):
         return f"{before} → removed"
     return f"{before}" if before == after else f"{before} → {after}"
 
 
-def frozen(result: Mapping[str, Any]) -> Html:
+def frozen(result: Facts) -> Html:
     """What could not be narrowed, and why."""
     rows = []
-    for entry in result.get("frozen") or ():
+    for entry in result.parts("frozen"):
         where = join([tag("code", text) for text in (entry.get("operator"), entry.get("source")) if text], " ")
-        held = [str(name) for name in entry.get("blocks") or ()]
-        rows.append([str(entry.get("what", "")), str(entry.get("why", "")), where, _names(held)])
+        held = [str(name) for name in entry.listed("blocks")]
+        rows.append([entry.text("what"), entry.text("why"), where, _names(held)])
     lead = "These widths stay as they are, whatever the budget."
     return section(
         "frozen", "Frozen, and why", table(["what", "why", "operator, source", "holds"], rows, stack=True), lead=lead

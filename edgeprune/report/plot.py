@@ -16,7 +16,7 @@ WIDE, NARROW = 720, 340
 
 
 @dataclass(frozen=True)
-class Point:
+class Mark:
     """A mark: where, its style class, a label beside it, and what it says when pointed at."""
 
     x: float
@@ -119,7 +119,7 @@ def axes(frame: Frame, x_name: str, y_name: str, x_ticks: bool = True) -> Html:
 
 
 def scatter(
-    points: Sequence[Point],
+    points: Sequence[Mark],
     x_name: str,
     y_name: str,
     description: str,
@@ -158,7 +158,7 @@ def _region(frame: Frame, wanted: tuple[float, float]) -> Html:
     )
 
 
-def _labels(frame: Frame, points: Sequence[Point]) -> list[tuple[float, float, str]]:
+def _labels(frame: Frame, points: Sequence[Mark]) -> list[tuple[float, float, str]]:
     """A place for each label: beside its point, pushed down where another label is already there."""
     placed: list[tuple[float, float, str]] = [(0.0, 0.0, "")] * len(points)
     taken: list[tuple[float, float, float]] = []

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
+from edgeprune import result as results
 from edgeprune.report import plot, words
 from edgeprune.report.markup import NOTHING, Html, figure, join, legend, section, table, tag
+from edgeprune.result import Facts, Network, Result, number, quantity
 
 COUNTED = {
     "instructions": " Instructions of an emulated board stand for no time.",
@@ -14,70 +13,94 @@ COUNTED = {
 }
 
 
-def head(result: Mapping[str, Any]) -> Html:
+def head(result: Facts) -> Html:
     """The verdict and the four tiles."""
-    return join([_verdict(result), _tiles(result)])
+    read = results.glance(result.data)
+    return join([_verdict(result, read), _tiles(read)])
 
 
-def _verdict(result: Mapping[str, Any]) -> Html:
-    failed = [gate for gate in result.get("gates") or () if not gate.get("passed")]
+def _verdict(result: Facts, read: Result) -> Html:
+    every = result.parts("gates")
+    failed = [gate for gate in every if gate.get("passed") is not True]
     word = result.get("verdict")
-    if word == "release" and not failed:
-        return tag("div", tag("strong", "Release"), tag("p", _in_a_sentence(result)), cls="verdict release")
+    if word == "release" and every and not failed:
+        return tag("div", tag("strong", "Release"), tag("p", _in_a_sentence(read)), cls="verdict release")
     if word == "unverified":
         hint = " ".join(f"{gate.get('message')} {gate.get('remedy')}" for gate in failed)
-        sentence = _in_a_sentence(result).replace("measured on", "modelled for")
+        sentence = _in_a_sentence(read)
+        if result.get("unit") == "modelled ms":
+            sentence = sentence.replace("measured on", "modelled for")
         return tag("div", tag("strong", "Unverified"), tag("p", hint), tag("p", sentence), cls="verdict open")
     if word in ("refused", "release"):
         reasons = tag(
             "ul", [tag("li", f"{gate.get('name')}: {gate.get('message')} {gate.get('remedy')}") for gate in failed]
         )
-        title = f"Refused: {len(failed)} of {len(result.get('gates') or ())} gates failed"
-        return tag("div", tag("strong", title), tag("p", _in_a_sentence(result)), reasons, cls="verdict refused")
+        title = f"Refused: {len(failed)} of {len(every)} gates failed"
+        return tag("div", tag("strong", title), tag("p", _in_a_sentence(read)), reasons, cls="verdict refused")
     hint = "The run has not come to its validation: edgeprune TARGET run RECIPE goes on with it."
     return tag("div", tag("strong", "No verdict yet"), tag("p", hint), cls="verdict open")
 
 
-def _in_a_sentence(result: Mapping[str, Any]) -> str:
-    faster, unit = words.finite(result.get("speedup_vs_dense_int8")), str(result.get("unit", "ms"))
-    drop, wanted = _drop(result), words.budget(result)
+def _in_a_sentence(result: Result) -> str:
+    faster, compared = words.finite(result.speedup_vs_dense_int8), _drop(result)
     parts = []
     if faster is not None:
         parts.append(f"{words.times(faster)} the speed of the dense INT8 network")
-    if drop is not None:
-        side = "below" if drop > 0 else "above"
-        parts.append(f"{abs(drop):.2f} points {side} the dense FP32 network")
-    if wanted is not None:
-        parts.append(
-            f"{words.latency(words.median(result.get('pruned_int8')), unit)} of {words.latency(wanted, unit)} allowed"
+    if compared:
+        parts.append(f"{compared} the dense FP32 network")
+    if result.allowed is not None and result.pruned_int8 is not None:
+        mine, allowed = (
+            words.latency(_median(result.pruned_int8), result.unit),
+            words.latency(result.allowed, result.unit),
         )
+        parts.append(f"{mine} of {allowed} allowed")
     where = f"measured on {words.runtime(result)}"
     return f"{', '.join(parts)}; {where}." if parts else ""
 
 
-def _drop(result: Mapping[str, Any]) -> float | None:
-    dense = words.finite((result.get("dense_fp32") or {}).get("accuracy"))
-    pruned = words.finite((result.get("pruned_int8") or {}).get("accuracy"))
-    return None if dense is None or pruned is None else 100 * (dense - pruned)
+def _drop(result: Result) -> str:
+    """0.35 points below; 0.12 mm above."""
+    dense, pruned = (_rated(one) for one in (result.dense_fp32, result.pruned_int8))
+    if dense is None or pruned is None or dense.value is None or pruned.value is None:
+        return ""
+    apart = abs(dense.value - pruned.value)
+    side = "below" if pruned.value < dense.value else "above"
+    return " ".join(filter(None, (number(apart, dense.unit), dense.unit, side)))
 
 
-def _tiles(result: Mapping[str, Any]) -> Html:
-    ours, dense = result.get("pruned_int8") or {}, result.get("dense_int8") or {}
-    full, unit = result.get("dense_fp32") or {}, str(result.get("unit", "ms"))
-    if not ours:
+def _rated(network: Network | None) -> results.ScoreInfo | None:
+    return network.rated if network else None
+
+
+def _median(network: Network | None) -> float | None:
+    return words.finite(network.measured.median) if network and network.measured else None
+
+
+def _title(result: Result) -> str:
+    """The metric, with the unit of its values."""
+    rated = next((one.rated for one in result.networks.values() if one.rated), None)
+    return rated.title if rated else "score"
+
+
+def _tiles(result: Result) -> Html:
+    ours, dense, full = result.pruned_int8, result.dense_int8, result.dense_fp32
+    if ours is None:
         return NOTHING
-    small, large = words.finite(ours.get("bytes")), words.finite(dense.get("bytes"))
-    saved = f"dense INT8 {words.size(large)}" if small is not None and large else ""
-    budget = words.budget(result)
+    saved = f"dense INT8 {words.size(dense.bytes)}" if dense and ours.bytes is not None and dense.bytes else ""
+    rated, reference = _rated(ours), _rated(full)
     tiles = [
-        ("Speed-up", words.times(result.get("speedup_vs_dense_int8")), _wanted_speed(result)),
+        ("Speed-up", words.times(result.speedup_vs_dense_int8), _wanted_speed(result)),
         (
             "Latency, median",
-            words.latency(words.median(ours), unit),
-            budget and f"budget {words.latency(budget, unit)}",
+            words.latency(_median(ours), result.unit),
+            result.allowed is not None and f"budget {words.latency(result.allowed, result.unit)}",
         ),
-        ("Accuracy, top-1", words.percent(ours.get("accuracy")), f"dense FP32 {words.percent(full.get('accuracy'))}"),
-        ("Size", words.size(small), saved),
+        (
+            ("Accuracy, " if result.task.kind == "classification" else "") + (rated.metric if rated else "score"),
+            rated.text if rated else words.NONE,
+            f"dense FP32 {reference.text}" if reference else "",
+        ),
+        ("Size", words.size(ours.bytes), saved),
     ]
     made = [
         tag("div", tag("dt", name), tag("dd", value, cls="big"), tag("dd", hint or "", cls="hint"), cls="tile")
@@ -86,91 +109,128 @@ def _tiles(result: Mapping[str, Any]) -> Html:
     return tag("dl", made, cls="tiles")
 
 
-def _wanted_speed(result: Mapping[str, Any]) -> str:
-    wanted = words.finite((result.get("budget") or {}).get("speedup"))
-    dense = words.latency(words.median(result.get("dense_int8")), str(result.get("unit", "ms")))
+def _wanted_speed(result: Result) -> str:
+    wanted = words.finite(result.budget.speedup)
+    dense = words.latency(_median(result.dense_int8), result.unit)
     return f"over dense INT8; asked for {words.times(wanted)}" if wanted else f"over dense INT8 at {dense}"
 
 
-def gates(result: Mapping[str, Any]) -> Html:
+def gates(result: Facts) -> Html:
     """Each gate with what was found; a failed one with what would help."""
     rows = []
-    for gate in result.get("gates") or ():
+    for gate in result.parts("gates"):
         good = bool(gate.get("passed"))
         mark = tag("span", "✓ passed" if good else "✗ failed", cls="ok" if good else "no")
-        helps = tag("span", gate["remedy"], cls="remedy") if gate.get("remedy") and not good else None
-        rows.append([gate.get("name"), mark, [str(gate.get("message", "")), helps]])
+        helps = tag("span", gate.get("remedy"), cls="remedy") if gate.get("remedy") and not good else None
+        rows.append([gate.get("name"), mark, [gate.text("message"), helps]])
     lead = "What must hold on the device's own runtime before a bundle is written."
     return section("gates", "Gates", table(["gate", "", "found"], rows, stack=True), lead=lead)
 
 
-def networks(result: Mapping[str, Any]) -> Html:
-    """The table and the plot of accuracy against latency."""
-    unit = str(result.get("unit", "ms"))
-    shown = {key: result[key] for key in words.NETWORKS if result.get(key)}
-    base = words.median(result.get("dense_int8"))
+def networks(found: Facts) -> Html:
+    """The table and the plot of the score against latency."""
+    result = results.glance(found.data)
+    base, unit, answers = _median(result.dense_int8), result.unit, _agreements(result)
     rows = []
-    for key, figures in shown.items():
-        times = words.latency_of(figures)
-        middle = words.median(figures)
-        rows.append(
-            [
-                words.NETWORKS[key],
-                words.percent(figures.get("accuracy")),
-                words.latency(middle, unit, named=False),
-                words.times(base / middle if base and middle else None),
-                words.size(figures.get("bytes")),
-                words.latency(times.get("p90"), unit, named=False),
-                words.latency(times.get("p99"), unit, named=False),
-                words.percent(times.get("spread"), 1),
-                words.percent(figures.get("agreement"), 1),
-            ]
-        )
-    head = ["network", "top-1", f"median, {unit}", "speed-up", "size", "p90", "p99", "spread", "agrees"]
-    made = table(head, rows, range(1, 9), _how_measured(result), strong=words.NETWORKS["pruned_int8"])
-    return section("networks", "Accuracy and latency", _scatter(result, shown, unit), made, _difference(result))
+    for key, figures in result.networks.items():
+        times, middle = figures.measured, _median(figures)
+        rated = figures.rated
+        row = [
+            words.NETWORKS[key],
+            rated.text if rated else words.NONE,
+            words.latency(middle, unit, named=False),
+            words.times(base / middle if base and middle else None),
+            words.size(figures.bytes),
+            words.latency(times.p90 if times else None, unit, named=False),
+            words.latency(times.p99 if times else None, unit, named=False),
+            words.percent(times.spread if times else None, 1),
+        ]
+        rows.append([*row, words.percent(figures.agreement, 1)] if answers else row)
+    rated = next((one.rated for one in result.networks.values() if one.rated), None)
+    head = [
+        "network",
+        rated.metric if rated else "score",
+        f"median, {unit}",
+        "speed-up",
+        "size",
+        "p90",
+        "p99",
+        "spread",
+    ]
+    head += ["agrees"] if answers else []
+    strong = words.NETWORKS["pruned_int8"]
+    note = f"{_how_measured(result)}{_fed(found)} {words.forced(found.get('profile'))} {words.baseline(result)}".strip()
+    made = table(head, rows, range(1, len(head)), note, strong=strong)
+    return section("networks", "Accuracy and latency", _scatter(result), made, _difference(result))
 
 
-def _how_measured(result: Mapping[str, Any]) -> str:
-    images = (result.get("pruned_int8") or {}).get("images")
-    unit = str(result.get("unit", "ms"))
-    counted = COUNTED.get(unit, "")
-    return (f"{images:,} test images on the device's runtime; " if isinstance(images, int) else "") + (
-        f"latencies measured interleaved. Agrees: predicts the same class as dense FP32.{counted}"
-    )
+def _fed(found: Facts) -> str:
+    """What [export] has put before and behind the network."""
+    asked = found.part("recipe").part("export")
+    said = {"is fed": asked.text("input"), "gives": asked.text("output")}
+    told = " and ".join(f"{verb} {what}" for verb, what in said.items() if what)
+    return f" Every artifact {told}: that is in its latency." if told else ""
 
 
-def _scatter(result: Mapping[str, Any], shown: Mapping[str, Any], unit: str) -> Html:
-    points, scale = [], 1e-6 if unit == "instructions" else 1.0
-    for key, figures in shown.items():
-        x, y = words.median(figures), words.finite(figures.get("accuracy"))
-        if x is None or y is None:
+def _agreements(result: Result) -> bool:
+    return any(one.agreement is not None for one in result.networks.values())
+
+
+def _how_measured(result: Result) -> str:
+    rated = _rated(result.pruned_int8)
+    measured = f"{words.examples(result, rated.examples)} on the device's runtime; " if rated and rated.examples else ""
+    better = "" if rated is None or rated.higher_is_better else f" Lower {rated.metric} is better."
+    agrees = " Agrees: predicts the same class as dense FP32." if _agreements(result) else ""
+    return f"{measured}latencies measured interleaved.{better}{agrees}{COUNTED.get(result.unit, '')}"
+
+
+def _scatter(result: Result) -> Html:
+    points, unit, scale = [], result.unit, 1e-6 if result.unit == "instructions" else 1.0
+    for key, figures in result.networks.items():
+        rated, x = figures.rated, _median(figures)
+        y = words.finite(rated.value) if rated else None
+        if x is None or y is None or rated is None:
             continue
         kind = "ours" if key == "pruned_int8" else "float" if key.endswith("fp32") else "dense"
-        title = f"{words.NETWORKS[key]}: {words.percent(y)}, {words.latency(x, unit)}"
-        points.append(plot.Point(x * scale, 100 * y, kind, words.NETWORKS[key], title))
-    budget, dense = words.budget(result), words.finite((result.get("dense_fp32") or {}).get("accuracy"))
-    allowed = words.finite((result.get("budget") or {}).get("max_drop"))
+        title = f"{words.NETWORKS[key]}: {rated.text}, {words.latency(x, unit)}"
+        points.append(plot.Mark(x * scale, y, kind, words.NETWORKS[key], title))
+    dense, allowed = _rated(result.dense_fp32), words.finite(result.budget.max_drop)
     wanted = None
-    if budget is not None and dense is not None and allowed is not None:
-        wanted = (budget * scale, 100 * dense - allowed)
+    if result.allowed is not None and dense is not None and dense.value is not None and allowed is not None:
+        worst = dense.value - allowed if dense.higher_is_better else dense.value + allowed
+        wanted = (result.allowed * scale, worst)
     name = f"million {unit}" if unit == "instructions" else f"median latency, {unit}"
-    description = "Accuracy against latency: " + "; ".join(point.title for point in points)
-    drawn = plot.scatter(points, name, "top-1, %", description, wanted=wanted)
-    return figure(legend({"wanted": "what the recipe asks for", "limit": "budget, and lowest accuracy"}), drawn)
+    description = f"{_title(result)} against latency: " + "; ".join(point.title for point in points)
+    drawn = plot.scatter(points, name, _title(result), description, wanted=wanted)
+    what = "accuracy" if result.task.kind == "classification" else result.task.metric
+    end = "lowest" if result.task.higher_is_better else "highest"
+    return figure(legend({"wanted": "what the recipe asks for", "limit": f"budget, and {end} {what}"}), drawn)
 
 
-def _difference(result: Mapping[str, Any]) -> Html:
-    """How sure the accuracy difference is, on the same images."""
-    found = result.get("difference") or {}
-    points, low, high = (words.finite(found.get(key)) for key in ("points", "low", "high"))
-    p_value = words.finite(found.get("p_value"))
-    if points is None or low is None or high is None or p_value is None:
-        return NOTHING
-    text = (
-        f"Pruned INT8 minus dense FP32 on the same images: {points:+.2f} points, 95 % interval {low:+.2f} to "
-        f"{high:+.2f} (McNemar's exact test: p = {p_value:.2g}). Dense alone is right on {found.get('only_second')} "
-        f"images, pruned alone on {found.get('only_first')}. The gate judges the measured figure; the interval says "
-        "how much of it may be chance."
-    )
-    return tag("p", text, cls="lead")
+def _difference(result: Result) -> Html:
+    """How sure the difference is, on the same examples."""
+    found, judged = result.difference, result.comparison
+    text = ""
+    if found is not None:
+        text = (
+            f"Pruned INT8 minus dense FP32 on the same images: {found.points:+.2f} points, 95 % interval "
+            f"{found.low:+.2f} to {found.high:+.2f} (McNemar's exact test: p = {found.p_value:.2g}). Dense alone is "
+            f"right on {found.only_second} images, pruned alone on {found.only_first}."
+        )
+    elif judged is not None and judged.drop is not None:
+        side = judged.worse if judged.drop > 0 else judged.better
+        text = (
+            f"Pruned INT8 is {_amount(abs(judged.drop), judged.unit)} {side} dense FP32 in {judged.metric} on the same "
+            f"{judged.examples:,} examples ({judged.method})."
+        )
+    if judged is not None and judged.high is not None and text:
+        kind = "exact upper limit" if found is not None else "upper limit"
+        text += (
+            f" The gate judges the drop's {kind}: with {100 * judged.confidence:g} % confidence at most "
+            f"{_amount(judged.high, judged.unit)}."
+        )
+    return tag("p", text, cls="lead") if text else NOTHING
+
+
+def _amount(value: float, unit: str) -> str:
+    return quantity(value, unit, unit)

@@ -4,29 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
-from edgeprune.target import latency_key
+from edgeprune import runtimes
+from edgeprune.result import NAMES as NETWORKS
+from edgeprune.result import NONE, Result, finite, number, quantity, scale
 
-NETWORKS = {
-    "dense_fp32": "dense FP32",
-    "dense_int8": "dense INT8",
-    "pruned_fp32": "pruned FP32",
-    "pruned_int8": "pruned INT8",
-}
-RUNTIMES = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT"}
-UNITS = ("ms", "instructions", "modelled ms")
-NONE = "–"
+__all__ = ["NETWORKS", "NONE", "Result", "finite", "number", "quantity", "scale"]
 
 
-def finite(value: Any) -> float | None:
-    """The number, or None when there is none or it is not finite."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
-
-
-def latency(value: Any, unit: str = "ms", *, named: bool = True) -> str:
+def latency(value: object, unit: str = "ms", *, named: bool = True) -> str:
     """0.453 ms; 1.21 M instructions."""
     number = finite(value)
     if number is None:
@@ -37,19 +23,19 @@ def latency(value: Any, unit: str = "ms", *, named: bool = True) -> str:
     return f"{number:.{digits}f}" + (f" {unit}" if named else "")
 
 
-def small(value: Any) -> str:
+def small(value: object) -> str:
     """A layer's time: three significant digits."""
     number = finite(value)
     return NONE if number is None else f"{number:.3g}" if number < 1e4 else f"{number:,.0f}"
 
 
-def percent(value: Any, digits: int = 2) -> str:
+def percent(value: object, digits: int = 2) -> str:
     """A fraction as per cent."""
     number = finite(value)
     return NONE if number is None else f"{100 * number:.{digits}f} %"
 
 
-def size(value: Any) -> str:
+def size(value: object) -> str:
     """Bytes in kB or MB (decimal)."""
     number = finite(value)
     if number is None:
@@ -57,13 +43,13 @@ def size(value: Any) -> str:
     return f"{number / 1e6:.2f} MB" if number >= 1e6 else f"{number / 1e3:.0f} kB"
 
 
-def times(value: Any) -> str:
+def times(value: object) -> str:
     """A ratio."""
     number = finite(value)
     return NONE if number is None else f"{number:.2f}×"
 
 
-def seconds(value: Any) -> str:
+def seconds(value: object) -> str:
     """A duration."""
     number = finite(value)
     if number is None:
@@ -74,7 +60,7 @@ def seconds(value: Any) -> str:
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
 
 
-def plain(value: Any) -> str:
+def plain(value: object) -> str:
     """Any value of a recipe or a fingerprint, in one line."""
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {plain(item)}" for key, item in value.items())
@@ -87,38 +73,40 @@ def plain(value: Any) -> str:
     return NONE if value is None or value == "" else str(value)
 
 
-def entries(value: Any) -> dict[str, Mapping[str, Any]]:
-    """The entries of a mapping that are mappings themselves."""
-    found = value if isinstance(value, Mapping) else {}
-    return {str(name): entry for name, entry in found.items() if isinstance(entry, Mapping)}
-
-
-def points(items: Any, x: str, y: str) -> list[tuple[float, float]]:
-    """(x, y) of those entries of a list that have both as finite numbers."""
-    pairs = [(finite(entry.get(x)), finite(entry.get(y))) for entry in items or () if isinstance(entry, Mapping)]
-    return [(first, second) for first, second in pairs if first is not None and second is not None]
-
-
-def runtime(result: Mapping[str, Any]) -> str:
+def runtime(result: Result) -> str:
     """The runtime's name and version, such as OpenVINO 2026.4.1."""
-    found = result.get("runtime") or {}
-    name = str(found.get("name") or "")
-    return f"{RUNTIMES.get(name, name)} {found.get('version') or ''}".strip()
+    found = result.runtime
+    return f"{runtimes.title(found.name)} {found.version}".strip()
 
 
-def latency_of(figures: Any) -> Mapping[str, Any]:
-    """The latency of one network of a result: median, p90, ..."""
-    if not isinstance(figures, Mapping):
-        return {}
-    found = next((figures[key] for key in map(latency_key, UNITS) if figures.get(key)), None) or {}
-    return found if isinstance(found, Mapping) else {"median": found}
+def examples(result: Result, count: int) -> str:
+    """2,000 test images; of another task: examples."""
+    what = "images" if result.task.kind == "classification" and len(result.inputs) < 2 else "examples"
+    return f"{count:,} test {what}"
 
 
-def median(figures: Any) -> float | None:
-    """Median latency of one network of a result; None when it was not measured."""
-    return finite(latency_of(figures).get("median"))
+def forced(profile: object) -> str:
+    """What the target's options force upon float layers, in a sentence; empty where it is nothing."""
+    for section in ("execution", "options"):
+        profile = profile.get(section) if isinstance(profile, Mapping) else None
+    hints = profile.items() if isinstance(profile, Mapping) else ()
+    found = next((f"{key} = {value}" for key, value in hints if str(key).endswith("PRECISION_HINT")), "")
+    told = f"FP32 rows were run with {found}; the runtime's own default may take a shorter type, and be faster."
+    return told if found else ""
 
 
-def budget(result: Mapping[str, Any]) -> float | None:
-    """The latency that was asked for, in the result's unit."""
-    return finite(result.get(latency_key(str(result.get("unit", "ms")), "budget")))
+def baseline(result: Result) -> str:
+    """Where the dense INT8 network, which speed-ups are over, is far worse than the released one: in a sentence."""
+    full, dense, ours = (
+        one.rated if one is not None else None for one in (result.dense_fp32, result.dense_int8, result.pruned_int8)
+    )
+    if full is None or dense is None or ours is None or full.value is None or dense.value is None or ours.value is None:
+        return ""
+    side = 1 if full.higher_is_better else -1
+    lost, mine = (side * (full.value - one) for one in (dense.value, ours.value))
+    if lost <= mine + 2 * max(result.budget.max_drop or 0.0, abs(mine)):
+        return ""
+    return (
+        f"Dense INT8 is {quantity(lost, full.unit, full.unit)} worse than dense FP32: nobody would ship it, and a "
+        "speed-up over it says little. Compare with dense FP32."
+    )

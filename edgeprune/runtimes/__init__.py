@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
-import importlib
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from edgeprune.devices.types import Artifact
+from edgeprune.devices import Artifact, wrong_options
 from edgeprune.errors import UsageError
-from edgeprune.runtimes.versions import version
+from edgeprune.runtimes.dialects import Dialect, Role
+from edgeprune.runtimes.runtime import DIALECT, Option, Runtime, load, names, title
 from edgeprune.target import Target
 
 if TYPE_CHECKING:
-    from edgeprune.runtimes.dialects import DIALECTS as DIALECTS
-    from edgeprune.runtimes.dialects import Dialect as Dialect
+    DIALECTS: Mapping[str, Dialect]
 
-__all__ = ["DIALECTS", "Artifact", "Dialect", "build", "flavours", "version"]
+__all__ = [
+    "DIALECT",
+    "DIALECTS",
+    "Artifact",
+    "Dialect",
+    "Option",
+    "Role",
+    "Runtime",
+    "build",
+    "flavours",
+    "for_cpu",
+    "load",
+    "names",
+    "title",
+    "version",
+    "wrong_options",
+]
 
 
 def build(onnx_path: Path, folder: Path, target: Target, name: str, precision: str) -> Artifact:
@@ -34,9 +51,24 @@ def build(onnx_path: Path, folder: Path, target: Target, name: str, precision: s
     if precision not in ("fp32", "int8"):
         raise UsageError(f"precision '{precision}' is unknown.", "Use fp32 or int8.")
     folder.mkdir(parents=True, exist_ok=True)
-    maker = importlib.import_module(f"edgeprune.runtimes.{target.runtime}")
-    artifact: Artifact = maker.build(onnx_path, folder, target, name, precision)
-    return artifact
+    return load(target.runtime).build(onnx_path, folder, target, name, precision)
+
+
+def version(name: str) -> str:
+    """Version of runtime `name` on this machine; raises MissingDependency with the command that installs it."""
+    return load(name).version()
+
+
+def for_cpu(name: str, features: Collection[str]) -> Dialect:
+    """The dialect `name`, or its twin of 63 weight steps where the CPU would saturate.
+
+    Args:
+        features: of the CPU, as the agent reports them; empty where it is not known or no x86.
+    """
+    schemes = __getattr__("DIALECTS")
+    dialect: Dialect = schemes[name]
+    whole = any("vnni" in feature or feature == "amx_int8" for feature in features)
+    return dialect if whole or "avx2" not in features else schemes.get(dialect.without_vnni, dialect)
 
 
 def flavours(target: Target) -> tuple[str, ...]:
@@ -45,6 +77,7 @@ def flavours(target: Target) -> tuple[str, ...]:
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("DIALECTS", "Dialect"):
-        return getattr(importlib.import_module("edgeprune.runtimes.dialects"), name)
+    """`DIALECTS`: the Q/DQ schemes of all runtimes, by name."""
+    if name == "DIALECTS":
+        return MappingProxyType({one.name: one for runtime in names() for one in load(runtime).dialects})
     raise AttributeError(f"module 'edgeprune.runtimes' has no attribute '{name}'")

@@ -1,4 +1,4 @@
-"""The Q/DQ scheme of each runtime, as data: what `quantize.apply` emits and what `quantize.lint` accepts.
+"""A Q/DQ scheme, as data: what `quantize.apply` emits and what `quantize.lint` accepts; each runtime has its own.
 
 A dialect says, for every ONNX operator that may run in INT8, how it takes part (its role), and how scales, zero points,
 weights and biases are written. An operator without a role stays in float. Which placement a dialect asks for was chosen
@@ -7,16 +7,17 @@ by measuring the alternatives on the runtime itself (figures in docs/int8.md), n
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 Role = Literal["compute", "sum", "own", "share", "join"]
 # compute: has weights; its data input is quantised, its weights too (Conv, Gemm, ...)
 # sum:     element-wise with several data inputs; which of them are quantised is the dialect's `residual`
 # own:     one data input, quantised; the output has a scale of its own (average pooling, sigmoid)
-# share:   moves or selects values: the output has the input's scale (max pooling, reshape)
+# share:   moves or selects values: every output has the input's scale (max pooling, reshape, split, nearest resize)
 # join:    Concat: all inputs and the output share one scale
 
 Signed = Literal["asymmetric", "symmetric"]
@@ -28,7 +29,7 @@ class Dialect:
 
     Attributes:
         name: the key in DIALECTS and in a target's profile.
-        runtime: "openvino", "onnxruntime" or "tensorrt".
+        runtime: whose it is, as profiles name it.
         title: for people.
         roles: operator -> its role; operators that are absent stay in float.
         unsigned: tensors that are never negative become uint8 with zero point 0; otherwise they are int8.
@@ -44,6 +45,15 @@ class Dialect:
         depthwise: depthwise convolutions run in INT8.
         narrow: 1x1 convolutions with fewer input channels than this stay in float.
         float_type: element type of everything that is not quantised.
+        strict: the runtime refuses what others only run slower: a bias with a DQ of its own, asymmetric weights.
+        interpolates: a Resize that computes new values has an INT8 kernel.
+        fuses_matmul: MatMul and the Add of a bias become one float Gemm before INT8 kernels are looked for.
+        fuses_attention: products of two activations with the softmax between them are one float kernel.
+        scales_gemm: the INT8 kernel of a Gemm has alpha and beta.
+        without_vnni: the scheme for x86 CPUs that sum products of 8 bits in 16, where this one would saturate.
+        why_uint8: what is wrong with uint8 activations, where they are never written.
+        why_int8: what is slow about int8 activations, where they are not the rule; empty: nothing.
+        since: the runtime's version from which on this scheme is the one to open; empty: any.
         opset, opset_max: the ai.onnx opset that is written (a lower one is raised), and the highest accepted.
     """
 
@@ -63,12 +73,21 @@ class Dialect:
     depthwise: bool = True
     narrow: int = 0
     float_type: Literal["float32", "float16"] = "float32"
+    strict: bool = False
+    interpolates: bool = False
+    fuses_matmul: bool = False
+    fuses_attention: bool = False
+    scales_gemm: bool = True
+    without_vnni: str = ""
+    why_uint8: str = ""
+    why_int8: str = ""
+    since: str = ""
     opset: int = 13
     opset_max: int = 21
     notes: str = field(default="", compare=False)
 
 
-def _roles(*, compute: str, sum: str = "", own: str = "", share: str = "", join: str = "") -> Mapping[str, Role]:
+def roles_of(*, compute: str, sum: str = "", own: str = "", share: str = "", join: str = "") -> Mapping[str, Role]:
     """Operator -> role, from one string of operators a role."""
     groups: tuple[tuple[Role, str], ...] = (
         ("compute", compute),
@@ -80,83 +99,8 @@ def _roles(*, compute: str, sum: str = "", own: str = "", share: str = "", join:
     return MappingProxyType({operator: role for role, operators in groups for operator in operators.split()})
 
 
-_OPENVINO = Dialect(
-    name="openvino",
-    runtime="openvino",
-    title="OpenVINO on x86 CPUs",
-    roles=_roles(
-        compute="Conv ConvTranspose Gemm MatMul",
-        sum="Add",
-        own="AveragePool GlobalAveragePool",
-        share="MaxPool Reshape Flatten Transpose Squeeze Unsqueeze",
-        join="Concat",
-    ),
-    unsigned=True,
-    signed="asymmetric",
-)
-
-_ORT_X86 = Dialect(
-    name="ort-x86",
-    runtime="onnxruntime",
-    title="ONNX Runtime on x86 CPUs",
-    roles=_roles(
-        compute="Conv Gemm MatMul",
-        sum="Add Mul",
-        own="AveragePool GlobalAveragePool Sigmoid",
-        share="MaxPool Reshape Flatten Transpose Squeeze Unsqueeze",
-        join="Concat",
-    ),
-    unsigned=True,
-    signed="asymmetric",
-    bias="int32",
-    outputs=True,
-    notes="U8S8: S8S8 leaves most convolutions in float here. Without VNNI two products can saturate 16 bits.",
-)
-
-# The reduced twin: 7-bit weights cannot saturate the 16-bit sums of x86 CPUs without VNNI.
-_ORT_X86_AVX2 = replace(_ORT_X86, name="ort-x86-avx2", title="ONNX Runtime on x86 without VNNI", weight_levels=63)
-
-_ORT_ARM64 = replace(
-    _ORT_X86,
-    name="ort-arm64",
-    title="ONNX Runtime on 64-bit ARM CPUs",
-    unsigned=False,
-    zero_based=True,
-    notes="S8S8: the dot-product kernels are made for signed activations.",
-)
-
-_TENSORRT_A = Dialect(
-    name="tensorrt-a",
-    runtime="tensorrt",
-    title="TensorRT 8.5 to 10.x",
-    roles=_roles(
-        compute="Conv",
-        sum="Add",
-        share="MaxPool Resize Reshape Flatten Transpose Squeeze Unsqueeze",
-        join="Concat",
-    ),
-    unsigned=False,
-    signed="symmetric",
-    store_float=True,
-    residual="skip",
-    depthwise=False,
-    narrow=8,  # TensorRT-RTX makes no INT8 kernel of EfficientNet-B0's 4 -> 96 squeeze-excite; 8 -> 32 is one
-    opset=13,
-    opset_max=17,
-    notes="Gemm stays float: at batch 1 FP16 is faster. Depthwise stays float below TensorRT 10.",
-)
-
-_TENSORRT_B = replace(
-    _TENSORRT_A,
-    name="tensorrt-b",
-    title="TensorRT 10.12 and later, strongly typed",
-    store_float=False,
-    depthwise=True,
-    float_type="float16",
-    opset=19,
-    opset_max=21,
-    notes="FP16 around INT8; input and output stay FP32 and are cast at the ends.",
-)
-
-_ALL = (_OPENVINO, _ORT_X86, _ORT_X86_AVX2, _ORT_ARM64, _TENSORRT_A, _TENSORRT_B)
-DIALECTS: Mapping[str, Dialect] = MappingProxyType({dialect.name: dialect for dialect in _ALL})
+def __getattr__(name: str) -> Any:
+    """`DIALECTS`, which the package gathers from the runtimes' files; it was defined here, and is found here still."""
+    if name != "DIALECTS":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return sys.modules[__package__].DIALECTS

@@ -11,21 +11,21 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.search.again import Again as Again
-from edgeprune.search.curves import Curves as Curves
+from edgeprune.search.curves import Sensitivity as Sensitivity
 from edgeprune.search.curves import measure as measure
+from edgeprune.search.evaluator import Evaluator as Evaluator
 from edgeprune.search.find import SearchResult as SearchResult
 from edgeprune.search.find import find as find
 from edgeprune.search.formulate import formulate as formulate
 from edgeprune.search.formulate import to_plan as to_plan
 from edgeprune.search.program import Cost as Cost
 from edgeprune.search.solve import solve as solve
-from edgeprune.search.stitch import Stitcher as Stitcher
 
 if TYPE_CHECKING:
     from edgeprune.graph import Plan, Structure
 
 
-def search(structure: Structure, table: Cost, budget: float, curves: Curves, *, blocks: bool = True) -> Plan:
+def search(structure: Structure, table: Cost, budget: float, curves: Sensitivity, *, blocks: bool = True) -> Plan:
     """The network of least loss that the table predicts to run within the budget.
 
     Args:

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from edgeprune.errors import BudgetError
-from edgeprune.graph.structure import Structure
-from edgeprune.search.curves import Curves
+from edgeprune.graph import Structure
+from edgeprune.search.curves import Sensitivity
 from edgeprune.search.find import Cuts, Judge, SearchResult, find
 
 if TYPE_CHECKING:
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 
 class Again:
-    """(latency predictor, budget) -> plan, for `latency.close`; each plan is evaluated once."""
+    """(latency predictor, budget) -> plan, for `latency.refine`; each plan is evaluated once."""
 
     def __init__(
         self,
         structure: Structure,
-        curves: Curves,
+        curves: Sensitivity,
         found: SearchResult,
         judge: Judge,
         *,

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_matrix
 
-from edgeprune.search.program import Array, Choice, Group, Kernel, Program
+from edgeprune.search.program import Array, Assignment, ChannelGroup, Kernel, Program
 
 Allowed = Sequence[NDArray[np.bool_]]  # a mask of states for every variable of the factor graph: groups, then blocks
 
@@ -27,7 +27,7 @@ Allowed = Sequence[NDArray[np.bool_]]  # a mask of states for every variable of 
 class Answer:
     """What HiGHS said. `bound` is a lower bound on the loss of the allowed networks; infinite if there are none."""
 
-    choice: Choice | None
+    choice: Assignment | None
     bound: float
 
 
@@ -155,7 +155,7 @@ def _write(program: Program, allowed: Allowed) -> tuple[_Rows, _Names]:
     return rows, names
 
 
-def _kernel(rows: _Rows, names: _Names, item: Kernel, groups: dict[str, Group]) -> None:
+def _kernel(rows: _Rows, names: _Names, item: Kernel, groups: dict[str, ChannelGroup]) -> None:
     """One kernel: straight onto the widths where that is exact, else cells with their marginals."""
     keep = names.keep.get(item.block)
     if len(item.precisions) == 1 and len(item.groups) == 1 and groups[item.groups[0]].block == item.block:
@@ -202,7 +202,7 @@ def _matrix(rows: _Rows) -> csr_matrix:
     return matrix
 
 
-def _read(program: Program, names: _Names, x: Array) -> Choice:
+def _read(program: Program, names: _Names, x: Array) -> Assignment:
     removed = tuple(name for name, column in names.removed.items() if x[column] > 0.5)
     variants = {
         block.name: block.variants[m].name
@@ -221,4 +221,4 @@ def _read(program: Program, names: _Names, x: Array) -> Choice:
         if len(item.precisions) > 1 and item.block not in gone:
             ways = names.precision[item.name]
             precisions[item.name] = item.precisions[max(ways, key=lambda p: float(x[ways[p]]))].name
-    return Choice(widths, removed, variants, precisions)
+    return Assignment(widths, removed, variants, precisions)

@@ -18,7 +18,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeprune.search.program import Array, Choice, Group, Kernel, Program
+from edgeprune.search.program import Array, Assignment, ChannelGroup, Kernel, Program
 
 Scope = tuple[int, ...]
 CLIQUE_LIMIT = 6_000_000  # cells of one elimination table; beyond it the relaxation is not used
@@ -44,7 +44,7 @@ class Factor:
 
 
 @dataclass(frozen=True, eq=False)
-class Network:
+class FactorGraph:
     """The factor graph: `names[v]` has `sizes[v]` states; the first `groups` variables are groups, the rest blocks."""
 
     program: Program
@@ -52,7 +52,7 @@ class Network:
     factors: tuple[Factor, ...]
     order: tuple[int, ...] | None  # of elimination; None: some clique would be too large
 
-    def choice(self, states: Sequence[int], multiplier: float) -> Choice:
+    def choice(self, states: Sequence[int], multiplier: float) -> Assignment:
         """The network that these states mean; each kernel in the precision that is best at this multiplier."""
         program = self.program
         count = len(program.groups)
@@ -67,10 +67,10 @@ class Network:
                 cell = tuple(index[name] for name in item.groups)
                 best = min(item.precisions, key=lambda way: way.loss + multiplier * float(way.ms[cell]))
                 precisions[item.name] = best.name
-        return Choice(widths, removed, variants, precisions)
+        return Assignment(widths, removed, variants, precisions)
 
 
-def build(program: Program) -> Network:
+def build(program: Program) -> FactorGraph:
     """The factor graph of a checked program."""
     groups, blocks = program.groups, program.blocks
     number = {group.name: v for v, group in enumerate(groups)}
@@ -83,10 +83,10 @@ def build(program: Program) -> Network:
         ms = np.array([0.0, 0.0, *(item.ms for item in block.variants)])
         factors.append(Factor((place[block.name],), (loss,), (ms,)))
     factors += [_kernel(item, number, place, groups, sizes) for item in program.kernels]
-    return Network(program, tuple(sizes), tuple(factors), _order([f.scope for f in factors], sizes))
+    return FactorGraph(program, tuple(sizes), tuple(factors), _order([f.scope for f in factors], sizes))
 
 
-def _group(v: int, group: Group) -> Factor:
+def _group(v: int, group: ChannelGroup) -> Factor:
     extra = [0.0] if group.block else []
     loss = np.array([*group.losses, *extra])
     return Factor((v,), (loss,), (np.zeros_like(loss),))
@@ -101,7 +101,11 @@ def _tie(v: int, block: int, sizes: Sequence[int]) -> Factor:
 
 
 def _kernel(
-    item: Kernel, number: Mapping[str, int], place: Mapping[str, int], groups: Sequence[Group], sizes: Sequence[int]
+    item: Kernel,
+    number: Mapping[str, int],
+    place: Mapping[str, int],
+    groups: Sequence[ChannelGroup],
+    sizes: Sequence[int],
 ) -> Factor:
     scope = [number[name] for name in item.groups]
     inside = any(groups[v].block for v in scope)
@@ -159,7 +163,7 @@ class Relaxed:
     buckets: tuple[_Bucket, ...]
 
 
-def minimise(network: Network, multiplier: float, loss_weight: float = 1.0) -> Relaxed:
+def minimise(network: FactorGraph, multiplier: float, loss_weight: float = 1.0) -> Relaxed:
     """Minimum of loss_weight * loss + multiplier * ms (without beta) over all networks, exactly."""
     assert network.order is not None
     position = {v: k for k, v in enumerate(network.order)}
@@ -190,7 +194,7 @@ def minimise(network: Network, multiplier: float, loss_weight: float = 1.0) -> R
     return Relaxed(constant, tuple(states), tuple(buckets))
 
 
-def min_marginals(network: Network, relaxed: Relaxed) -> list[Array]:
+def min_marginals(network: FactorGraph, relaxed: Relaxed) -> list[Array]:
     """For each variable and state, the relaxed minimum over the networks that take it."""
     assert network.order is not None
     totals: list[Array] = [bucket.table for bucket in relaxed.buckets]

@@ -15,18 +15,18 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from edgeprune.errors import BudgetError
-from edgeprune.graph.structure import Structure
-from edgeprune.search.curves import Curves
+from edgeprune.graph import Structure
+from edgeprune.search.curves import Sensitivity
+from edgeprune.search.evaluator import Verdict
 from edgeprune.search.formulate import formulate, stages, to_plan
-from edgeprune.search.program import Choice, Cost, Program
-from edgeprune.search.solve import Solution, solve
-from edgeprune.search.stitch import Verdict
+from edgeprune.search.program import Assignment, Cost, Program
+from edgeprune.search.solve import ProgramSolution, solve
 
 if TYPE_CHECKING:
     from edgeprune.graph import Plan
@@ -54,7 +54,7 @@ class Round:
 
     predicted: float
     loss: float
-    agreement: float
+    agreement: float | None
     ms: float
     factors: Mapping[str, float]
     removed: tuple[str, ...]
@@ -84,7 +84,8 @@ class SearchResult:
             not the accuracy.
         cuts: what that program was free to cut.
         surrogate: loss of the answer by that program.
-        loss, agreement: of the repaired network on images that the repair did not see; NaN when nobody judged.
+        loss, agreement: of the repaired network on examples that the repair did not see; NaN and None when nobody
+            judged.
         rounds: every answer that was evaluated.
         front: the program's answers at other budgets.
         widths: group -> units kept.
@@ -97,7 +98,7 @@ class SearchResult:
     gap: float
     surrogate: float
     loss: float
-    agreement: float
+    agreement: float | None
     cuts: Cuts
     rounds: tuple[Round, ...]
     front: tuple[Point, ...]
@@ -106,7 +107,7 @@ class SearchResult:
     solver: str
     options: tuple[int, int]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """For JSON: everything but the plan itself, which has its own file."""
         own = {
             name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("plan", "rounds", "front")
@@ -126,7 +127,7 @@ def find(
     structure: Structure,
     cost: Cost,
     budget: float,
-    curves: Curves,
+    curves: Sensitivity,
     *,
     judge: Judge | None = None,
     rounds: int = 3,
@@ -145,7 +146,7 @@ def find(
     Args:
         cost: the latency predictor.
         curves: from `measure`.
-        judge: evaluates a plan (`stitch.Stitcher`); without it the program's first answer is taken.
+        judge: evaluates a plan (`Evaluator`); without it the program's first answer is taken.
         rounds: answers to evaluate; each costs one evaluation and one for each stage that is cut. Two more answers cut
             blocks alone and widths alone.
         trials: answers of factors near the best ones, evaluated too; one that is known already costs only its solve.
@@ -160,67 +161,109 @@ def find(
         BudgetError: the budget lies under the floor of the table, or `max_bytes` under the smallest network.
     """
     start = time.perf_counter()
-
-    def formulated(cuts: Cuts) -> Program:
-        sizes = math.isfinite(max_bytes)
-        return formulate(structure, cost, curves, blocks=cuts != "widths", widths=cuts != "blocks", sizes=sizes)
-
     free: Cuts = "both" if blocks and widths else "blocks" if blocks else "widths"
-    whole, stage_of = formulated(free), stages(structure)
-    present: dict[str, float] = dict(factors or {})
-    done: list[tuple[Round, Solution, Plan]] = []
-    seen: set[str] = set()
+    search = _Answers(structure, cost, curves, judge, budget, max_bytes, time_limit, progress, dict(factors or {}))
+    whole = search.formulated(free)
+    search.correct(whole, free, rounds)
+    if judge is not None:
+        if free == "both" and structure.blocks:
+            search.simplify()
+        search.vary(whole, free, trials, seed)
+    best, _, _ = search.best()
+    points = _front(_scaled(whole, search.stage_of, best.factors), front, max_bytes, time_limit)
+    return search.result(points, start)
 
-    def evaluate(program: Program, cuts: Cuts) -> Choice | None:
-        """Solve with the present factors and judge the answer; None where it is known already."""
-        answer = solve(_scaled(program, stage_of, present), [budget], max_bytes=max_bytes, seconds=time_limit)[0]
-        key = repr((sorted(answer.choice.widths.items()), answer.choice.removed))
-        if key in seen:
-            return None
-        seen.add(key)
-        plan = to_plan(structure, curves, answer.choice)
-        verdict = judge(plan) if judge is not None else Verdict(float("nan"), float("nan"))
-        predicted, removed = program.totals(answer.choice).loss, tuple(answer.choice.removed)
-        item = Round(predicted, verdict.loss, verdict.agreement, answer.ms, dict(present), removed, cuts)
-        done.append((item, answer, plan))
-        if progress is not None:
-            progress(item)
-        return answer.choice
 
-    for k in range(max(1, rounds) if judge is not None else 1):
-        choice = evaluate(whole, free)
-        if choice is None:
-            break
-        if judge is not None and k + 1 < rounds:
-            present = _corrected(structure, whole, curves, choice, stage_of, present, judge)
-    if judge is not None and free == "both" and structure.blocks:
+@dataclass
+class _Answers:
+    """Answers of the program under the present factors, each evaluated once. Arguments as `find` has them."""
+
+    structure: Structure
+    cost: Cost
+    curves: Sensitivity
+    judge: Judge | None
+    budget: float
+    max_bytes: float
+    time_limit: float
+    progress: Callable[[Round], None] | None
+    present: dict[str, float]
+    done: list[tuple[Round, ProgramSolution, Plan]] = field(default_factory=list)
+    seen: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.stage_of = stages(self.structure)
+
+    def formulated(self, cuts: Cuts) -> Program:
+        sizes, blocks, widths = math.isfinite(self.max_bytes), cuts != "widths", cuts != "blocks"
+        return formulate(self.structure, self.cost, self.curves, blocks=blocks, widths=widths, sizes=sizes)
+
+    def correct(self, whole: Program, free: Cuts, rounds: int) -> None:
+        """Evaluate answers, the curves corrected by each before the next; one answer where nobody judges."""
+        for k in range(max(1, rounds) if self.judge is not None else 1):
+            choice = self.evaluate(whole, free)
+            if choice is None:
+                break
+            if self.judge is not None and k + 1 < rounds:
+                self.present = _corrected(
+                    self.structure, whole, self.curves, choice, self.stage_of, self.present, self.judge
+                )
+
+    def simplify(self) -> None:
+        """Evaluate an answer that cuts blocks alone, and one that cuts widths alone, where there is one."""
         for cuts in SIMPLER:
             with contextlib.suppress(BudgetError):
-                evaluate(formulated(cuts), cuts)
-    random = np.random.default_rng(seed)
-    for _ in range(trials if judge is not None else 0):
-        best = min((item for item, _, _ in done), key=lambda item: item.loss)
-        present = _perturbed(stage_of, best.factors, random)
-        evaluate(whole, free)
-    best, answer, plan = min(done, key=lambda entry: entry[0].loss if judge is not None else entry[0].predicted)
-    points = _front(_scaled(whole, stage_of, best.factors), front, max_bytes, time_limit)
-    return SearchResult(
-        plan=plan,
-        budget=budget,
-        predicted=answer.ms,
-        bound=answer.bound,
-        gap=answer.gap,
-        surrogate=answer.loss,
-        loss=best.loss,
-        agreement=best.agreement,
-        cuts=best.cuts,
-        rounds=tuple(item for item, _, _ in done),
-        front=points,
-        widths=dict(answer.choice.widths),
-        seconds=time.perf_counter() - start,
-        solver=answer.method,
-        options=answer.options,
-    )
+                self.evaluate(self.formulated(cuts), cuts)
+
+    def vary(self, whole: Program, free: Cuts, trials: int, seed: int) -> None:
+        """Evaluate answers of factors near the best ones."""
+        random = np.random.default_rng(seed)
+        for _ in range(trials):
+            best = min((item for item, _, _ in self.done), key=lambda item: item.loss)
+            self.present = _perturbed(self.stage_of, best.factors, random)
+            self.evaluate(whole, free)
+
+    def evaluate(self, program: Program, cuts: Cuts) -> Assignment | None:
+        """Solve with the present factors and judge the answer; None where it is known already."""
+        scaled = _scaled(program, self.stage_of, self.present)
+        answer = solve(scaled, [self.budget], max_bytes=self.max_bytes, seconds=self.time_limit)[0]
+        key = repr((sorted(answer.choice.widths.items()), answer.choice.removed))
+        if key in self.seen:
+            return None
+        self.seen.add(key)
+        plan = to_plan(self.structure, self.curves, answer.choice)
+        verdict = self.judge(plan) if self.judge is not None else Verdict(float("nan"), None)
+        predicted, removed = program.totals(answer.choice).loss, tuple(answer.choice.removed)
+        item = Round(predicted, verdict.loss, verdict.agreement, answer.ms, dict(self.present), removed, cuts)
+        self.done.append((item, answer, plan))
+        if self.progress is not None:
+            self.progress(item)
+        return answer.choice
+
+    def best(self) -> tuple[Round, ProgramSolution, Plan]:
+        """The evaluated answer of least loss; of least predicted loss where nobody judged."""
+        judged = self.judge is not None
+        return min(self.done, key=lambda entry: entry[0].loss if judged else entry[0].predicted)
+
+    def result(self, front: tuple[Point, ...], start: float) -> SearchResult:
+        """The best answer, with the others and the front; `start`: of the clock."""
+        best, answer, plan = self.best()
+        return SearchResult(
+            plan=plan,
+            budget=self.budget,
+            predicted=answer.ms,
+            bound=answer.bound,
+            gap=answer.gap,
+            surrogate=answer.loss,
+            loss=best.loss,
+            agreement=best.agreement,
+            cuts=best.cuts,
+            rounds=tuple(item for item, _, _ in self.done),
+            front=front,
+            widths=dict(answer.choice.widths),
+            seconds=time.perf_counter() - start,
+            solver=answer.method,
+            options=answer.options,
+        )
 
 
 def _scaled(program: Program, stage_of: Mapping[str, str], factors: Mapping[str, float]) -> Program:
@@ -237,8 +280,8 @@ def _scaled(program: Program, stage_of: Mapping[str, str], factors: Mapping[str,
 def _corrected(
     structure: Structure,
     program: Program,
-    curves: Curves,
-    choice: Choice,
+    curves: Sensitivity,
+    choice: Assignment,
     stage_of: Mapping[str, str],
     factors: Mapping[str, float],
     judge: Judge,
@@ -257,7 +300,7 @@ def _corrected(
         }
         if not removed and all(value == dense[name] for name, value in chosen.items()):
             continue
-        part = Choice(chosen, removed)
+        part = Assignment(chosen, removed)
         predicted = program.totals(part).loss
         if predicted <= 0:
             continue

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgeprune.graph.structure import Layer, Structure, width
-from edgeprune.search.curves import Curves
-from edgeprune.search.program import Array, Block, Choice, Cost, Group, Kernel, Program, kernel
+from edgeprune.graph import Layer, Structure, width
+from edgeprune.search.curves import Sensitivity
+from edgeprune.search.program import Array, Assignment, ChannelGroup, Cost, Kernel, Program, RemovableBlock, kernel
 
 if TYPE_CHECKING:
     from edgeprune.graph import Plan
@@ -23,10 +23,9 @@ CELLS = 200_000  # of one kernel's table; a layer that reads more groups than th
 def formulate(
     structure: Structure,
     cost: Cost,
-    curves: Curves,
+    curves: Sensitivity,
     *,
     blocks: bool = True,
-    factors: Mapping[str, float] | None = None,
     widths: bool = True,
     sizes: bool = False,
 ) -> Program:
@@ -35,20 +34,17 @@ def formulate(
     Args:
         cost: the latency room's predictor, or anything with `beta` and `kernel(layer, c_in, c_out)` in milliseconds.
         blocks: may removable blocks go?
-        factors: group or block -> what its losses are multiplied with (interactions; 1 where not named).
         widths: may groups be narrowed?
         sizes: kernels also tell the bytes of their INT8 weights (a weight that two layers share counts once).
     """
-    times = factors or {}
     removable = [block for block in structure.blocks if blocks and block.module in curves.blocks]
     home = {name: block.module for block in removable for name in block.inner}
     inside = {name: block.module for block in removable for name in block.layers}
     groups = []
     for group in structure.groups:
         allowed = curves.allowed[group.name] if widths else (group.size,)
-        scale = times.get(group.name, 1.0)
-        losses = tuple(scale * curves.loss(group.name, value) for value in allowed)
-        groups.append(Group(group.name, allowed, losses, home.get(group.name, "")))
+        losses = tuple(curves.loss(group.name, value) for value in allowed)
+        groups.append(ChannelGroup(group.name, allowed, losses, home.get(group.name, "")))
     known = {group.name: group.widths for group in groups}
     kernels: list[Kernel] = []
     weighed: set[str] = set()
@@ -61,11 +57,11 @@ def formulate(
         extra = max(0.0, float(overhead(block.module))) if overhead is not None else 0.0
         if extra:
             kernels.append(kernel(f"{block.module} (add)", (), np.array(extra), block.module))
-    removals = tuple(Block(b.module, times.get(b.module, 1.0) * curves.blocks[b.module]) for b in removable)
+    removals = tuple(RemovableBlock(b.module, curves.blocks[b.module]) for b in removable)
     return Program(tuple(groups), tuple(kernels), removals, beta=float(cost.beta)).check()
 
 
-def to_plan(structure: Structure, curves: Curves, choice: Choice) -> Plan:
+def to_plan(structure: Structure, curves: Sensitivity, choice: Assignment) -> Plan:
     """The plan that a choice of widths and blocks means: each group keeps its most valuable units."""
     kept = {name: curves.keep(name, value) for name, value in choice.widths.items()}
     return structure.plan(kept, choice.removed)

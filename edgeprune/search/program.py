@@ -38,7 +38,7 @@ class Cost(Protocol):
 
 
 @dataclass(frozen=True)
-class Group:
+class ChannelGroup:
     """Channels that are cut together.
 
     Attributes:
@@ -54,7 +54,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Variant:
+class Replacement:
     """A block's replacement, such as its convolutions merged into one."""
 
     name: str
@@ -64,7 +64,7 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Block:
+class RemovableBlock:
     """A residual block that can be replaced by identity, or by one of its variants.
 
     `loss` is that of removing it; infinite when it may only be replaced by a variant.
@@ -72,11 +72,11 @@ class Block:
 
     name: str
     loss: float
-    variants: tuple[Variant, ...] = ()
+    variants: tuple[Replacement, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
-class Precision:
+class KernelPrecision:
     """One way to compute a kernel: `ms` (and `bytes`) over the options of the kernel's groups, and what it loses."""
 
     name: str
@@ -97,17 +97,17 @@ class Kernel:
 
     name: str
     groups: tuple[str, ...]
-    precisions: tuple[Precision, ...]
+    precisions: tuple[KernelPrecision, ...]
     block: str = ""
 
 
 def kernel(name: str, groups: Sequence[str], ms: Array, block: str = "", bytes: Array | None = None) -> Kernel:
     """A kernel of one precision."""
-    return Kernel(name, tuple(groups), (Precision("int8", np.asarray(ms, dtype=np.float64), 0.0, bytes),), block)
+    return Kernel(name, tuple(groups), (KernelPrecision("int8", np.asarray(ms, dtype=np.float64), 0.0, bytes),), block)
 
 
 @dataclass(frozen=True)
-class Choice:
+class Assignment:
     """One network: the width of every group that is left, the blocks that went, and what replaced others."""
 
     widths: Mapping[str, int]
@@ -129,9 +129,9 @@ class Totals:
 class Program:
     """Everything that a solver needs. Build it, `check()` it, solve it."""
 
-    groups: tuple[Group, ...]
+    groups: tuple[ChannelGroup, ...]
     kernels: tuple[Kernel, ...]
-    blocks: tuple[Block, ...] = ()
+    blocks: tuple[RemovableBlock, ...] = ()
     beta: float = 0.0
 
     def check(self) -> Program:
@@ -163,7 +163,7 @@ class Program:
                 _finite(item.name, [way.loss, *way.ms.ravel()])
         return self
 
-    def totals(self, choice: Choice) -> Totals:
+    def totals(self, choice: Assignment) -> Totals:
         """Loss, milliseconds and bytes of a choice."""
         gone = {*choice.removed, *choice.variants}
         loss, ms, size = 0.0, self.beta, 0.0
@@ -188,10 +188,10 @@ class Program:
             size += float(way.bytes[cell]) if way.bytes is not None else 0.0
         return Totals(loss, ms, size)
 
-    def dense(self) -> Choice:
+    def dense(self) -> Assignment:
         """Every group whole, every block there, every kernel in its first precision."""
         first = {item.name: item.precisions[0].name for item in self.kernels if len(item.precisions) > 1}
-        return Choice({group.name: group.widths[-1] for group in self.groups}, precisions=first)
+        return Assignment({group.name: group.widths[-1] for group in self.groups}, precisions=first)
 
     @property
     def options(self) -> int:

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from edgeprune.errors import BudgetError
 from edgeprune.search import exact, factors
-from edgeprune.search.program import Array, Choice, Group, Kernel, Precision, Program
+from edgeprune.search.program import Array, Assignment, ChannelGroup, Kernel, KernelPrecision, Program
 
 Mask = list[NDArray[np.bool_]]
 SMALL = 120  # options left, above which a restricted program looks for a better incumbent first
@@ -38,7 +38,7 @@ MIXTURES = 12  # surrogate rows that are tried
 
 
 @dataclass(frozen=True)
-class Solution:
+class ProgramSolution:
     """One network, and how far from the best it can be.
 
     Attributes:
@@ -49,7 +49,7 @@ class Solution:
         options: before and after the options that cannot win were dropped.
     """
 
-    choice: Choice
+    choice: Assignment
     budget: float
     loss: float
     ms: float
@@ -89,7 +89,7 @@ def solve(
     seconds: float = 60.0,
     gap: float = TIGHT,
     progress: Callable[[int, int], None] | None = None,
-) -> list[Solution]:
+) -> list[ProgramSolution]:
     """Solve for each budget in milliseconds, in the order given; together they are the accuracy-latency front.
 
     Args:
@@ -142,8 +142,14 @@ def _refusal(program: Program, budget: float, least: float) -> BudgetError:
 
 
 def _one(
-    full: Program, program: Program, network: factors.Network, budget: float, limit: float, seconds: float, gap: float
-) -> Solution:
+    full: Program,
+    program: Program,
+    network: factors.FactorGraph,
+    budget: float,
+    limit: float,
+    seconds: float,
+    gap: float,
+) -> ProgramSolution:
     start = time.perf_counter()
     best = _Incumbent(program, budget, limit)
     allowed = _all(program)
@@ -174,7 +180,7 @@ def _one(
         )
     bound = min(bound, best.loss)
     totals = full.totals(best.choice)
-    return Solution(
+    return ProgramSolution(
         choice=best.choice,
         budget=budget,
         loss=totals.loss,
@@ -193,14 +199,14 @@ class _Incumbent:
 
     def __init__(self, program: Program, budget: float, limit: float) -> None:
         self.program, self.budget, self.limit = program, budget, limit
-        self.choice: Choice | None = None
+        self.choice: Assignment | None = None
         self.loss = float("inf")
 
-    def fits(self, choice: Choice) -> bool:
+    def fits(self, choice: Assignment) -> bool:
         totals = self.program.totals(choice)
         return totals.ms <= self.budget * (1 + 1e-12) and totals.bytes <= self.limit
 
-    def offer(self, choice: Choice | None) -> None:
+    def offer(self, choice: Assignment | None) -> None:
         if choice is not None and self.fits(choice):
             loss = self.program.totals(choice).loss
             if loss < self.loss:
@@ -212,14 +218,14 @@ class _Incumbent:
         return (self.loss - bound) / self.loss if np.isfinite(self.loss) else float("inf")
 
 
-def _dual(network: factors.Network, best: _Incumbent, budget: float) -> tuple[float, list[Array], Choice]:
+def _dual(network: factors.FactorGraph, best: _Incumbent, budget: float) -> tuple[float, list[Array], Assignment]:
     """The exact Lagrangian dual over the row of `network`'s program; its value, the min-marginals and a network there.
 
     Every network seen on the way is offered to `best`, which judges it by the program that was asked for.
     """
     program = network.program
 
-    def line(multiplier: float, weight: float = 1.0) -> tuple[factors.Relaxed, float, float, Choice]:
+    def line(multiplier: float, weight: float = 1.0) -> tuple[factors.Relaxed, float, float, Assignment]:
         relaxed = factors.minimise(network, multiplier, weight)
         choice = network.choice(relaxed.states, multiplier)
         totals = program.totals(choice)
@@ -265,7 +271,7 @@ def _surrogate(program: Program, best: _Incumbent, bound: float, marginals: list
 def _mixed(program: Program, ms: float, size: float) -> Program:
     """The program whose "milliseconds" are ms * milliseconds + size * bytes."""
 
-    def way(item: Precision) -> Precision:
+    def way(item: KernelPrecision) -> KernelPrecision:
         return replace(item, ms=ms * item.ms + (0.0 if item.bytes is None else size * item.bytes))
 
     kernels = tuple(replace(item, precisions=tuple(way(p) for p in item.precisions)) for item in program.kernels)
@@ -334,7 +340,7 @@ def reduce(program: Program) -> Program:
     return replace(program, groups=tuple(groups), kernels=tuple(kernels))
 
 
-def _undominated(group: Group, uses: Sequence[tuple[Kernel, int]]) -> list[int]:
+def _undominated(group: ChannelGroup, uses: Sequence[tuple[Kernel, int]]) -> list[int]:
     columns = [np.asarray(group.losses)[:, None]]
     for item, axis in uses:
         for way in item.precisions:

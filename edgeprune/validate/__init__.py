@@ -1,8 +1,39 @@
-"""The verdict: accuracy from outputs, and the gates that a release must pass. Pure functions on measured figures."""
+"""The verdict: figures from outputs, and the gates that a release must pass. Pure functions on measured figures."""
 
 from __future__ import annotations
 
-from edgeprune.validate.accuracy import Accuracy, Difference, accuracy, difference
-from edgeprune.validate.gates import Gate, deadline, gates, verdict
+from edgeprune.result import Comparison, Sanity
+from edgeprune.validate.answers import Answers, ExampleIds, on_the_same
+from edgeprune.validate.ask import Finding, ask
+from edgeprune.validate.gate import Gate
+from edgeprune.validate.gates import gates, verdict
+from edgeprune.validate.heads import swapped
+from edgeprune.validate.judge import Judge, Kept, agreed, comparison, difference, network
+from edgeprune.validate.precision import precision
+from edgeprune.validate.speed import deadline, latency_share, speedup
+from edgeprune.validate.timing import entry
 
-__all__ = ["Accuracy", "Difference", "Gate", "accuracy", "deadline", "difference", "gates", "verdict"]
+__all__ = [
+    "Answers",
+    "Comparison",
+    "ExampleIds",
+    "Finding",
+    "Gate",
+    "Judge",
+    "Kept",
+    "Sanity",
+    "agreed",
+    "ask",
+    "comparison",
+    "deadline",
+    "difference",
+    "entry",
+    "gates",
+    "latency_share",
+    "network",
+    "on_the_same",
+    "precision",
+    "speedup",
+    "swapped",
+    "verdict",
+]

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 EXAMPLE = Path(__file__).parent.parent / "report" / "example.json"
 RECIPE = """\
 name = "tiny"
@@ -34,21 +36,44 @@ batch = 32
 
 [quantize]
 images = 32
+
+[measure]
+patience = 5
 """
-NETWORK = """\
+NETWORK = '''\
 import torch
 from torch import nn
 
 
 def net():
+    """Random features; the last layer is fitted by least squares to the images of `cli_project.pixels`."""
     torch.manual_seed(0)
-    return nn.Sequential(
+    model = nn.Sequential(
         nn.Conv2d(3, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU(),
-        nn.Conv2d(32, 64, 3, stride=2, padding=1), nn.ReLU(),
-        nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 4),
-    )
-"""
+        nn.Conv2d(32, 128, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(128, 128, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 4),
+    ).eval()
+    labels = torch.arange(256) % 4
+    colour = torch.tensor([[0.7, 0.3, 0.3], [0.3, 0.7, 0.3], [0.3, 0.3, 0.7], [0.6, 0.6, 0.2]])[labels]
+    images = (colour[:, :, None, None] + 0.6 * (torch.rand(256, 3, 16, 16) - 0.5)).clamp(0, 1)
+    with torch.no_grad():
+        features = torch.cat([model[:-1](images), torch.ones(256, 1)], 1).double()
+        wanted = 4 * nn.functional.one_hot(labels, 4).double() - 1
+        fit = torch.linalg.solve(features.T @ features + 1e-4 * torch.eye(129), features.T @ wanted).float()
+        model[-1].weight.copy_(fit[:128].T)
+        model[-1].bias.copy_(fit[128])
+    return model
+'''
+
+
+def pixels(labels, seed=0):
+    """Noisy images [N, 16, 16, 3] whose colour tells the class, which `NETWORK` knows."""
+    colours = np.array([[0.7, 0.3, 0.3], [0.3, 0.7, 0.3], [0.3, 0.3, 0.7], [0.6, 0.6, 0.2]])[labels]
+    noise = np.random.default_rng(seed).random((len(labels), 16, 16, 3)) - 0.5
+    return (255 * np.clip(colours[:, None, None] + 0.6 * noise, 0, 1)).astype(np.uint8)
+
+
 QUICK = """\
 name = "quick"
 title = "ONNX Runtime here, measured in a hurry"
@@ -104,8 +129,10 @@ class Pipeline:
     def _note(self, **call):
         self.calls.append(call)
 
-    def run(self, recipe, target, run_dir=None, *, until="package", start="", device="", events=None):
-        self._note(recipe=recipe, target=target, run_dir=run_dir, until=until, start=start, device=device)
+    def run(self, recipe, target, run_dir=None, *, until="package", start="", device="", events=None, weights=None):
+        self._note(
+            recipe=recipe, target=target, run_dir=run_dir, until=until, start=start, device=device, weights=weights
+        )
         for event in self.events:
             events(event)
         if self.error is not None:

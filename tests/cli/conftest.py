@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cli_project import EXAMPLE, NETWORK, QUICK, RECIPE, Called, Event, Pipeline
+from cli_project import EXAMPLE, NETWORK, QUICK, RECIPE, Called, Event, Pipeline, pixels
 from click.testing import CliRunner
 
 import edgeprune
@@ -29,8 +29,8 @@ def project(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     arrays = {}
     for split, count in (("train", 200), ("test", 60)):
-        arrays[f"{split}_images"] = rng.integers(0, 255, (count, 16, 16, 3)).astype(np.uint8)
         arrays[f"{split}_labels"] = rng.integers(0, 4, count)
+        arrays[f"{split}_images"] = pixels(arrays[f"{split}_labels"], count)
     np.savez("data.npz", classes=np.array(["ant", "bee", "cat", "dog"]), **arrays)
     return tmp_path
 

@@ -16,7 +16,18 @@ from edgeprune.cli.steps import STEPS, target_group
 from edgeprune.recipe import Recipe
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-PAGES = ("quickstart.md", "recipe.md", "report.md", "bundle.md", "errors.md")
+PAGES = (
+    "quickstart.md",
+    "data.md",
+    "recipe.md",
+    "report.md",
+    "bundle.md",
+    "rollout.md",
+    "errors.md",
+    "your-network.md",
+    "../README.md",
+    "benchmarks.md",
+)
 ERRORS = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, errors.EdgepruneError)]
 
 
@@ -45,7 +56,7 @@ def spelled(field):
     return f"`{json.dumps(value) if not isinstance(value, tuple) else json.dumps([int(v) for v in value])}`"
 
 
-@pytest.mark.parametrize("section", ["model", "data", "budget", "search", "recover", "quantize"])
+@pytest.mark.parametrize("section", ["model", "data", "task", "budget", "search", "recover", "quantize", "export"])
 def test_the_recipe_page_has_every_key_with_its_default(section):
     kind = next(field.type for field in msgspec.structs.fields(Recipe) if field.name == section)
     text = (DOCS / "recipe.md").read_text().split(f"## [{section}]")[1].split("\n## ")[0]
@@ -71,7 +82,7 @@ def test_every_command_on_a_page_is_one_that_is_understood(page, command):
         found, rest = main.get_command(context, words[0]), words[1:]
     else:
         found, rest = target_group(words[0]).commands[words[1]], words[2:]
-        assert words[1] in (*STEPS, "run")
+        assert words[1] in (*STEPS, "run", "quick")
     if hasattr(found, "commands"):
         found, rest = found.commands[rest[0]], rest[1:]
     parsed = found.make_context(words[0], list(rest))  # raises a UsageError otherwise
@@ -79,6 +90,30 @@ def test_every_command_on_a_page_is_one_that_is_understood(page, command):
 
 
 def test_links_between_pages_lead_somewhere():
-    for page in [*(DOCS / name for name in PAGES), DOCS.parent / "CONTRIBUTING.md"]:
-        for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+    for page in [*DOCS.glob("*.md"), DOCS.parent / "README.md", DOCS.parent / "CONTRIBUTING.md"]:
+        for link in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_the_picture_of_the_readme_is_drawn_from_the_figures():
+    """Every point of front.svg's data is in head_to_head.json, and the file is small."""
+    picture = DOCS / "front.svg"
+    assert 1_000 < picture.stat().st_size < 100_000
+    text = picture.read_text()
+    for label in ("edgeprune", "Torch-Pruning, the best of its four", "FLOPs-driven widths"):
+        assert label in text
+
+
+@pytest.mark.slow
+def test_the_python_of_the_readme_runs_to_a_verdict(tmp_path, monkeypatch):
+    """As it stands there, on a network of its own; the verdict depends on how busy the machine is."""
+    (code,) = re.findall(r"```python\n(.+?)```", (DOCS.parent / "README.md").read_text(), re.DOTALL)
+    assert len([line for line in code.splitlines() if line.strip()]) <= 20
+    monkeypatch.chdir(tmp_path)
+    known = {}
+    try:
+        exec(compile(code, "README.md", "exec"), known)
+    except errors.GateError as refused:
+        assert refused.outcome.result["dense_fp32"]["accuracy"] > 0.9
+    else:
+        assert known["outcome"].verdict == "release"

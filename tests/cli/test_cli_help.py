@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from edgeprune import target
+from edgeprune import runtimes, target
 from edgeprune.cli import app
-from edgeprune.cli.steps import RUNTIME_OPTIONS, STEPS
+from edgeprune.cli.steps import STEPS
 
 SHIPPED = list(target.names())
 
@@ -53,8 +53,8 @@ def test_options_of_one_runtime_appear_only_under_its_targets(edgeprune_command)
     for name in SHIPPED:
         runtime = target.load(name).runtime
         text = edgeprune_command(name, "run", "--help").stdout
-        for owner, options in RUNTIME_OPTIONS.items():
-            for option in options:
+        for owner in runtimes.names():
+            for option in runtimes.load(owner).options:
                 assert (option.flag in text) == (owner == runtime), (name, option.flag)
 
 

@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 from cli_project import Event
 
+from edgeprune import runtimes
 from edgeprune.cli.failures import INTERRUPTED
 from edgeprune.cli.progress import Bars, Lines, reporter
-from edgeprune.cli.session import Session
-from edgeprune.cli.steps import FLAVOURS, STEPS
+from edgeprune.cli.session import Invocation
+from edgeprune.cli.steps import STEPS
 from edgeprune.errors import DeviceBusy, GateError
 from edgeprune.runtimes import DIALECTS
 
@@ -61,7 +62,8 @@ def test_the_flavour_of_tensorrt_is_its_scheme(edgeprune_command, project, pipel
 
 
 def test_the_flavours_are_schemes_that_exist():
-    assert set(FLAVOURS.choices) <= set(DIALECTS)
+    flags = {option.flag: option for option in runtimes.load("tensorrt").options}
+    assert set(flags["--flavour"].choices) <= set(DIALECTS)
 
 
 def test_without_options_the_profile_is_left_alone(edgeprune_command, project, pipeline):
@@ -74,10 +76,10 @@ def test_without_options_the_profile_is_left_alone(edgeprune_command, project, p
 def test_run_ends_with_the_table_the_verdict_and_the_paths(edgeprune_command, project, pipeline):
     pipeline.bundle = Path("runs/tiny/release/tiny.tar")
     text = edgeprune_command("intel-cpu", "run", "recipe.toml").stdout
-    for wanted in ("dense FP32", "dense INT8", "pruned INT8", "94.02 %", "0.454", "2.03x", "0.51 MB"):
+    for wanted in ("dense FP32", "dense INT8", "pruned INT8", "94.00 %", "0.454", "2.03x", "0.51 MB"):
         assert wanted in text
     assert text.index("pruned INT8") < text.index("RELEASE") < text.index("report") < text.index("tiny.tar")
-    assert "all 5 gates hold" in text
+    assert "all 8 gates hold" in text
 
 
 def test_json_prints_one_object_and_nothing_else(edgeprune_command, project, pipeline):
@@ -111,7 +113,22 @@ def test_progress_is_a_line_in_ten_seconds_not_a_thousand():
         now[0] = step * 0.05
         lines(Event("progress", "recover", "epoch", step, 1000))
     assert 4 <= len(said) <= 6
-    assert said[1].split() == ["recover", "20%", "epoch"]
+    assert said[1].split() == ["recover", "20%", "epoch,", "about", "40", "s", "left"]
+
+
+def test_the_time_left_is_of_the_piece_under_way():
+    said, now = [], [0.0]
+    lines = Lines(said.append, lambda: now[0])
+    lines(Event("stage", "quantize"))
+    for done, total, at in ((0, 100, 0), (50, 100, 30), (100, 100, 60), (1, 400, 70), (101, 400, 130)):
+        now[0] = at
+        lines(Event("progress", "quantize", "calibrating", done, total))
+    assert [line.split("calibrating")[1] for line in said[1:]] == [
+        ", about 30 s left",
+        ", about 0 s left",
+        "",  # the second network begins: nothing is known
+        ", about 3 min left",
+    ]
 
 
 class Terminal(io.StringIO):
@@ -123,7 +140,7 @@ def test_bars_on_a_terminal(monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
-    with reporter(Session()) as bars:
+    with reporter(Invocation()) as bars:
         assert isinstance(bars, Bars)
         bars(Event("stage", "recover", "starting"))
         bars(Event("progress", "recover", "epoch [1]", 3, 10))
@@ -149,7 +166,15 @@ def test_plan_says_whether_it_can_be_met(edgeprune_command, project, pipeline):
     pipeline.plan_result = PLAN
     done = edgeprune_command("intel-cpu", "plan", "recipe.toml")
     assert done.exit_code == 0, done.stderr
-    for wanted in ("dense INT8", "0.300", "conv[1]", "60.0%", "fc: it is an output", "FEASIBLE  It can."):
+    for wanted in (
+        "dense INT8",
+        "0.300",
+        "conv[1]",
+        "60.0%",
+        "fc: it is an output",
+        "FEASIBLE IN LATENCY  It can.",
+        "Nothing is said of accuracy",
+    ):
         assert wanted in done.stdout
     assert edgeprune_command("intel-cpu", "plan", "recipe.toml", "--json").json["plan"] == PLAN
 
@@ -165,7 +190,8 @@ def test_plan_that_cannot_be_met_has_the_exit_code_of_a_budget(edgeprune_command
 def refused(run_dir):
     result = json.loads((Path(__file__).parent.parent / "report" / "example.json").read_text())
     result["verdict"] = "refused"
-    result["gates"][2].update(passed=False, message="1.2 points too low.", remedy="Train longer.")
+    failed = next(gate for gate in result["gates"] if gate["name"] == "accuracy")
+    failed.update(passed=False, message="1.2 points too low.", remedy="Train longer.")
     error = GateError("1 of 5 gates failed: accuracy.", "Train longer.")
     error.outcome = types.SimpleNamespace(run_dir=run_dir, result=result, report=run_dir / "report.html", bundle=None)
     return error
@@ -175,7 +201,7 @@ def test_refused_shows_the_table_the_gate_and_the_report(edgeprune_command, proj
     pipeline.error = refused(project / "runs" / "x")
     done = edgeprune_command("intel-cpu", "run", "recipe.toml")
     assert done.exit_code == 8
-    for wanted in ("pruned INT8", "REFUSED  1 of 5", "✗ accuracy: 1.2 points too low.", "Train longer.", "report.html"):
+    for wanted in ("pruned INT8", "REFUSED  1 of 8", "✗ accuracy: 1.2 points too low.", "Train longer.", "report.html"):
         assert wanted in done.stdout
     assert "bundle" not in done.stdout
     assert done.stderr.endswith("Error: 1 of 5 gates failed: accuracy.\n  Train longer.\n")

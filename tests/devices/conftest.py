@@ -10,7 +10,8 @@ import pytest
 import tinynets
 
 from edgeprune import target
-from edgeprune.devices import Artifact, emulator
+from edgeprune.devices import Artifact
+from edgeprune.devices.emulation import emulator
 from edgeprune.target import Protocol, Target
 
 QUICK = Protocol(warmup_runs=2, runs=5, rounds=2, max_spread=1e9)

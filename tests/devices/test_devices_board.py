@@ -12,7 +12,8 @@ import pytest
 import tinynets
 
 from edgeprune import devices, target
-from edgeprune.devices import Artifact, board, cpio
+from edgeprune.devices import Artifact
+from edgeprune.devices.emulation import board, cpio
 from edgeprune.errors import MeasurementError
 
 pi5 = target.load("raspberry-pi-5")

@@ -9,11 +9,13 @@ import pytest
 from click.testing import CliRunner
 
 from edgeprune import devices, target
+from edgeprune.cli import main
 from edgeprune.cli.devices import command as devices_command
 from edgeprune.cli.doctor import command as doctor_command
-from edgeprune.devices import board, book, checks, emulator
-from edgeprune.devices.connect import transport
-from edgeprune.devices.qemu_user import QemuUser
+from edgeprune.devices import book, checks
+from edgeprune.devices.emulation import board, emulator
+from edgeprune.devices.emulation.qemu_user import QemuUser
+from edgeprune.devices.reach import transport
 from edgeprune.devices.ssh import Ssh
 from edgeprune.devices.transport import Local
 from edgeprune.errors import DeviceUnreachable, TargetError, UsageError
@@ -26,11 +28,11 @@ def private_book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_add_find_remove(private_book: Path) -> None:
-    entry = book.Entry("ssh://pi@10.0.0.7", "edgeprune/bin/python", "raspberry-pi-5")
+    entry = book.BoardEntry("ssh://pi@10.0.0.7", "edgeprune/bin/python", "raspberry-pi-5")
     book.add("pi5", entry)
-    book.add("nano", book.Entry("ssh://nano"))
+    book.add("nano", book.BoardEntry("ssh://nano"))
     assert book.find("pi5") == book.find("ssh://pi5") == entry
-    assert book.find("ssh://other") == book.Entry("ssh://other")
+    assert book.find("ssh://other") == book.BoardEntry("ssh://other")
     book.remove("pi5")
     assert list(book.read()) == ["nano"]
     with pytest.raises(TargetError, match="Did you mean 'nano'"):
@@ -44,7 +46,7 @@ def test_add_find_remove(private_book: Path) -> None:
 )
 def test_what_cannot_be_written_down(name: str, address: str, private_book: Path) -> None:
     with pytest.raises(UsageError):
-        book.add(name, book.Entry(address))
+        book.add(name, book.BoardEntry(address))
     assert not private_book.exists()
 
 
@@ -57,7 +59,7 @@ def test_a_damaged_file_is_named(text: str, private_book: Path) -> None:
 
 def test_an_address_leads_to_a_transport(monkeypatch: pytest.MonkeyPatch) -> None:
     pi5, intel = target.load("raspberry-pi-5"), target.load("intel-cpu")
-    book.add("mine", book.Entry("ssh://pi@10.0.0.7:2222", "python3.12"))
+    book.add("mine", book.BoardEntry("ssh://pi@10.0.0.7:2222", "python3.12"))
     assert type(transport(intel)) is Local
     assert type(transport(pi5, "local")) is Local
     over_ssh = transport(pi5, "mine")
@@ -82,7 +84,7 @@ def test_an_address_leads_to_a_transport(monkeypatch: pytest.MonkeyPatch) -> Non
         ("raspberry-pi-5", "qemu-user://", "ms", "cortex-a76"),
         ("raspberry-pi-5", "qemu-board://cortex-a76?clock=none", "ms", "cortex-a76"),
         ("raspberry-pi-5", "ssh://10.0.0.7", "ms", ""),
-        ("raspberry-pi-5", "local", "ms", ""),
+        ("x86-onnxruntime", "local", "ms", ""),
         ("jetson-orin-nano", "", "modelled ms", ""),
         ("jetson-orin-nano", "ssh://10.0.0.9", "ms", ""),
     ],
@@ -99,7 +101,7 @@ def test_the_commands_about_boards() -> None:
     assert "No boards yet" in run.invoke(devices_command).output
     added = run.invoke(devices_command, ["add", "pi5", "ssh://pi@10.0.0.7", "--target", "raspberry-pi-5"])
     assert added.exit_code == 0 and "edgeprune devices probe pi5" in added.output
-    listed = json.loads(run.invoke(devices_command, ["list", "--json"]).output)
+    listed = json.loads(run.invoke(main, ["devices", "list", "--json"]).output)
     assert listed == {"devices": {"pi5": {"address": "ssh://pi@10.0.0.7", "python": "", "target": "raspberry-pi-5"}}}
     assert "ssh://pi@10.0.0.7" in run.invoke(devices_command, ["list"]).output
     unknown = run.invoke(devices_command, ["add", "pi4", "ssh://pi4", "--target", "raspbery-pi-4"])
@@ -110,7 +112,7 @@ def test_the_commands_about_boards() -> None:
 
 def test_doctor_says_what_is_here_and_what_mends_the_rest() -> None:
     run = CliRunner()
-    answer = json.loads(run.invoke(doctor_command, ["x86-onnxruntime", "--json"]).output)
+    answer = json.loads(run.invoke(main, ["doctor", "x86-onnxruntime", "--json"]).output)
     assert answer["ready"] and answer["checks"][-1]["found"].startswith("onnxruntime ")
     jetson = run.invoke(doctor_command, ["jetson-orin-nano"])
     assert jetson.exit_code == 0 and "latency is a model" in " ".join(jetson.output.split())
@@ -135,6 +137,6 @@ def test_the_command_that_puts_a_runtime_on_a_device() -> None:
     assert command.startswith('ssh pi@10.0.0.7 "python3 -m venv edgeprune') and "onnxruntime>=1.20" in command
     assert "edgeprune devices add 10-0-0-7 ssh://pi@10.0.0.7 --python edgeprune/bin/python" in command
     assert "nvidia-jetpack" in checks.install_command(target.load("jetson-orin-nano"), "ssh://nano")
-    book.add("shed", book.Entry("ssh://pi@10.0.0.8:2222"))
+    book.add("shed", book.BoardEntry("ssh://pi@10.0.0.8:2222"))
     command = checks.install_command(target.load("raspberry-pi-5"), "shed")
     assert command.startswith("ssh -p 2222 pi@10.0.0.8 ") and "devices add shed ssh://pi@10.0.0.8:2222" in command

@@ -11,7 +11,8 @@ import pytest
 import tinynets
 
 from edgeprune import devices, target
-from edgeprune.devices import Artifact, emulator
+from edgeprune.devices import Artifact
+from edgeprune.devices.emulation import emulator
 from edgeprune.errors import DeviceError, MeasurementError
 from edgeprune.target import Target
 

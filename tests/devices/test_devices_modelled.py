@@ -16,7 +16,7 @@ from edgeprune.devices.modelled import ModelDevice
 from edgeprune.devices.roofline import kernels, modelled_kernel_ms
 from edgeprune.errors import DeviceError, MeasurementError, TargetError
 from edgeprune.latency import Table
-from edgeprune.runtimes.dialects import DIALECTS
+from edgeprune.runtimes import DIALECTS
 
 NANO = target.load("jetson-orin-nano")
 

@@ -134,12 +134,13 @@ def test_on_this_machine_an_arm_target_infers_exactly_and_forgets_all_of_it(
 ) -> None:
     images = tinynets.images(3)
     with devices.connect(target.load("raspberry-pi-5"), "local") as device:
-        assert isinstance(device, PreCheck)
+        check = device._host
+        assert isinstance(check, PreCheck)
         int8, fp32 = device.load(int8_artifact), device.load(artifact)
         found, again, floats = (device.infer(one, images)[0] for one in (int8, int8, fp32))
-        assert len(device._requests) == 3  # the exact twin of the INT8 artifact alone
+        assert len(check._requests) == 3  # the exact twin of the INT8 artifact alone
         device.unload(int8)
         device.unload(fp32)
-        assert not device._requests and not device._exact
+        assert not check._requests and not check._exact
     np.testing.assert_array_equal(found, again)
     np.testing.assert_allclose(found, floats, atol=0.3)

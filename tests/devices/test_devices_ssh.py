@@ -22,8 +22,9 @@ import numpy as np
 import pytest
 import tinynets
 
-from edgeprune import devices
+from edgeprune import devices, target
 from edgeprune.devices import Artifact, Timing
+from edgeprune.devices.answers import FetchAnswer
 from edgeprune.devices.device import AgentDevice
 from edgeprune.devices.link import AgentError, LinkLost
 from edgeprune.devices.ssh import Ssh, parse
@@ -200,13 +201,13 @@ class TestOverSsh:
             loaded = device.load(artifact)
             written = []
 
-            def interrupted(remote: str, digest: str) -> None:
-                written.append(Path(remote).stat().st_mtime_ns)
+            def interrupted(answer: FetchAnswer) -> None:
+                written.append(Path(answer.path).stat().st_mtime_ns)
                 raise KeyboardInterrupt
 
-            def observed(remote: str, digest: str) -> AbstractContextManager[Path]:
-                written.append(Path(remote).stat().st_mtime_ns)
-                return fetch(remote, digest)
+            def observed(answer: FetchAnswer) -> AbstractContextManager[Path]:
+                written.append(Path(answer.path).stat().st_mtime_ns)
+                return fetch(answer)
 
             monkeypatch.setattr(device, "_fetched", interrupted)
             with pytest.raises(KeyboardInterrupt):
@@ -253,6 +254,30 @@ class TestOverSsh:
                 device.measure([loaded], endless)
             assert caught.value.kind == "illegal-instruction" and "another version" in caught.value.remedy
             assert device.measure([loaded], pi5.protocol)[0].count == 10
+
+    @pytest.mark.slow
+    def test_a_release_is_installed_by_a_link_that_breaks(
+        self, server: Path, pi5: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The agent goes on without its host; the next link hears how it ended, and nothing is installed twice."""
+        monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "release"))
+        from finished_run import make
+
+        from edgeprune import release
+
+        (tmp_path / "run").mkdir()
+        bundle = release.bundle(*make(tmp_path / "run", target.load("x86-onnxruntime")), tmp_path)
+        more = {"keys": [], "new_keys": False, "unsigned": True, "slack": 1e6}
+        with devices.connect(pi5, "ssh://pi5") as device:
+            threading.Timer(1.0, _cut_links, [device]).start()
+            found = device.rollout("install", "tiny", "", bundle, **more)
+            assert found.current is not None and found.current.release.startswith("0001-")
+            assert found.previous is None and found.current.damage == ""
+            again = device.rollout("install", "tiny", "", bundle, **more)  # another call is another installation
+            assert again.current is not None and again.current.release.startswith("0002-")
+            assert [one.name for one in device.releases()] == ["tiny"]
+        place = server / ".local/share/edgeprune/releases/tiny"
+        assert (place / "current" / "run.py").is_file() and len(list((place / "store").iterdir())) == 1
 
     def test_a_file_altered_there_is_sent_again(self, server: Path, pi5: Target, artifact: Artifact) -> None:
         original = artifact.files["tiny.onnx"].read_bytes()

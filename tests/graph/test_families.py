@@ -10,6 +10,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 import edgeprune
+from edgeprune.errors import PlanError
 
 # groups (name, units, channels a unit takes in its producers) of each case; what is not here is frozen
 EXPECTED = {
@@ -61,7 +62,13 @@ def test_family(make: Callable[[], nets.Case]) -> None:
     before = {k: v.clone() for k, v in model.state_dict().items()}
     structure = edgeprune.trace(model, x)
     assert {g.name: g.size for g in structure.groups} == EXPECTED[make.__name__], structure.describe()
-    for plan in (structure.uniform(0.3), structure.plan({g.name: range(1, g.size, 2) for g in structure.groups})):
+    if not structure.groups:
+        with pytest.raises(PlanError, match="Nothing of this network"):
+            structure.uniform(0.3)
+    for plan in (
+        structure.uniform(0.3 if structure.groups else 0.0),
+        structure.plan({g.name: range(1, g.size, 2) for g in structure.groups}),
+    ):
         proof = structure.prove(model, plan)
         assert proof.passed, proof.detail
         pruned = plan.apply(model).train()

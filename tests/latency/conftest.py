@@ -10,7 +10,7 @@ from latency_net import Net, Prepared
 
 from edgeprune import target as targets
 from edgeprune.graph import trace
-from edgeprune.latency.build import Maker, maker
+from edgeprune.latency.build import ArtifactBuilder, maker
 from edgeprune.model.export import export_onnx
 
 
@@ -23,7 +23,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 
 
 @pytest.fixture
-def made(prepared: Prepared, tmp_path: Path) -> Maker:
+def made(prepared: Prepared, tmp_path: Path) -> ArtifactBuilder:
     """A maker for ONNX Runtime's dialect."""
     target = targets.load("x86-onnxruntime")
     return maker(

@@ -5,7 +5,7 @@ from latency_net import Prepared
 
 from edgeprune import quantize, runtimes
 from edgeprune.devices.types import KernelTime
-from edgeprune.graph.structure import width
+from edgeprune.graph import width
 from edgeprune.latency.kernels import Entry, Names, entries, precisions, read_network
 from edgeprune.latency.sites import alive, channels, find_sites
 

@@ -10,7 +10,7 @@ from test_latency_sample import uniform
 
 from edgeprune import devices
 from edgeprune import target as targets
-from edgeprune.latency import Effort, Predictor, Table, close, feasibility, maker, quick
+from edgeprune.latency import Effort, Predictor, Table, feasibility, maker, quick, refine
 from edgeprune.recipe import BudgetSection
 
 
@@ -33,7 +33,7 @@ def test_a_table_of_a_real_runtime_predicts_and_closes(prepared: Prepared, tmp_p
         found.table.save(tmp_path / "table.jsonl")
         again = Table.load(tmp_path / "table.jsonl", device.probe().fingerprint, "ms")
         assert Predictor(again, made.structure, made.network).dense == pytest.approx(found.predictor.dense, rel=1e-3)
-        closed = close(uniform(made), found.table, device, made, 0.9, low=0.5, effort=Effort(rounds=12))
+        closed = refine(uniform(made), found.table, device, made, 0.9, effort=Effort(rounds=12))
         assert closed.ratio <= 0.9 and closed.steps
         said = feasibility(made, device, BudgetSection(speedup=1.01))
         assert said.dense_int8 > 0 and said.floor <= said.dense_int8 and said.layers

@@ -6,7 +6,7 @@ import pytest
 
 from edgeprune.errors import RunError, TargetError
 from edgeprune.latency.kernels import Family
-from edgeprune.latency.table import KEPT, Cell, Record, Run, Site, Table
+from edgeprune.latency.table import KEPT, Cell, NetworkRuns, Run, Site, Table
 
 HERE = {"cpu": "one", "runtime": "onnxruntime", "runtime_version": "1.2", "threads": 1}
 FAMILY = Family("onnxruntime 1.2", "conv", "u8.s8.u8", size=(8, 8), kernel=(3, 3), stride=(1, 1))
@@ -20,7 +20,7 @@ def filled() -> Table:
     site = Site("a.conv", FAMILY, 16, 32, "a.conv", "both", "a", 0.5)
     run = Run({"g": 8}, ("a",), 0.5, 0.01, "2026-01-01")
     table = Table(HERE).with_cells([(FAMILY, 16, 32, cell(0.5)), (FAMILY, 8, 32, cell(0.3))])
-    return table.with_network("net int8", Record(1.25, 0.01, (site,), (run,)))
+    return table.with_network("net int8", NetworkRuns(1.25, 0.01, (site,), (run,)))
 
 
 def test_round_trip_and_stable_bytes(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_missing_file_names_the_command(tmp_path: Path) -> None:
 
 def test_merging_joins_cells_of_two_models_and_refuses_another_device() -> None:
     other = Table(HERE).with_cells([(FAMILY, 16, 32, cell(0.7)), (FAMILY, 64, 64, cell(2.0))])
-    merged = filled().merge(other.with_network("other int8", Record(3.0, 0.0, ())))
+    merged = filled().merge(other.with_network("other int8", NetworkRuns(3.0, 0.0, ())))
     assert merged.cells[FAMILY.id, 16, 32].samples == (0.5, 0.7)
     assert merged.cells[FAMILY.id, 16, 32].count == 40
     assert set(merged.networks) == {"net int8", "other int8"}

@@ -9,8 +9,9 @@ from latency_net import Prepared
 from onnx import numpy_helper
 
 from edgeprune.graph import trace
-from edgeprune.latency.build import Maker
-from edgeprune.latency.variants import Variant, draw, floor, narrow, options
+from edgeprune.latency.build import ArtifactBuilder
+from edgeprune.latency.slicing import narrow
+from edgeprune.latency.variants import Variant, draw, floor, options
 from edgeprune.target import Channels
 
 STEPS = Channels(step=16, input_step=8, depthwise_step=16, minimum=8)
@@ -60,7 +61,9 @@ def test_the_floor_is_the_least_of_everything(prepared: Prepared) -> None:
     assert narrow(prepared.dense, prepared.structure, least) is not None
 
 
-def test_a_graph_that_cannot_be_sliced_is_refused_and_exported_instead(prepared: Prepared, made: Maker) -> None:
+def test_a_graph_that_cannot_be_sliced_is_refused_and_exported_instead(
+    prepared: Prepared, made: ArtifactBuilder
+) -> None:
     """A constant of the graph that no parameter names (here: renamed) would keep its old width."""
     import dataclasses
 

@@ -80,7 +80,8 @@ def test_a_selection_split_of_its_own_is_used_and_nothing_is_held_out(tmp_path: 
     np.savez(tmp_path / "all.npz", **ARRAYS, **own)
     data = model.load_data(recipe(tmp_path / "all.npz"))
     assert (len(data.train), len(data.selection)) == (40, 10)
-    np.testing.assert_array_equal(data.selection.pixels(0), ARRAYS["test_images"][9])
+    np.testing.assert_array_equal(data.selection.pixels(0), ARRAYS["test_images"][::-1][data.selection.indices[0]])
+    assert sorted(data.selection.indices) == list(range(10))
 
 
 def test_a_damaged_sheet_is_named(tmp_path: Path) -> None:

@@ -13,16 +13,14 @@ from edgeprune.pipeline.choose import weights_limit
 
 def _asked(max_bytes: int | None) -> float:
     """Two layers of 100 and 50 weights in an artifact of 1,000 bytes."""
-    layers = [
+    layers: Any = [
         SimpleNamespace(weight="a", weight_shape=(10, 10)),
         SimpleNamespace(weight="b", weight_shape=(50,)),
         SimpleNamespace(weight="a", weight_shape=(10, 10)),  # shares its weight
     ]
-    budget = SimpleNamespace(max_bytes=max_bytes)
-    context: Any = SimpleNamespace(recipe=SimpleNamespace(budget=budget), structure=SimpleNamespace(layers=layers))
     built = SimpleNamespace(artifact=SimpleNamespace(bytes=1000))
     maker: Any = SimpleNamespace(build=lambda variant, name: built)
-    return weights_limit(context, maker)
+    return weights_limit(max_bytes, layers, maker)
 
 
 def test_the_limit_on_the_artifact_less_what_is_no_weight() -> None:

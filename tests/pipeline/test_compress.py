@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 
-from edgeprune import pipeline, recipe, target
+from edgeprune import pipeline, recipe, stage, target
 from edgeprune.errors import BudgetError, MeasurementError, RecipeError
 from edgeprune.pipeline import override
-from edgeprune.pipeline.context import Event
+from edgeprune.pipeline.events import Event
 
 
 def _profile(tiny: recipe.Recipe, device: target.Target, run: Path) -> None:
@@ -34,9 +36,22 @@ def _weights(run: Path) -> int:
     )
 
 
+def _layer_times_agree(planned: dict[str, Any], result: dict[str, Any]) -> None:
+    """Those of the plan and of the report add up to the whole, and divide it alike."""
+    for name, key in (("dense_int8", "dense_ms"), ("pruned_int8", "pruned_ms")):
+        assert sum(layer[key] for layer in result["layers"]) == pytest.approx(result[name]["latency_ms"]["median"])
+    assert sum(layer["ms"] for layer in planned["layers"]) == pytest.approx(planned["dense_int8"])
+    whole = result["dense_int8"]["latency_ms"]["median"]
+    mine = {layer["name"]: layer["dense_ms"] / whole for layer in result["layers"]}
+    apart = sum(abs(layer["share"] - mine[layer["name"]]) for layer in planned["layers"] if layer["name"] in mine)
+    assert apart / 2 < 0.3  # of the latency is given to other layers by the two profiles
+
+
 @pytest.mark.slow
-def test_joint_search_to_measured_result_and_resume(tiny: recipe.Recipe, tmp_path: Path) -> None:
-    device, events = target.load("x86-onnxruntime"), list[Event]()
+def test_joint_search_to_measured_result_and_resume(
+    tiny: recipe.Recipe, hurried: Callable[[str], target.Target], tmp_path: Path
+) -> None:
+    device, events = hurried("x86-onnxruntime"), list[Event]()
     _profile(tiny, device, tmp_path / "run")
     outcome = pipeline.run(tiny, device, tmp_path / "run", until="validate", events=events.append)
     result = outcome.result
@@ -51,6 +66,13 @@ def test_joint_search_to_measured_result_and_resume(tiny: recipe.Recipe, tmp_pat
     assert result["pruned_int8"]["bytes"] < result["dense_int8"]["bytes"]
     narrowed = [layer for layer in result["layers"] if layer.get("after", 0) != layer.get("before", 0)]
     assert narrowed
+    planned = pipeline.plan(tiny, device, tmp_path / "run")
+    _layer_times_agree(planned, result)
+    estimated = planned["estimate"]
+    assert set(estimated["seconds"]) == {step.name for step in stage.STEPS}
+    taken = sum(one["seconds"] for one in result["stages"] if one["name"] not in ("graph", "plan"))
+    assert 0.1 < estimated["total"] / taken < 10  # it was measured on this machine, a busy one perhaps
+    assert planned["dense"].startswith("dense FP32: top-1 ")
 
     again = pipeline.run(tiny, device, tmp_path / "run", until="validate")
     assert all(stage["reused"] for stage in again.result["stages"])

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import sys
 import tarfile
 from pathlib import Path
 
 import onnx
 import pytest
+from test_captures import captured
 
 from edgeprune import pipeline, recipe, release, target
-from edgeprune.errors import BundleError, GateError
+from edgeprune.errors import GateError
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from networks import tiny_resnet
 
 FLAVOURS = {
     "jetson-orin-nano": {"pruned-int8.onnx": 13, "pruned-int8-b.onnx": 19},
-    "jetson-agx-orin": {"pruned-int8.onnx": 13, "pruned-int8-b.onnx": 19},
     "jetson-xavier-nx": {"pruned-int8.onnx": 13},
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FLAVOURS)
-def test_a_run_without_a_device_ends_unverified(name: str, tiny: recipe.Recipe, tmp_path: Path) -> None:
+def test_a_run_without_a_device_ends_unverified(
+    name: str, tiny: recipe.Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, dense = captured(monkeypatch), sum(parameter.numel() for parameter in tiny_resnet().parameters())
     tiny, device = pipeline.override(tiny, "budget", speedup=1.3), target.load(name)
-    with pytest.raises(GateError, match="1 of 5 gates open, as no device has measured") as ended:
+    with pytest.raises(GateError, match="1 of 8 gates open, as no device has measured") as ended:
         pipeline.run(tiny, device, tmp_path / "run")
+    assert found.count(dense) == 1, "the whole run captures the dense network once"
     outcome: pipeline.Outcome = ended.value.outcome  # type: ignore[attr-defined]
     result = outcome.result
     assert result["verdict"] == "unverified" and result["unit"] == "modelled ms"
@@ -49,5 +57,9 @@ def test_a_run_without_a_device_ends_unverified(name: str, tiny: recipe.Recipe, 
     readme = (folder / "README.md").read_text("utf-8")
     assert "NOT VERIFIED: no device has run this" in readme and "model, not measured" in readme
     assert f"edgeprune {name} run recipe.toml --device mine" in readme
-    with pytest.raises(BundleError, match="marked unverified"):
-        release.verify(outcome.bundle)
+    checked = release.verify(outcome.bundle, rerun=False)
+    assert checked.state == "unverified"
+    assert (
+        checked.summary
+        == "UNVERIFIED: its own device has not measured it (intact, not authenticated, samples not rerun)"
+    )

@@ -14,9 +14,9 @@ import pytest
 
 from edgeprune.errors import GraphError, InputError, RecipeError
 from edgeprune.quantize import Ranges, apply, calibrate, dummy_ranges, lint
-from edgeprune.quantize.grids import grid, quantise_weight
+from edgeprune.quantize.ranges.grids import qparams, quantise_weight
 from edgeprune.recipe import QuantizeSection
-from edgeprune.runtimes.dialects import DIALECTS
+from edgeprune.runtimes import DIALECTS
 
 from . import nets
 
@@ -160,7 +160,7 @@ def test_ranges_travel_as_json(tmp_path: Path) -> None:
 def test_grids_hold_zero_exactly_and_cover_the_range() -> None:
     for dialect in DIALECTS.values():
         for low, high in [(0.0, 3.0), (-1.0, 3.0), (-5.0, 0.1), (0.0, 0.0), (1.0, 2.0), (-2.0, -1.0)]:
-            found = grid(low, high, dialect)
+            found = qparams(low, high, dialect)
             assert found.low <= found.zero <= found.high
             step = found.scale * 1.001
             assert found.scale * (found.low - found.zero) <= min(low, 0) + step / 2

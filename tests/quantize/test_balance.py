@@ -7,11 +7,12 @@ import pytest
 from onnx import numpy_helper
 from scipy.optimize import check_grad
 
-from edgeprune.quantize import balance
-from edgeprune.quantize.balance import Tensor, Weight, least_noise
-from edgeprune.quantize.equalise import equalised, factors
-from edgeprune.quantize.observe import session, with_outputs
-from edgeprune.runtimes.dialects import DIALECTS
+from edgeprune.quantize import inference_session
+from edgeprune.quantize.correct import balance
+from edgeprune.quantize.correct.balance import Tensor, Weight, least_noise
+from edgeprune.quantize.correct.equalise import equalised, factors
+from edgeprune.quantize.ranges.observe import with_outputs
+from edgeprune.runtimes import DIALECTS
 
 from . import nets
 
@@ -63,7 +64,7 @@ def test_what_an_activation_cuts_off_does_not_count() -> None:
     clipped = next(node.output[0] for node in model.graph.node if node.op_type == "Clip" and "expand" in node.input[0])
     peaks = []
     for graph in (model, equalised(model, found)):
-        runner = session(with_outputs(graph, [clipped]))
+        runner = inference_session(with_outputs(graph, [clipped]))
         peaks.append(np.max([runner.run(None, {"input": image[None]})[0].max((0, 2, 3)) for image in images], axis=0))
     uneven = [(values / values.max())[values > 0.01].min() for values in peaks]
     assert uneven[1] > 2 * uneven[0]

@@ -10,15 +10,15 @@ import pytest
 from onnx import numpy_helper
 
 from edgeprune.quantize import apply, calibrate
-from edgeprune.quantize.equalise import equalised, factors, streams
-from edgeprune.quantize.grids import Grid
-from edgeprune.quantize.methods import METHODS, choose, noise
-from edgeprune.quantize.observe import Histogram, Watched
-from edgeprune.quantize.probe import Experiment, probe
-from edgeprune.quantize.rounding import pack, unpack
+from edgeprune.quantize.correct.equalise import equalised, factors, streams
+from edgeprune.quantize.correct.rounding import pack, unpack
+from edgeprune.quantize.ranges.grids import QParams
+from edgeprune.quantize.ranges.methods import METHODS, choose, noise
+from edgeprune.quantize.ranges.observe import Histogram, Watched
+from edgeprune.quantize.ranges.probe import Experiment, probe
 from edgeprune.quantize.view import View
 from edgeprune.recipe import QuantizeSection
-from edgeprune.runtimes.dialects import DIALECTS
+from edgeprune.runtimes import DIALECTS
 
 from . import nets
 from .test_apply import run, sqnr
@@ -129,7 +129,7 @@ def test_an_experiment_measures_what_numpy_measures() -> None:
     model, images = nets.plain(), nets.images(6)
     view = View.of(model)
     weight = np.asarray(view.constant("features.0.weight"))
-    grid = Grid(0.01, 0, 0, 255)
+    grid = QParams(0.01, 0, 0, 255)
     outcome = probe(model, [Experiment("features.0", {0: grid}, constants={1: weight * 1.01}, bias=True)], images, 6)[0]
     conv = nets.Net()
     conv.constants = [t for t in model.graph.initializer if t.name.startswith("features.0.")]
@@ -170,5 +170,5 @@ def test_mse_is_the_least_noise_and_methods_bound_outliers() -> None:
     ranges = {method: choose(method, seen, OPENVINO) for method in METHODS}
     assert ranges["minmax"] == (0.0, 60.0)
     assert ranges["percentile"][1] < 6 and ranges["entropy"][1] < 30
-    errors = {m: noise(seen, Grid(high / 255, 0, 0, 255)) for m, (_, high) in ranges.items()}
+    errors = {m: noise(seen, QParams(high / 255, 0, 0, 255)) for m, (_, high) in ranges.items()}
     assert errors["mse"] == min(errors.values())

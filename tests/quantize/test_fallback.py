@@ -11,22 +11,31 @@ import pytest
 from edgeprune.devices.types import KernelTime
 from edgeprune.errors import BudgetError
 from edgeprune.quantize import apply, calibrate
-from edgeprune.quantize.fallback import Choice, Cost, choose, greedy, layer_edges, sensitivities, solve, times
+from edgeprune.quantize.fallback import (
+    LayerCost,
+    PrecisionChoice,
+    choose,
+    greedy,
+    layer_edges,
+    sensitivities,
+    solve,
+    times,
+)
 from edgeprune.recipe import QuantizeSection
-from edgeprune.runtimes.dialects import DIALECTS
+from edgeprune.runtimes import DIALECTS
 
 from . import nets
 
 
-def program(seed: int, count: int = 8) -> tuple[dict[str, Cost], dict[tuple[str, str], float]]:
+def program(seed: int, count: int = 8) -> tuple[dict[str, LayerCost], dict[tuple[str, str], float]]:
     rng = np.random.default_rng(seed)
-    costs = {f"l{i}": Cost(*(float(v) for v in rng.uniform(0.1, 2.0, 3))) for i in range(count)}
+    costs = {f"l{i}": LayerCost(*(float(v) for v in rng.uniform(0.1, 2.0, 3))) for i in range(count)}
     edges = {(f"l{i}", f"l{i + 1}"): float(rng.uniform(0, 0.5)) for i in range(count - 1)}
     edges["l0", f"l{count - 1}"] = 0.3
     return costs, edges
 
 
-def total(costs: dict[str, Cost], edges: dict[tuple[str, str], float], int8: set[str]) -> tuple[float, float]:
+def total(costs: dict[str, LayerCost], edges: dict[tuple[str, str], float], int8: set[str]) -> tuple[float, float]:
     ms = sum(c.int8_ms if n in int8 else c.float_ms for n, c in costs.items())
     ms += sum(v for (a, b), v in edges.items() if (a in int8) != (b in int8))
     return ms, sum(costs[n].loss for n in int8)
@@ -47,7 +56,7 @@ def test_the_program_is_exact_and_never_slower_than_float_or_greedy(seed: int) -
 
 
 def test_an_isolated_int8_layer_does_not_pay_for_its_reformats() -> None:
-    costs = {"a": Cost(1.0, 2.0, 0.0), "b": Cost(1.0, 0.8, 0.0), "c": Cost(1.0, 2.0, 0.0)}
+    costs = {"a": LayerCost(1.0, 2.0, 0.0), "b": LayerCost(1.0, 0.8, 0.0), "c": LayerCost(1.0, 2.0, 0.0)}
     cheap, dear = ({("a", "b"): ms, ("b", "c"): ms} for ms in (0.05, 0.2))
     assert solve(costs, cheap, 1.0).precision["b"] == "int8"
     assert set(solve(costs, dear, 1.0).precision.values()) == {"float"}
@@ -58,7 +67,7 @@ def test_the_recipe_chooses_the_method_and_an_impossible_loss_is_refused() -> No
     costs, edges = program(3)
     assert set(choose("none", costs, edges, 0.0).precision.values()) == {"int8"}
     assert choose("auto", costs, edges, 1.0) == solve(costs, edges, 1.0)
-    baseline: Choice = choose("greedy", costs, edges, 1.0)
+    baseline: PrecisionChoice = choose("greedy", costs, edges, 1.0)
     assert baseline.precision == greedy(costs, edges, 1.0).precision and baseline.loss <= 1.0
     with pytest.raises(BudgetError, match="float costs 0"):
         solve(costs, edges, -0.1)
@@ -90,3 +99,12 @@ def test_the_layer_that_hurts_is_found_and_float_mends_it(name: str) -> None:
     assert max(losses, key=lambda name: losses[name]) == "block2.conv1"
     quantised = apply(model, ranges, dialect, {"block2.conv1": "float"})
     assert next(n for n in quantised.graph.node if n.name == "block2.conv1").input[1] == "block2.conv1.weight"
+
+
+def test_reformatting_beside_a_layer_that_is_always_float_counts_for_the_other() -> None:
+    """The head has no cost of its own here: it is float in this dialect, and INT8 before it pays for the change."""
+    costs = {"a": LayerCost(1.0, 0.5, 0.0), "b": LayerCost(1.0, 0.5, 0.0)}
+    cheap = choose("auto", costs, {("a", "b"): 0.3, ("b", "head"): 0.1, ("head", "tail"): 5.0}, 1.0)
+    dear = choose("auto", costs, {("a", "b"): 0.3, ("b", "head"): 0.9}, 1.0)
+    assert cheap.precision == {"a": "int8", "b": "int8"} and cheap.ms == pytest.approx(1.1)
+    assert dear.precision == {"a": "int8", "b": "float"} and dear.ms == pytest.approx(1.8)

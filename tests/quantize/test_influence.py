@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from edgeprune.quantize import calibrate
-from edgeprune.quantize.grids import Grid
-from edgeprune.quantize.influence import costs, influence
+from edgeprune.quantize.ranges.grids import QParams
+from edgeprune.quantize.ranges.influence import costs, influence
 from edgeprune.quantize.view import View
-from edgeprune.runtimes.dialects import DIALECTS
+from edgeprune.runtimes import DIALECTS
 
 from . import nets
 from .test_apply import run, sqnr
@@ -66,7 +66,7 @@ def test_independent_errors_cost_what_is_foreseen() -> None:
 def test_a_clipped_range_costs_what_it_does() -> None:
     model, images = nets.residual(), nets.images(32)
     tensor = "block1.conv2_output"
-    grids = [Grid(scale, 128, 0, 255) for scale in (0.03, 0.01, 0.003)]
+    grids = [QParams(scale, 128, 0, 255) for scale in (0.03, 0.01, 0.003)]
     found = costs(model, {"one": ([tensor], grids)}, images, 32, vectors=8)["one"]
     exact = run(model, images)
     for grid, ratio in zip(grids, found, strict=True):
@@ -99,7 +99,7 @@ def test_a_graph_without_gradients_is_judged_where_its_tensors_are_read() -> Non
 
 
 def test_a_few_images_do_not_move_the_bias_of_all() -> None:
-    correct = sys.modules["edgeprune.quantize.correct"]
+    correct = sys.modules["edgeprune.quantize.correct.correct"]
     wanted = [np.zeros((1, 2, 3, 3), np.float32) for _ in range(9)]
     got = [value + np.float32(0.1) for value in wanted]
     got[0] = got[0] + np.float32(50)

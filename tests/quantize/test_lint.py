@@ -9,8 +9,8 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from edgeprune.quantize import Finding, apply, dummy_ranges, lint, rtx
-from edgeprune.runtimes.dialects import DIALECTS
+from edgeprune.quantize import LintFinding, apply, dummy_ranges, lint, rtx
+from edgeprune.runtimes import DIALECTS
 
 from . import nets
 
@@ -178,7 +178,7 @@ def test_a_planted_pattern_is_caught_and_nothing_else_is(rule: str) -> None:
     assert all(f.node and f.why and f.remedy and f.rule in str(f) for f in found)
 
 
-def rules(found: list[Finding]) -> set[str]:
+def rules(found: list[LintFinding]) -> set[str]:
     return {finding.rule for finding in found}
 
 

@@ -9,10 +9,10 @@ import torch
 
 from edgeprune.errors import GraphError
 from edgeprune.quantize import apply, calibrate, dummy_ranges
-from edgeprune.quantize.interpret import constants, interpret
-from edgeprune.quantize.qat import Trainable, fine_tune
+from edgeprune.quantize.train.interpret import constants, interpret
+from edgeprune.quantize.train.qat import Trainable, fine_tune
 from edgeprune.recipe import QuantizeSection
-from edgeprune.runtimes.dialects import DIALECTS
+from edgeprune.runtimes import DIALECTS
 
 from . import nets
 from .test_apply import run, sqnr

@@ -7,11 +7,10 @@ import torch
 from torch import Tensor, nn
 
 import edgeprune
+from edgeprune.engine import Tape, batches, weights_of
 from edgeprune.errors import UsageError
 from edgeprune.recover.repair import repair
-from edgeprune.recover.saliency import orders
-from edgeprune.recover.statistics import reestimate
-from edgeprune.recover.tape import Tape, batches, weights_of
+from edgeprune.search.saliency import orders
 
 
 class Block(nn.Module):
@@ -64,7 +63,7 @@ def _error(net: nn.Module, pruned: nn.Module, images: Tensor = IMAGES) -> float:
 def test_a_tape_computes_what_the_network_computes_from_any_point() -> None:
     net = _net()
     tape, weights = Tape.of(net, IMAGES[:32]), weights_of(net)
-    values = {0: batches(IMAGES, 32)[0]}
+    values = tape.begin(batches(IMAGES, 32)[0])
     middle = tape.route().steps[len(tape.steps) // 2]
     with torch.no_grad():
         tape.run(values, tape.route(), weights, stop=middle)
@@ -73,8 +72,9 @@ def test_a_tape_computes_what_the_network_computes_from_any_point() -> None:
         again = dict(before)
         tape.run(again, tape.route(), weights, start=middle)
         expected = net(IMAGES[:32])
-    assert torch.allclose(tape.logits(values), expected, atol=1e-5)
-    assert torch.equal(tape.logits(values), tape.logits(again)), "a run must not change the values it started from"
+    found, same = tape.results(values, weights)[0], tape.results(again, weights)[0]
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert torch.equal(found, same), "a run must not change the values it started from"
 
 
 def test_a_route_skips_removed_blocks() -> None:
@@ -83,10 +83,10 @@ def test_a_route_skips_removed_blocks() -> None:
     removed = ("blocks.1", "blocks.2")
     pruned = structure.plan({}, removed).apply(net)
     tape = Tape.of(net, IMAGES[:32])
-    values = {0: IMAGES[:32]}
+    values = tape.begin((IMAGES[:32],))
     with torch.no_grad():
         tape.run(values, tape.route(removed), weights_of(pruned))
-        assert torch.allclose(tape.logits(values), pruned(IMAGES[:32]), atol=1e-5)
+        assert torch.allclose(tape.results(values, {})[0], pruned(IMAGES[:32]), atol=1e-5)
 
 
 def test_a_redundant_channel_is_found_and_repaired_exactly() -> None:
@@ -180,16 +180,13 @@ def test_an_unknown_order_is_refused() -> None:
         orders(net, edgeprune.trace(net, IMAGES[:2]), IMAGES, "taylr")  # type: ignore[arg-type]
 
 
-def test_statistics_are_those_of_the_images_and_nothing_else_changes() -> None:
+@pytest.mark.parametrize("kind", ["taylor", "fisher"])
+@pytest.mark.parametrize("frozen", ["", "blocks.0"], ids=["all", "a part"])
+def test_frozen_parameters_are_ranked_as_if_they_were_not(kind: str, frozen: str) -> None:
     net = _net()
-    before = {name: value.clone() for name, value in net.state_dict().items()}
-    reestimate(net, IMAGES, batch=len(IMAGES))
-    assert not net.training
-    norm, block = net.blocks[0].bn1, net.blocks[0]
-    with torch.no_grad():
-        value = block.conv1(net.act(net.stem(IMAGES)))
-    assert torch.allclose(norm.running_mean, value.mean((0, 2, 3)), atol=1e-4)
-    assert torch.allclose(norm.running_var, value.var((0, 2, 3)), rtol=1e-3)
-    for name, value in net.state_dict().items():
-        if "running" not in name:
-            assert torch.equal(value, before[name]), name
+    structure = edgeprune.trace(net, IMAGES[:2])
+    wanted = orders(net, structure, IMAGES, kind)  # type: ignore[arg-type]
+    net.get_submodule(frozen).requires_grad_(False)
+    before = [p.requires_grad for p in net.parameters()]
+    assert orders(net, structure, IMAGES, kind) == wanted  # type: ignore[arg-type]
+    assert [p.requires_grad for p in net.parameters()] == before

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import resource
+import signal
 import sys
 from pathlib import Path
 
@@ -11,15 +13,15 @@ import pytest
 import torch
 from torch import nn
 
-from edgeprune.errors import DataError, ModelError
+from edgeprune.errors import DataError, ModelError, RunError
 from edgeprune.model import Preprocess, Split
 from edgeprune.recipe import RecoverSection
 from edgeprune.recover import evaluate, train
-from edgeprune.recover import train as train_function
 from edgeprune.recover.batches import Batches
-from edgeprune.recover.train import _schedule, dist
+from edgeprune.recover.distill import dist
+from edgeprune.recover.steps import schedule
 
-TRAIN = sys.modules[train_function.__module__]
+TRAIN = sys.modules["edgeprune.recover.loop"]
 
 
 def split(count: int, seed: int) -> Split:
@@ -51,7 +53,6 @@ def test_it_learns_what_the_labels_or_the_teacher_know(tmp_path: Path, distill: 
     assert evaluate(student, split(200, 2)) > before + 0.25
     assert result.best_accuracy == max(entry["accuracy"] for entry in result.history)
     assert not student.training
-    assert not (tmp_path / "checkpoint.pt").exists()
 
 
 def test_training_never_makes_the_held_out_accuracy_worse(tmp_path: Path) -> None:
@@ -112,6 +113,42 @@ def test_an_interrupted_run_ends_with_the_same_weights(tmp_path: Path, monkeypat
         torch.testing.assert_close(resumed.state_dict()[key], value)
 
 
+def test_a_run_killed_after_its_last_step_repeats_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = network(1)
+    first = train(whole, network(0), split(256, 0), split(64, 1), OPTIONS, tmp_path)
+    resumed = network(1)
+    monkeypatch.setattr(TRAIN.TrainingRun, "_one_step", lambda self: pytest.fail("a step was repeated"))
+    again = train(resumed, network(0), split(256, 0), split(64, 1), OPTIONS, tmp_path)
+    assert again.resumed == again.steps == first.steps
+    assert again.history == first.history
+    for key, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[key], value)
+
+
+def test_a_full_disk_is_a_run_error_and_keeps_the_checkpoint_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A limit on a file's size stands in for a full disk: the write itself fails, deep inside torch's zip writer."""
+    monkeypatch.setattr(TRAIN, "CHECKPOINT_SECONDS", 0.0)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    kept: list[bytes] = []
+
+    def fill(done: float, total: float, message: str) -> None:
+        if done == 3:
+            kept.append((tmp_path / "checkpoint.pt").read_bytes())
+            resource.setrlimit(resource.RLIMIT_FSIZE, (len(kept[0]) // 2, hard))
+
+    try:
+        with pytest.raises(RunError, match=r"checkpoint\.pt: the checkpoint cannot be written \(File too large\)"):
+            train(network(1), network(0), split(256, 0), split(64, 1), OPTIONS, tmp_path, progress=fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+    assert (tmp_path / "checkpoint.pt").read_bytes() == kept[0]
+
+
 def test_a_checkpoint_of_other_options_or_a_damaged_one_is_not_used(tmp_path: Path) -> None:
     (tmp_path / "checkpoint.pt").write_bytes(b"half a file")
     result = train(network(1), network(0), split(64, 0), split(32, 1), OPTIONS, tmp_path)
@@ -160,6 +197,26 @@ def test_dist_is_zero_for_the_same_ranking_and_positive_otherwise() -> None:
 
 
 def test_the_schedule_warms_up_and_ends_at_zero() -> None:
-    values = [_schedule(step / 100, 0.05) for step in range(101)]
+    values = [schedule(step / 100, 0.05) for step in range(101)]
     assert max(values) <= 1 and values[100] == pytest.approx(0, abs=1e-9)
     assert values[0] < values[3] < values[5] and values[10] > values[50] > values[90]
+
+
+def test_a_network_frozen_for_inference_learns_and_is_frozen_afterwards(tmp_path: Path) -> None:
+    frozen, free = network(1).requires_grad_(False), network(1)
+    for student, folder in ((frozen, "a"), (free, "b")):
+        train(student, network(0).requires_grad_(False), split(128, 0), split(64, 1), OPTIONS, tmp_path / folder)
+    assert not any(p.requires_grad or p.grad is not None for p in frozen.parameters())
+    assert all(p.requires_grad for p in free.parameters())
+    assert not torch.equal(frozen[0].weight, network(1)[0].weight), "it has learnt"
+    for mine, theirs in zip(frozen.state_dict().values(), free.state_dict().values(), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_a_part_that_was_frozen_on_purpose_stays_as_it_is(tmp_path: Path) -> None:
+    student = network(1)
+    student[0].requires_grad_(False)
+    kept = student[0].weight.clone()
+    train(student, network(0), split(64, 0), split(32, 1), OPTIONS, tmp_path)
+    assert torch.equal(student[0].weight, kept)
+    assert not torch.equal(student[4].weight, network(1)[4].weight)

@@ -8,6 +8,7 @@ import hashlib
 import importlib.util
 import json
 import platform
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 
 from edgeprune import release, target
-from edgeprune.errors import BundleError, GateError
+from edgeprune.errors import BundleError, GateError, RunError
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def test_everything_is_in_it_and_every_file_is_listed(made, bundle, tmp_path):
     manifest = json.loads((root / "manifest.json").read_text())
     assert manifest["target"]["name"] == made[1]["target"]
     assert manifest["sources"].keys() >= {"recipe.lock.toml", "quantize/pruned-fp32.onnx"}
-    assert [gate["name"] for gate in manifest["gates"]] == ["measurement", "proof", "accuracy", "latency", "faster"]
+    assert {gate["name"] for gate in manifest["gates"]} >= {"measurement", "proof", "accuracy", "latency", "faster"}
     assert f"artifact/{manifest['artifact']['files'][0]}" in manifest["files"]
 
 
@@ -143,6 +144,9 @@ def with_second(made, **changes):
         pytest.skip("only ONNX Runtime writes an optimised graph")
     (plain,) = (run / "artifacts").glob("*.onnx")
     (run / "validate" / "pruned-int8-optimised.onnx").write_bytes(plain.read_bytes())
+    measured = json.loads((run / "validate" / "measured.json").read_text())
+    measured["sha256"]["validate/pruned-int8-optimised.onnx"] = hashlib.sha256(plain.read_bytes()).hexdigest()
+    (run / "validate" / "measured.json").write_text(json.dumps(measured))
     facts = {
         "file": "pruned-int8-optimised.onnx",
         "sha256": hashlib.sha256(plain.read_bytes()).hexdigest(),
@@ -195,10 +199,57 @@ def test_run_py_and_the_agent_are_python_3_8(bundle, tmp_path):
         ast.parse(path.read_text(), feature_version=(3, 8))
 
 
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("artifacts/pruned-int8.*", "export"),
+        ("validate/samples.npz", "validate"),
+        ("validate/preprocessing.json", "validate"),
+        ("validate/labels.json", "validate"),
+        ("search/plan.json", "prune"),
+        ("quantize/pruned-fp32.onnx", "calibrate"),
+    ],
+)
+def test_no_bundle_of_another_file_than_was_measured(made, tmp_path, name, step):
+    run, result = made
+    copied = shutil.copytree(run, tmp_path / "run")
+    path = sorted(copied.glob(name))[0]
+    whole = path.read_bytes()
+    for damaged in (whole[:-1], bytes([whole[0] ^ 1]) + whole[1:], b""):
+        path.write_bytes(damaged)
+        with pytest.raises(RunError, match="is not the file that was measured") as refused:
+            release.bundle(copied, result, tmp_path / "out")
+        assert str(path) in refused.value.message
+        assert f"--from {step}" in refused.value.remedy
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+    path.write_bytes(whole)
+    assert release.bundle(copied, result, tmp_path / "out").is_file()
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"sha256": []}', "{", ""])
+def test_no_bundle_without_an_account_of_what_was_measured(made, tmp_path, text):
+    copied = shutil.copytree(made[0], tmp_path / "run")
+    (copied / "validate" / "measured.json").write_text(text)
+    with pytest.raises(RunError, match=r"measured\.json"):
+        release.bundle(copied, made[1], tmp_path / "out")
+
+
+def test_a_bundle_gets_its_name_only_when_it_passes_verify(made, tmp_path):
+    run, result = made
+    path, checks = release.publish(run, result, tmp_path)
+    assert path == tmp_path / f"tiny-{result['target']}.tar"
+    assert {check.name for check in checks} >= {"integrity", "evidence", "samples"}
+    path.unlink()
+    with pytest.raises(GateError, match="does not pass its own verify") as refused:
+        release.publish(run, {**result, "proof": {"passed": False}}, tmp_path)
+    assert ".part" not in refused.value.message
+    assert not list(tmp_path.iterdir())
+
+
 def test_no_bundle_without_all_gates(made, tmp_path):
     run, result = made
     refused = copy.deepcopy(result)
-    refused["gates"][2]["passed"] = False
+    next(gate for gate in refused["gates"] if gate["name"] == "accuracy")["passed"] = False
     with pytest.raises(GateError, match="accuracy"):
         release.bundle(run, refused, tmp_path)
     with pytest.raises(GateError):
@@ -217,4 +268,19 @@ def test_says_what_is_missing_and_leaves_nothing(made, name, tmp_path):
             release.bundle(run, result, tmp_path)
     finally:
         moved.rename(run / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_published_has_been_run_also_for_a_target_that_is_not_known_by_name(made, tmp_path, monkeypatch):
+    from edgeprune.errors import TargetError
+    from edgeprune.release import evidence
+
+    run, result = made
+    monkeypatch.setattr(evidence, "known_here", lambda manifest: (_ for _ in ()).throw(TargetError("not known")))
+    bundle, checks = release.publish(run, result, tmp_path)
+    assert next(check for check in checks if check.name == "samples").passed and bundle.is_file()
+    bundle.unlink()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(GateError, match=r"its samples were not rerun: runtime \w+ is not installed"):
+        release.publish(run, result, tmp_path)
     assert not list(tmp_path.iterdir())

@@ -7,6 +7,8 @@ import hashlib
 import json
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -124,7 +126,7 @@ def test_the_commands_that_the_messages_give_make_keys_that_work(made, tmp_path)
 def test_bad_keys_are_refused_before_work_is_done(tmp_path):
     wrong = tmp_path / "wrong.key"
     wrong.write_text("no key")
-    curve, _ = write_pair(tmp_path, "curve", ec.generate_private_key(ec.SECP256R1()))
+    curve, _ = write_pair(tmp_path, "curve", ec.generate_private_key(ec.SECP256K1()))
     for path in (wrong, curve, tmp_path / "missing.key", tmp_path):
         with pytest.raises(UsageError) as caught:
             release.check_key(path)
@@ -136,3 +138,75 @@ def test_without_cryptography_it_says_what_to_install(signed, pair, monkeypatch)
     assert "pip install" in check(signed).message
     with pytest.raises(MissingDependency, match="cryptography"):
         check(signed, pair[1])
+
+
+@pytest.fixture
+def bundle(made, tmp_path):
+    run, result = made
+    return release.bundle(run, result, tmp_path)
+
+
+def holder(folder, key, *, printed="raw"):
+    """A command that holds a key, as a token's own does."""
+    script = folder / f"holder-{printed}.py"
+    script.write_text(
+        "import base64, sys\nfrom pathlib import Path\n"
+        "from cryptography.hazmat.primitives.serialization import load_pem_private_key\n"
+        f"key = load_pem_private_key(Path({str(key)!r}).read_bytes(), None)\n"
+        "made = key.sign(Path(sys.argv[1]).read_bytes())\n"
+        f"sys.stdout.buffer.write(made if {printed!r} == 'raw' else base64.encodebytes(made))\n"
+    )
+    return f"{sys.executable} {script} {{file}}"
+
+
+@pytest.mark.parametrize("printed", ["raw", "base64"])
+def test_a_key_that_is_in_no_file_signs_by_its_command(bundle, pair, tmp_path, printed):
+    by_file = release.sign(Path(shutil.copy(bundle, tmp_path / "by-file.tar")), pair[0]).read_bytes()
+    assert release.sign_by(bundle, pair[1], holder(tmp_path, pair[0], printed=printed)).read_bytes() == by_file
+    assert check(bundle, pair[1]).passed
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("true", "where the file goes"),
+        ("'", "is no command"),
+        ("no-such-command {file}", "cannot sign"),
+        ("false {file}", r"failed \(exit code 1\)"),
+        ("sh -c 'echo the token is locked >&2; exit 3' {file}", "the token is locked"),
+        ("cat {file}", "no ed25519 signature"),
+        ("head -c 64 {file}", "not a signature of"),
+    ],
+)
+def test_a_command_that_does_not_sign_leaves_the_bundle_as_it_was(bundle, pair, command, message):
+    before = bundle.read_bytes()
+    with pytest.raises(UsageError, match=message):
+        release.sign_by(bundle, pair[1], command)
+    assert bundle.read_bytes() == before
+
+
+def test_a_command_with_another_key_is_refused(bundle, pair, tmp_path):
+    other, public = write_pair(tmp_path, "other")
+    with pytest.raises(UsageError, match="not a signature of"):
+        release.sign_by(bundle, pair[1], holder(tmp_path, other))
+    both = tmp_path / "both.pub"
+    both.write_bytes(pair[1].read_bytes() + public.read_bytes())
+    with pytest.raises(UsageError, match="2 ed25519 keys; one is wanted"):
+        release.sign_by(bundle, both, holder(tmp_path, other))
+
+
+def test_the_command_sign(bundle, pair, tmp_path, capsys):
+    from edgeprune.cli import main
+
+    def go(*words):
+        with pytest.raises(SystemExit) as ended:
+            main(["sign", str(bundle), *map(str, words)])
+        return ended.value.code, capsys.readouterr()
+
+    code, said = go("--key", pair[0])
+    assert code == 0 and said.out.startswith("Signed: ")
+    assert go("--public", pair[1], "--command", holder(tmp_path, pair[0]), "--json")[0] == 0
+    for words in ((), ("--public", pair[1]), ("--key", pair[0], "--command", "x"), ("--command", "x {file}")):
+        assert go(*words)[0] == 2
+    bundle.write_bytes(bundle.read_bytes()[:-1])
+    assert go("--key", pair[0])[0] == 10

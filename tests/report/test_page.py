@@ -91,7 +91,7 @@ def test_every_section_is_there_in_order_and_the_verdict_is_first():
 def test_the_figures_of_the_issue_are_on_the_page():
     text = " ".join(read(EXAMPLE).text)
     for wanted in (
-        "94.02 %",
+        "94.00 %",
         "0.454 ms",
         "0.460 ms",
         "512 kB",
@@ -214,7 +214,7 @@ def test_refused_says_which_gate_by_how_much_and_what_helps():
     result["gates"][3].update(passed=False, message="0.5 ms: 9 % too slow.", remedy="Ask for less.")
     text = " ".join(read(result).text)
     head = text[: text.index("Gates")]
-    assert "Refused: 1 of 5 gates failed" in head
+    assert "Refused: 1 of 8 gates failed" in head
     assert "9 % too slow" in head
     assert "Ask for less." in head
 
@@ -264,7 +264,7 @@ def test_ticks_are_round_few_and_inside(low, high):
 
 def test_labels_do_not_lie_on_each_other():
     frame = plot.Frame(720, 320, (0, 1), (0, 1))
-    points = [plot.Point(0.5, 0.5 + shift, "dense", "the same place") for shift in (0, 0.001, 0.002, 0.003)]
+    points = [plot.Mark(0.5, 0.5 + shift, "dense", "the same place") for shift in (0, 0.001, 0.002, 0.003)]
     ys = sorted(y for _, y, _ in plot._labels(frame, points))
     assert all(b - a >= 14 for a, b in itertools.pairwise(ys))
 
@@ -286,3 +286,27 @@ def test_the_report_shows_the_table_s_predictions_and_those_of_closure():
     result["search"]["table"]["unseen"] = unseen
     result["search"]["closure"] = {"steps": [{"measured": 0.33, "predicted": 0.34}]}
     assert "closure: measured 0.330, predicted 0.340" in report.page(result)
+
+
+def test_a_dense_int8_network_that_computes_nothing_is_no_baseline():
+    broken = copy.deepcopy(EXAMPLE["dense_int8"])
+    broken["accuracy"] = 0.0867
+    if "score" in broken:
+        broken["score"]["value"] = 8.67
+    assert "Compare with dense FP32." in " ".join(read(changed(dense_int8=broken)).text)
+    assert "Compare with dense FP32." not in " ".join(read(EXAMPLE).text)
+
+
+def test_the_curves_of_training_are_drawn_whatever_the_metric_and_the_trainer():
+    history = [{"epoch": n, "loss": 1 / n, "score": 30.0 + n / 100} for n in range(1, 501)]
+    int8 = {"before": 31.5, "after": 31.25, "kept": False, "history": history[:3]}
+    result = changed(
+        recover={"training": {"trainer": "fit", "history": history}},
+        quantize={**EXAMPLE["quantize"], "training": int8},
+    )
+    page = read(result)
+    labels = [label for label in page.labels if "oss" in label or "while training" in label]
+    drawn = [f"Training loss, {167} figures.", "Loss while training in INT8, 3 figures."]
+    assert all(labels.count(label) == 2 for label in drawn), labels  # wide and narrow
+    assert any(label.endswith("while training, 167 evaluations.") for label in labels)
+    assert "31.25 % after; it is not kept" in " ".join(page.text).replace("\xa0", " ")

@@ -68,3 +68,9 @@ def test_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingDependency, match=r'pip install "edgeprune\[openvino\]"'):
         runtimes.version("openvino")
+
+
+def test_the_schemes_are_found_where_they_were() -> None:
+    from edgeprune.runtimes import dialects
+
+    assert dialects.DIALECTS == runtimes.DIALECTS and "openvino" in dialects.DIALECTS

@@ -9,8 +9,8 @@ import pytest
 import tinynets
 
 from edgeprune import runtimes, target
+from edgeprune.devices.roofline import LABEL, modelled_kernel_ms
 from edgeprune.errors import MissingDependency, TargetError
-from edgeprune.runtimes import tensorrt
 
 NANO, XAVIER = target.load("jetson-orin-nano"), target.load("jetson-xavier-nx")
 LAYER = {"kernel": (3, 3), "input_positions": 56 * 56, "output_positions": 56 * 56}
@@ -32,21 +32,21 @@ def test_tensorrt_has_no_version_here() -> None:
 
 
 def test_the_model_steps_where_kernels_pad() -> None:
-    times = [tensorrt.modelled_kernel_ms(NANO, inputs=64, outputs=width, **LAYER) for width in (33, 64, 65, 96)]
+    times = [modelled_kernel_ms(NANO, inputs=64, outputs=width, **LAYER) for width in (33, 64, 65, 96)]
     assert times[0] == times[1] < times[2] == times[3]
-    fine = [tensorrt.modelled_kernel_ms(NANO, inputs=64, outputs=w, precision="fp16", **LAYER) for w in (33, 40, 41)]
+    fine = [modelled_kernel_ms(NANO, inputs=64, outputs=w, precision="fp16", **LAYER) for w in (33, 40, 41)]
     assert fine[0] == fine[1] < fine[2]
 
 
 def test_the_model_knows_fast_from_slow() -> None:
     def model(device: target.Target, precision: str) -> float:
-        return tensorrt.modelled_kernel_ms(device, inputs=256, outputs=256, precision=precision, **LAYER)
+        return modelled_kernel_ms(device, inputs=256, outputs=256, precision=precision, **LAYER)
 
     assert model(NANO, "int8") < model(NANO, "fp16") and model(NANO, "int8") < model(XAVIER, "int8")
-    assert "not measured" in tensorrt.LABEL
+    assert "not measured" in LABEL
 
 
 def test_a_profile_without_the_makers_figures_has_no_model() -> None:
     bare = msgspec.structs.replace(NANO, extra={})
     with pytest.raises(TargetError, match=r"\[extra\] int8_tops is missing"):
-        tensorrt.modelled_kernel_ms(bare, inputs=64, outputs=64, **LAYER)
+        modelled_kernel_ms(bare, inputs=64, outputs=64, **LAYER)

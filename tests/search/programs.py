@@ -7,7 +7,17 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from edgeprune.search.program import Array, Block, Choice, Group, Kernel, Precision, Program, Variant, kernel
+from edgeprune.search.program import (
+    Array,
+    Assignment,
+    ChannelGroup,
+    Kernel,
+    KernelPrecision,
+    Program,
+    RemovableBlock,
+    Replacement,
+    kernel,
+)
 
 
 def random_program(seed: int) -> Program:
@@ -15,28 +25,30 @@ def random_program(seed: int) -> Program:
     rng = np.random.default_rng(seed)
     blocks = []
     for b in range(int(rng.integers(0, 3))):
-        variants = tuple(Variant(f"m{m}", *rng.uniform(0, 3, 2), bytes=5.0) for m in range(int(rng.integers(0, 2))))
-        blocks.append(Block(f"b{b}", float(rng.uniform(0, 3)) if rng.random() < 0.8 else float("inf"), variants))
+        variants = tuple(Replacement(f"m{m}", *rng.uniform(0, 3, 2), bytes=5.0) for m in range(int(rng.integers(0, 2))))
+        blocks.append(
+            RemovableBlock(f"b{b}", float(rng.uniform(0, 3)) if rng.random() < 0.8 else float("inf"), variants)
+        )
     groups = []
     for g in range(int(rng.integers(2, 5))):
         count = int(rng.integers(1, 5))
         losses = np.sort(np.round(rng.uniform(0, 4, count), int(rng.integers(0, 4))))[::-1]
         home = blocks[int(rng.integers(len(blocks)))].name if blocks and rng.random() < 0.5 else ""
-        groups.append(Group(f"g{g}", tuple(8 * (i + 1) for i in range(count)), tuple(map(float, losses)), home))
+        groups.append(ChannelGroup(f"g{g}", tuple(8 * (i + 1) for i in range(count)), tuple(map(float, losses)), home))
     kernels: list[Kernel] = []
     for k in range(int(rng.integers(2, 7))):
         home = blocks[int(rng.integers(len(blocks)))].name if blocks and rng.random() < 0.5 else ""
         legal = [group for group in groups if group.block in ("", home)]
         picked = [legal[i] for i in rng.permutation(len(legal))[: int(rng.integers(0, 4))]]
         ways = tuple(
-            Precision(f"p{p}", _times(rng, picked), float(p * rng.uniform(0, 1)), _times(rng, picked))
+            KernelPrecision(f"p{p}", _times(rng, picked), float(p * rng.uniform(0, 1)), _times(rng, picked))
             for p in range(1 + int(rng.random() < 0.25))
         )
         kernels.append(Kernel(f"k{k}", tuple(group.name for group in picked), ways, home))
     return Program(tuple(groups), tuple(kernels), tuple(blocks), beta=float(rng.uniform(0, 1))).check()
 
 
-def _times(rng: np.random.Generator, groups: list[Group]) -> Array:
+def _times(rng: np.random.Generator, groups: list[ChannelGroup]) -> Array:
     table = np.full([len(g.widths) for g in groups], 0.1)
     for axis, group in enumerate(groups):
         steps = np.ceil(np.arange(1, len(group.widths) + 1) / int(rng.integers(1, 3)))
@@ -45,7 +57,7 @@ def _times(rng: np.random.Generator, groups: list[Group]) -> Array:
     return table + (rng.uniform(0, 0.1, table.shape) if rng.random() < 0.5 else 0.0)
 
 
-def every_choice(program: Program) -> Iterator[Choice]:
+def every_choice(program: Program) -> Iterator[Assignment]:
     """All networks of a small program."""
     states = [[("keep", "")] for _ in program.blocks]
     for options, block in zip(states, program.blocks, strict=True):
@@ -59,7 +71,7 @@ def every_choice(program: Program) -> Iterator[Choice]:
         double = [k for k in program.kernels if len(k.precisions) > 1 and k.block not in {*removed, *variants}]
         for widths in itertools.product(*(g.widths for g in alive)):
             for ways in itertools.product(*([p.name for p in k.precisions] for k in double)):
-                yield Choice(
+                yield Assignment(
                     {g.name: w for g, w in zip(alive, widths, strict=True)},
                     removed,
                     variants,
@@ -86,12 +98,12 @@ def resnet50(step: int, seed: int = 0) -> Program:
     rng = np.random.default_rng(seed)
     groups, kernels, blocks = [], [], []
 
-    def group(name: str, size: int, block: str = "") -> Group:
+    def group(name: str, size: int, block: str = "") -> ChannelGroup:
         widths = tuple(range(step, size + 1, step)) if size > step else (size,)
-        groups.append(Group(name, widths, chain_losses(widths, float(rng.uniform(0.05, 1.0))), block))
+        groups.append(ChannelGroup(name, widths, chain_losses(widths, float(rng.uniform(0.05, 1.0))), block))
         return groups[-1]
 
-    def conv(name: str, a: Group, b: Group, pixels: int, taps: int, block: str) -> None:
+    def conv(name: str, a: ChannelGroup, b: ChannelGroup, pixels: int, taps: int, block: str) -> None:
         table = roofline(np.array(a.widths, float), np.array(b.widths, float), pixels, taps, rng)
         kernels.append(kernel(name, (a.name, b.name), table, block))
 
@@ -104,7 +116,7 @@ def resnet50(step: int, seed: int = 0) -> Program:
             name = f"s{stage}.{b}"
             home = name if b else ""
             if home:
-                blocks.append(Block(name, float(rng.uniform(0.1, 1.5))))
+                blocks.append(RemovableBlock(name, float(rng.uniform(0.1, 1.5))))
             one, two = group(f"{name}.1", width, home), group(f"{name}.2", width, home)
             conv(f"{name}.conv1", previous, one, side * side, 1, home)
             conv(f"{name}.conv2", one, two, side * side, 9, home)
@@ -121,12 +133,12 @@ def mobilenet_v2(step: int, seed: int = 0) -> Program:
     rng = np.random.default_rng(seed)
     groups, kernels, blocks = [], [], []
 
-    def group(name: str, size: int, block: str = "") -> Group:
+    def group(name: str, size: int, block: str = "") -> ChannelGroup:
         widths = tuple(range(step, size + 1, step)) if size > step else (size,)
-        groups.append(Group(name, widths, chain_losses(widths, float(rng.uniform(0.05, 1.0))), block))
+        groups.append(ChannelGroup(name, widths, chain_losses(widths, float(rng.uniform(0.05, 1.0))), block))
         return groups[-1]
 
-    def pointwise(name: str, a: Group, b: Group, pixels: int, block: str = "") -> None:
+    def pointwise(name: str, a: ChannelGroup, b: ChannelGroup, pixels: int, block: str = "") -> None:
         table = roofline(np.array(a.widths, float), np.array(b.widths, float), pixels, 1, rng)
         kernels.append(kernel(name, (a.name, b.name), table, block))
 
@@ -146,7 +158,7 @@ def mobilenet_v2(step: int, seed: int = 0) -> Program:
         for b in range(count):
             name, home = f"c{channels}.{b}", f"c{channels}.{b}" if b else ""
             if home:
-                blocks.append(Block(name, float(rng.uniform(0.1, 1.5))))
+                blocks.append(RemovableBlock(name, float(rng.uniform(0.1, 1.5))))
             inner = previous
             if t > 1:
                 inner = group(f"{name}.e", t * previous.widths[-1], home)

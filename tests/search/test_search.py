@@ -13,14 +13,15 @@ import torch
 from torch import Tensor, nn
 
 import edgeprune
+from edgeprune.engine import Session
 from edgeprune.errors import BudgetError
 from edgeprune.graph import Structure
 from edgeprune.latency.variants import options
 from edgeprune.recipe import RecoverSection, SearchSection
-from edgeprune.search import Again, Curves, SearchResult, Stitcher, find, formulate, measure, to_plan
+from edgeprune.search import Again, Evaluator, SearchResult, Sensitivity, find, formulate, measure, to_plan
 from edgeprune.search.curves import isotonic, spread
-from edgeprune.search.program import Choice
-from edgeprune.search.stitch import Verdict
+from edgeprune.search.evaluator import Verdict
+from edgeprune.search.program import Assignment
 from edgeprune.target import Channels
 
 IMAGES = torch.rand(96, 3, 10, 10, generator=torch.Generator().manual_seed(1))
@@ -83,11 +84,11 @@ def structure(net: Net) -> Structure:
 
 
 @pytest.fixture(scope="module")
-def curves(net: Net, structure: Structure) -> Curves:
-    return measure(net, structure, IMAGES, options(structure, GRID))
+def curves(net: Net, structure: Structure) -> Sensitivity:
+    return measure(structure, Session(net, IMAGES), options(structure, GRID))
 
 
-def test_curves_know_the_idle_block_and_never_increase(structure: Structure, curves: Curves) -> None:
+def test_curves_know_the_idle_block_and_never_increase(structure: Structure, curves: Sensitivity) -> None:
     assert set(curves.blocks) == {block.module for block in structure.blocks} == {f"blocks.{k}" for k in range(3)}
     assert curves.blocks["blocks.1"] < 0.05 * min(curves.blocks["blocks.0"], curves.blocks["blocks.2"])
     for group in structure.groups:
@@ -97,7 +98,7 @@ def test_curves_know_the_idle_block_and_never_increase(structure: Structure, cur
         assert values == sorted(values, reverse=True) and values[-1] == 0.0
 
 
-def test_a_curve_is_what_the_pruned_network_truly_loses(net: Net, structure: Structure, curves: Curves) -> None:
+def test_a_curve_is_what_the_pruned_network_truly_loses(net: Net, structure: Structure, curves: Sensitivity) -> None:
     """Masking at the consumers is pruning: the curve's KL against a narrowed module with the same repair."""
     from edgeprune.recover.repair import repair
 
@@ -112,7 +113,7 @@ def test_a_curve_is_what_the_pruned_network_truly_loses(net: Net, structure: Str
     assert curves.losses[name][0] > 0
 
 
-def test_curves_are_cached_and_resumed(net: Net, structure: Structure, curves: Curves, tmp_path: Path) -> None:
+def test_curves_are_cached_and_resumed(net: Net, structure: Structure, curves: Sensitivity, tmp_path: Path) -> None:
     cache, allowed = tmp_path / "curves.json", options(structure, GRID)
 
     class Stop(Exception):
@@ -127,21 +128,21 @@ def test_curves_are_cached_and_resumed(net: Net, structure: Structure, curves: C
     module.SAVE_EVERY, before = 0.0, module.SAVE_EVERY
     try:
         with pytest.raises(Stop):
-            measure(net, structure, IMAGES, allowed, cache=cache, progress=stop)
+            measure(structure, Session(net, IMAGES), allowed, cache=cache, progress=stop)
     finally:
         module.SAVE_EVERY = before
     assert "partial" in json.loads(cache.read_text())
-    resumed = measure(net, structure, IMAGES, allowed, cache=cache)
+    resumed = measure(structure, Session(net, IMAGES), allowed, cache=cache)
     assert resumed.blocks == pytest.approx(curves.blocks) and resumed.orders == curves.orders
     stamp = cache.stat().st_mtime_ns
-    assert measure(net, structure, IMAGES, allowed, cache=cache) == resumed
+    assert measure(structure, Session(net, IMAGES), allowed, cache=cache) == resumed
     assert cache.stat().st_mtime_ns == stamp
-    assert Curves.from_dict(json.loads(json.dumps(resumed.to_dict()))) == resumed
-    other = measure(net, structure, IMAGES[:64], allowed, cache=cache)
+    assert Sensitivity.from_dict(json.loads(json.dumps(resumed.to_dict()))) == resumed
+    other = measure(structure, Session(net, IMAGES[:64]), allowed, cache=cache)
     assert other.images == 64, "other images, other curves"
 
 
-def test_the_program_is_the_predictor(structure: Structure, curves: Curves) -> None:
+def test_the_program_is_the_predictor(structure: Structure, curves: Sensitivity) -> None:
     program = formulate(structure, Steps(), curves)
     layers = {layer.name: layer for layer in structure.layers}
     dense = 1.0 + sum(Steps().kernel(n, la.weight_shape[1] * la.groups, la.weight_shape[0]) for n, la in layers.items())
@@ -150,7 +151,7 @@ def test_the_program_is_the_predictor(structure: Structure, curves: Curves) -> N
 
 
 @pytest.mark.parametrize("share", [0.9, 0.6, 0.35])
-def test_the_plan_fits_the_budget_and_runs(net: Net, structure: Structure, curves: Curves, share: float) -> None:
+def test_the_plan_fits_the_budget_and_runs(net: Net, structure: Structure, curves: Sensitivity, share: float) -> None:
     program = formulate(structure, Steps(), curves)
     budget = share * program.totals(program.dense()).ms
     plan = edgeprune.search(structure, Steps(), budget, curves)
@@ -169,7 +170,9 @@ def test_the_plan_fits_the_budget_and_runs(net: Net, structure: Structure, curve
         assert gone, "the block that adds nothing goes first, or is as narrow as it can be"
 
 
-def test_the_limit_on_bytes_counts_the_weights_that_are_left(net: Net, structure: Structure, curves: Curves) -> None:
+def test_the_limit_on_bytes_counts_the_weights_that_are_left(
+    net: Net, structure: Structure, curves: Sensitivity
+) -> None:
     program = formulate(structure, Steps(), curves, sizes=True)
     layers = [module for module in net.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     dense = program.totals(program.dense())
@@ -180,7 +183,7 @@ def test_the_limit_on_bytes_counts_the_weights_that_are_left(net: Net, structure
     assert 0.5 * limit < left <= limit
 
 
-def test_without_blocks_and_below_the_floor(structure: Structure, curves: Curves) -> None:
+def test_without_blocks_and_below_the_floor(structure: Structure, curves: Sensitivity) -> None:
     program = formulate(structure, Steps(), curves)
     dense = program.totals(program.dense()).ms
     assert edgeprune.search(structure, Steps(), 0.6 * dense, curves, blocks=False).removed == ()
@@ -188,7 +191,7 @@ def test_without_blocks_and_below_the_floor(structure: Structure, curves: Curves
         find(structure, Steps(), 0.2 * dense, curves, blocks=False)
 
 
-def test_the_best_evaluated_network_is_kept(net: Net, structure: Structure, curves: Curves) -> None:
+def test_the_best_evaluated_network_is_kept(net: Net, structure: Structure, curves: Sensitivity) -> None:
     program = formulate(structure, Steps(), curves)
     budget = 0.5 * program.totals(program.dense()).ms
     first = find(structure, Steps(), budget, curves)
@@ -209,7 +212,7 @@ def test_the_best_evaluated_network_is_kept(net: Net, structure: Structure, curv
 
 
 @pytest.mark.parametrize("cuts", ["blocks", "widths"])
-def test_blocks_alone_and_widths_alone_are_evaluated_too(structure: Structure, curves: Curves, cuts: str) -> None:
+def test_blocks_alone_and_widths_alone_are_evaluated_too(structure: Structure, curves: Sensitivity, cuts: str) -> None:
     dense = {group.name: group.size for group in structure.groups}
     budget = 0.7 * formulate(structure, Steps(), curves).totals(formulate(structure, Steps(), curves).dense()).ms
 
@@ -223,7 +226,7 @@ def test_blocks_alone_and_widths_alone_are_evaluated_too(structure: Structure, c
     assert bool(result.plan.removed) == (cuts == "blocks")
 
 
-def test_trials_are_evaluated_and_never_make_it_worse(structure: Structure, curves: Curves) -> None:
+def test_trials_are_evaluated_and_never_make_it_worse(structure: Structure, curves: Sensitivity) -> None:
     close = {  # so that a small change of a factor changes the answer
         name: tuple((1 - width / max(widths)) ** 2 for width in widths) for name, widths in curves.widths.items()
     }
@@ -242,7 +245,7 @@ def test_trials_are_evaluated_and_never_make_it_worse(structure: Structure, curv
     assert again.widths == more.widths and again.plan.removed == more.plan.removed  # seeded
 
 
-def test_trials_find_a_better_block_of_the_same_stage(structure: Structure, curves: Curves) -> None:
+def test_trials_find_a_better_block_of_the_same_stage(structure: Structure, curves: Sensitivity) -> None:
     names = sorted(curves.blocks)
     curves = replace(curves, blocks={name: 1 + 0.01 * k for k, name in enumerate(names)})
     program = formulate(structure, Steps(), curves, widths=False)
@@ -259,8 +262,8 @@ def test_trials_find_a_better_block_of_the_same_stage(structure: Structure, curv
     assert len(more.plan.removed) == 1 and more.loss == 1.0
 
 
-def test_a_stitched_network_is_judged_after_its_repair(net: Net, structure: Structure, curves: Curves) -> None:
-    judge = Stitcher(net, structure, IMAGES)
+def test_a_stitched_network_is_judged_after_its_repair(net: Net, structure: Structure, curves: Sensitivity) -> None:
+    judge = Evaluator(structure, Session(net, IMAGES))
     assert judge(structure.plan({})).loss == pytest.approx(0.0, abs=1e-6)
     assert judge(structure.plan({})).agreement == 1.0
     good = to_plan(structure, curves, edgeprune.search.solve(formulate(structure, Steps(), curves), [60.0])[0].choice)
@@ -283,7 +286,7 @@ def test_pieces() -> None:
     assert len(spread(list(range(8, 520, 8)))) == 5 and spread(list(range(8, 520, 8)))[0] == 8
 
 
-def test_closure_asks_several_programs_and_keeps_the_best_evaluated(structure: Structure, curves: Curves) -> None:
+def test_closure_asks_several_programs_and_keeps_the_best_evaluated(structure: Structure, curves: Sensitivity) -> None:
     program = formulate(structure, Steps(), curves)
     dense = program.totals(program.dense()).ms
     judged: list[str] = []
@@ -299,7 +302,7 @@ def test_closure_asks_several_programs_and_keeps_the_best_evaluated(structure: S
     for budget in (0.7 * dense, 0.65 * dense, 0.7 * dense):
         best = again(Steps(), budget)
         widths = {group.name: len(best.kept.get(group.name, range(group.size))) for group in structure.groups}
-        assert program.totals(Choice(widths, tuple(best.removed))).ms <= budget
+        assert program.totals(Assignment(widths, tuple(best.removed))).ms <= budget
         assert again.loss(best) <= one.loss(one(Steps(), budget))
     assert len(again.programs) == min(4, len(found.rounds)) and len(one.programs) == 1
     counts = [judged.count(name) for name in set(judged)]

@@ -12,7 +12,7 @@ import pytest
 
 from edgeprune.errors import BudgetError
 from edgeprune.search import factors
-from edgeprune.search.program import Block, Group, Program, kernel
+from edgeprune.search.program import ChannelGroup, Program, RemovableBlock, kernel
 from edgeprune.search.solve import floor, reduce, solve
 
 _spec = importlib.util.spec_from_file_location("search_programs", Path(__file__).parent / "programs.py")
@@ -116,7 +116,7 @@ def test_front_is_monotone_and_in_order() -> None:
 
 
 def test_plateaus_are_dropped_and_only_they() -> None:
-    group = Group("g", (8, 16, 24, 32), (3.0, 2.0, 1.0, 0.0))
+    group = ChannelGroup("g", (8, 16, 24, 32), (3.0, 2.0, 1.0, 0.0))
     times = np.array([1.0, 1.0, 2.0, 2.0])
     program = Program((group,), (kernel("k", ("g",), times),))
     assert reduce(program).groups[0].widths == (16, 32)
@@ -126,20 +126,20 @@ def test_plateaus_are_dropped_and_only_they() -> None:
 
 def test_input_and_output_channels_count_together() -> None:
     """Halving both sides of one kernel quarters it: a frozen c_in does not see that."""
-    groups = tuple(Group(name, (8, 16), (1.0, 0.0)) for name in "ab")
+    groups = tuple(ChannelGroup(name, (8, 16), (1.0, 0.0)) for name in "ab")
     program = Program(groups, (kernel("k", ("a", "b"), np.outer([1, 2], [1, 2]) / 4.0),))
     assert solve(program, [0.25])[0].choice.widths == {"a": 8, "b": 8}
     assert solve(program, [0.5])[0].loss == 1.0
 
 
 def test_a_removed_block_takes_its_group_along() -> None:
-    groups = (Group("s", (16,), (0.0,)), Group("i", (8, 16), (0.5, 0.0), "b"))
+    groups = (ChannelGroup("s", (16,), (0.0,)), ChannelGroup("i", (8, 16), (0.5, 0.0), "b"))
     kernels = (
         kernel("one", ("s", "i"), np.array([[1.0, 2.0]]), "b"),
         kernel("add", ("s",), np.array([0.25]), "b"),
         kernel("head", ("s",), np.array([1.0])),
     )
-    program = Program(groups, kernels, (Block("b", 2.0),), beta=0.1)
+    program = Program(groups, kernels, (RemovableBlock("b", 2.0),), beta=0.1)
     assert solve(program, [3.35])[0].choice == program.dense()
     assert solve(program, [2.4])[0].choice.widths == {"s": 16, "i": 8}
     answer = solve(program, [1.2])[0]
@@ -153,7 +153,7 @@ def test_a_budget_below_the_floor_is_refused_with_the_floor() -> None:
     with pytest.raises(BudgetError, match="below the floor") as caught:
         solve(program, [0.99 * least])
     assert f"{least:.4g} ms" in caught.value.message and "at least" in caught.value.remedy
-    rigid = replace(program, blocks=tuple(Block(block.name, float("inf")) for block in program.blocks))
+    rigid = replace(program, blocks=tuple(RemovableBlock(block.name, float("inf")) for block in program.blocks))
     assert floor(rigid) > least
     with pytest.raises(BudgetError, match="blocks = true"):
         solve(
@@ -168,7 +168,7 @@ def test_a_budget_below_the_floor_is_refused_with_the_floor() -> None:
 
 
 def test_contradictions_are_refused() -> None:
-    group = Group("g", (8, 16), (1.0, 0.0))
+    group = ChannelGroup("g", (8, 16), (1.0, 0.0))
     with pytest.raises(ValueError, match="shape"):
         Program((group,), (kernel("k", ("g",), np.ones(3)),)).check()
     with pytest.raises(ValueError, match="unknown"):
@@ -176,7 +176,7 @@ def test_contradictions_are_refused() -> None:
     with pytest.raises(ValueError, match="finite"):
         Program((group,), (kernel("k", ("g",), np.array([1.0, np.nan])),)).check()
     with pytest.raises(ValueError, match="ascend"):
-        Program((Group("g", (16, 8), (0.0, 1.0)),), ()).check()
+        Program((ChannelGroup("g", (16, 8), (0.0, 1.0)),), ()).check()
 
 
 @pytest.mark.slow

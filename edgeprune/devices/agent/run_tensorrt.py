@@ -14,12 +14,20 @@ from . import state
 from .cuda import Cuda
 from .engine import build, layers, logger
 from .kernels import Samples
-from .run_onnxruntime import fixed_input
+from .options import wrong
+from .run_onnxruntime import fixed_input, listed
 from .wire import Failure
 
 NAME = "tensorrt"
+TITLE = "TensorRT"
+INSTALL = "sudo apt-get install -y nvidia-jetpack python3-numpy"  # what puts it on a device, where it is no package
+OPTIONS = {
+    "precision": ("fp32", "int8"),
+    "strongly_typed": (True, False),
+    "workspace_mib": range(1, 1048577),
+    "optimization_level": range(6),
+}  # type: dict[str, Any]
 TYPES = {"FLOAT": "float32", "HALF": "float16", "INT8": "int8", "INT32": "int32", "INT64": "int64", "BOOL": "bool"}
-KNOWN_OPTIONS = ("precision", "strongly_typed", "workspace_mib", "optimization_level")
 KEEP_ENGINES = 40
 
 
@@ -36,11 +44,8 @@ class Model:
     def __init__(self, files: dict[str, str], options: dict[str, Any], threads: int, home: str) -> None:
         import tensorrt
 
-        unknown = sorted(set(options) - set(KNOWN_OPTIONS))
-        if unknown:
-            raise Failure(
-                "runtime", "TensorRT has no option %s here; known: %s" % (unknown[0], ", ".join(KNOWN_OPTIONS))
-            )
+        if wrong(NAME, options):
+            raise Failure("runtime", wrong(NAME, options))
         self._trt, self._home = tensorrt, home
         self._cuda = Cuda()
         self._pointers = {}  # type: dict[str, int]
@@ -56,8 +61,9 @@ class Model:
         self._bind()
 
     def run(self, batch: Any) -> list[Any]:
-        """One batch through the engine."""
-        self._cuda.upload(self._pointers[self._input], np.ascontiguousarray(batch))
+        """One batch through the engine: one array, or a list with one an input."""
+        for name, value in zip(self.inputs, listed(batch)):  # noqa: B905 - Python 3.8
+            self._cuda.upload(self._pointers[name], np.ascontiguousarray(value))
         self._execute(self._context)
         results = [np.empty(self._shapes[name], self._dtypes[name]) for name in self.outputs]
         for name, array in zip(self.outputs, results):  # noqa: B905 - Python 3.8
@@ -67,7 +73,8 @@ class Model:
 
     def step(self) -> Callable[[], Any]:
         """A call that runs the engine once on a fixed input in the GPU's memory: a CUDA graph where possible."""
-        self.run(fixed_input(self.shape, self.dtype))
+        pairs = zip(self.shapes, self.dtypes)  # noqa: B905 - Python 3.8
+        self.run([fixed_input(shape, dtype) for shape, dtype in pairs])
         recorded = self._cuda.graph(lambda: self._execute(self._context))
         self.info["cuda_graph"] = recorded is not None
         return recorded or self._execute_and_wait
@@ -129,16 +136,15 @@ class Model:
         engine, trt = self._loaded, self._trt
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
-        if len(inputs) != 1:
-            raise Failure("runtime", "the network has %d inputs; one is supported" % len(inputs))
-        self._input = inputs[0]
+        self.inputs = inputs
         self.outputs = [name for name in names if name not in inputs]
         self._shapes = {name: tuple(int(size) for size in engine.get_tensor_shape(name)) for name in names}
         dynamic = [name for name, shape in self._shapes.items() if min(shape, default=1) < 0]
         if dynamic:
             raise Failure("runtime", "%s has no fixed shape; export the network with a fixed batch" % dynamic[0])
         self._dtypes = {name: np.dtype(TYPES[engine.get_tensor_dtype(name).name]) for name in names}
-        self.shape, self.dtype = self._shapes[self._input], self._dtypes[self._input]
+        self.shapes, self.dtypes = [self._shapes[name] for name in inputs], [self._dtypes[name] for name in inputs]
+        self.shape, self.dtype = self.shapes[0], self.dtypes[0]
         sizes = {name: int(np.prod(self._shapes[name])) * self._dtypes[name].itemsize for name in names}
         self._pointers = {name: self._cuda.allocate(max(1, size)) for name, size in sizes.items()}
         self._context = engine.create_execution_context()

@@ -8,6 +8,7 @@ import platform
 import re
 import shutil
 import subprocess
+import time
 from typing import Any
 
 # Part numbers of the ARM MIDR register, as in the Linux kernel's arch/arm64/include/asm/cputype.h.
@@ -28,6 +29,7 @@ THROTTLE_BITS = {0: "under-voltage", 1: "frequency capped", 2: "throttled", 3: "
 TOO_HOT_C = 80.0  # a Raspberry Pi begins to throttle at 80 degrees, a Jetson Orin above that
 FREQUENCY_DROP = 0.05
 BUSY_LOAD = 0.5  # a CPU
+LOOK_S = 0.2  # how long the device is looked at: 20 ticks a CPU
 
 
 ROOT = ""  # tests put a board's /proc and /sys here
@@ -47,8 +49,10 @@ def fingerprint() -> dict[str, Any]:
     cores = _cores()
     first = cores[0] if cores else {}
     flags = (first.get("Features") or first.get("flags") or "").split()
+    kernel = read("/proc/sys/kernel/arch")  # of the real kernel, also under user-mode emulation; Linux 6.1 and later
     return {
         "machine": platform.machine(),
+        **({"kernel_machine": kernel} if kernel and kernel != platform.machine() else {}),
         "cpus": [
             ARM_PARTS.get(core.get("CPU part", ""), core.get("CPU part") or core.get("model name", "?"))
             for core in cores
@@ -71,7 +75,7 @@ def snapshot() -> dict[str, Any]:
     return {
         "temperatures_c": _temperatures(),
         "frequencies_khz": _frequencies(),
-        "load": read("/proc/loadavg").split(" ")[0] if read("/proc/loadavg") else "",
+        "load": load(),
         "cpus": os.cpu_count() or 1,
         "throttled": throttled,
         "throttle_events": sum(
@@ -86,6 +90,29 @@ def snapshot() -> dict[str, Any]:
         "affinity": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [],
         "oom_kills": oom_kills(),
     }
+
+
+def load(seconds: float = LOOK_S) -> str:
+    """How many CPUs are busy just now, while this process sleeps; "" where the system does not tell.
+
+    Not the load average: that still holds the minute before, and so what the host itself did between measurements.
+    """
+    before = _busy_ticks()
+    if before is None:
+        return read("/proc/loadavg").split(" ")[0] if read("/proc/loadavg") else ""
+    time.sleep(seconds)
+    after = _busy_ticks() or before
+    busy, every = after[0] - before[0], after[1] - before[1]
+    return "%.2f" % (busy / max(1, every) * (os.cpu_count() or 1))
+
+
+def _busy_ticks() -> tuple[int, int] | None:
+    """Clock ticks of all CPUs since the start: not idle, and all of them (proc(5), /proc/stat)."""
+    found = re.match(r"cpu +((?:\d+ ?)+)", read("/proc/stat"))
+    if not found:
+        return None
+    ticks = [int(one) for one in found.group(1).split()[:8]]  # user nice system idle iowait irq softirq steal
+    return (sum(ticks) - sum(ticks[3:5]), sum(ticks)) if len(ticks) >= 5 else None
 
 
 def disturbances(before: dict[str, Any], after: dict[str, Any]) -> tuple[list[str], list[str]]:
@@ -119,9 +146,9 @@ def _notes(before: dict[str, Any]) -> list[str]:
     governor = read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
     if governor and governor != "performance":
         notes.append("the CPU governor is '%s', not 'performance'" % governor)
-    load = float(before["load"] or 0) / before["cpus"]
-    if load > BUSY_LOAD:
-        notes.append("the device was busy: load %.1f a CPU" % load)
+    others = float(before["load"] or 0) / before["cpus"]
+    if others > BUSY_LOAD:
+        notes.append("the device was busy: load %.1f a CPU" % others)
     return notes
 
 

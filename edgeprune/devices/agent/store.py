@@ -26,20 +26,54 @@ def sha256(path: str) -> str:
 
 
 class Store:
-    """The agent's folder: incoming/ (being sent), blobs/ (whole), outgoing/ (results), engines/, jobs/."""
+    """The agent's folder: incoming/ (being sent), blobs/ (whole), outgoing/ (results), engines/, jobs/, live/ (whose).
 
-    def __init__(self, home: str) -> None:
+    A living agent holds a lock on live/TAG, and what has its tag in its name is not pruned, whatever the clock says: a
+    board without a clock of its own jumps by years when it finds the network's.
+    """
+
+    def __init__(self, home: str, tag: str = "") -> None:
         self.home = os.path.abspath(os.path.expanduser(home))
-        for part in ("incoming", "blobs", "outgoing", "engines", "jobs"):
-            os.makedirs(os.path.join(self.home, part), exist_ok=True)
+        for part in ("incoming", "blobs", "outgoing", "engines", "jobs", "live"):
+            os.makedirs(os.path.join(self.home, part), mode=0o700, exist_ok=True)
+        self._pinned = set()  # type: set[str]  # what the host spoke of last: it is about to be loaded
+        self._tag, self._live = tag, -1
+        if tag:
+            self._live = os.open(self.path("live", tag), os.O_RDWR | os.O_CREAT, 0o600)
+            with contextlib.suppress(OSError):  # an agent of the same tag is ending: it lives, and this says no more
+                fcntl.flock(self._live, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self.prune()
+
+    def close(self) -> None:
+        """Let go of what this agent held."""
+        if self._live >= 0:
+            os.close(self._live)
+            self._live = -1
+
+    def alive(self) -> list[str]:
+        """Tags of the agents that live, this one's too; the marks of dead ones are removed."""
+        found = [self._tag] if self._tag else []
+        for path, _ in _entries(self.path("live")):
+            tag = os.path.basename(path)
+            if tag == self._tag:
+                continue
+            with contextlib.suppress(OSError), open(path) as stream:
+                try:
+                    fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except OSError:
+                    found.append(tag)
+                    continue
+                if os.fstat(stream.fileno()).st_mtime < time.time() - 60:  # not one that is about to take its lock
+                    _remove(path)
+        return found
 
     def path(self, *parts: str) -> str:
         """A path inside the agent's folder."""
         return os.path.join(self.home, *parts)
 
     def missing(self, digests: list[str]) -> list[str]:
-        """Which of these files are not here yet."""
+        """Which of these files are not here yet. They are kept until others are asked for."""
+        self._pinned = set(digests)
         return [digest for digest in digests if not os.path.isfile(self.path("blobs", digest))]
 
     def adopt(self, name: str, digest: str) -> None:
@@ -54,6 +88,7 @@ class Store:
                 "digest", "sha256 of the file that arrived is %s..., sent was %s..." % (found[:12], digest[:12])
             )
         os.replace(incoming, self.path("blobs", digest))
+        self._pinned.add(digest)
         self.prune()
 
     def blob(self, digest: str) -> str:
@@ -68,16 +103,23 @@ class Store:
         return path
 
     def prune(self, limit: int = LIMIT_BYTES) -> None:
-        """Delete the files used longest ago until the rest fits into `limit` bytes; leftovers of a day ago go too."""
-        day_ago = time.time() - 86400
+        """Delete the files used longest ago until the rest fits into `limit` bytes; leftovers of a day ago go too.
+
+        Never what a living agent holds, what the host is about to load, or the file that was used last.
+        """
+        now, alive = time.time(), self.alive()
+        others = [tag for tag in alive if tag != self._tag]
         for part in ("incoming", "outgoing", "jobs"):
             for path, status in _entries(self.path(part)):
-                if status.st_mtime < day_ago:
+                held = any(tag in os.path.basename(path) for tag in alive) or (part == "incoming" and others)
+                if status.st_mtime < now - 86400 and not held:
                     _remove(path)
         kept = 0
-        for path, status in sorted(_entries(self.path("blobs")), key=lambda item: -item[1].st_mtime):
+        newest_first = sorted(_entries(self.path("blobs")), key=lambda item: -item[1].st_mtime)
+        for index, (path, status) in enumerate(newest_first):
             kept += status.st_size
-            if kept > limit:
+            fresh = others and abs(now - status.st_mtime) < 3600  # another agent may be about to load it
+            if kept > limit and index and os.path.basename(path) not in self._pinned and not fresh:
                 _remove(path)
 
     @contextlib.contextmanager

@@ -16,13 +16,15 @@ import threading
 import time
 from typing import IO, Any, Callable
 
-from . import state, timing
+from . import rollout, state, timing
 from .store import Store, sha256, write_whole
 from .wire import PROTOCOL, Failure, decode, encode, failure_from, private_streams
 
 HEARTBEAT_S = 5.0
 HELLO_TIMEOUT_S = 300.0  # importing a runtime takes ten seconds on a loaded, emulated machine
-LOCKED = {"measure": True, "profile": True, "memory": True, "infer": False, "optimise": False}  # job -> exclusive?
+LOCKED = {  # job -> exclusive?
+    "measure": True, "profile": True, "memory": True, "rollout": True, "infer": False, "optimise": False,
+}  # fmt: skip
 
 
 class Child:
@@ -58,8 +60,9 @@ class Supervisor:
     """Does what the host asks, one job at a time."""
 
     def __init__(self, home: str, worker: list[str], alive: Callable[[dict[str, Any]], None], tag: str = "") -> None:
-        self.store = Store(home)
         self._tag = tag or str(os.getpid())  # keeps the files of agents that share a folder apart
+        self.store = Store(home, self._tag)
+        self._workers = []  # type: list[int]
         self._worker_command = worker
         self._alive = alive
         self._child = None  # type: Child | None
@@ -85,6 +88,13 @@ class Supervisor:
             self._child = None
         for handle in self._known:
             shutil.rmtree(self._folder(handle), ignore_errors=True)
+        names = ["%s-%s." % (kind, self._tag) for kind in ("samples", "optimised", "timing")]
+        names += ["%s-%d" % (kind, pid) for kind in ("fused", "profile") for pid in self._workers]
+        for name in os.listdir(self.store.path("outgoing")):
+            if name.startswith(tuple(names)):
+                with contextlib.suppress(OSError):
+                    os.remove(self.store.path("outgoing", name))
+        self.store.close()
 
     # What the host may ask.
 
@@ -208,6 +218,16 @@ class Supervisor:
             os.remove(path)
         return {}
 
+    def do_rollout(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Install a bundle as a release, test the one in use again, or go back to the one before."""
+        bundle = self.store.blob(request["bundle"]) if request.get("bundle") else ""
+        return rollout.do(request, bundle, self.store.home, self._ask, self._spawn, self._alive)
+
+    def do_releases(self, request: dict[str, Any]) -> dict[str, Any]:
+        """What is installed here."""
+        named = [request["name"]] if request.get("name") else rollout.names(request["folder"])
+        return {"releases": [rollout.Releases(request["folder"], name).report() for name in named]}
+
     # How it is done.
 
     def _in_fresh_processes(self, request: dict[str, Any], handles: list[str], processes: int) -> dict[str, Any]:
@@ -250,7 +270,9 @@ class Supervisor:
         return dict(known["description"])
 
     def _spawn(self) -> Child:
-        return Child(self._worker_command)
+        child = Child(self._worker_command)
+        self._workers.append(child.process.pid)
+        return child
 
     def _ask(self, message: dict[str, Any], timeout_s: float, child: Child | None = None) -> dict[str, Any]:
         """One question to the worker; time-outs and deaths become Failures."""

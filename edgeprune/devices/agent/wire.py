@@ -6,7 +6,8 @@
                     {"protocol": 1, "id": 7, "event": "alive"}            while a job runs, every few seconds
 
 Kinds of error: timeout, illegal-instruction, out-of-memory, crash, digest, disk-full, busy, missing-runtime,
-wrong-runtime, unknown-artifact, protocol, runtime (the runtime's own complaint), bug.
+wrong-runtime, unknown-artifact, protocol, runtime (the runtime's own complaint), bug; of a release: bundle, unsigned,
+selftest, release.
 """
 
 from __future__ import annotations

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import time
 from typing import Any
 
-from . import state, timing
+from . import selftest, state, timing
+from .options import runtime_half
 from .wire import Failure, decode, encode, failure_from, private_streams
-
-RUNTIMES = {"onnxruntime": ".run_onnxruntime", "openvino": ".run_openvino", "tensorrt": ".run_tensorrt"}
 
 
 def serve() -> int:
@@ -61,6 +59,7 @@ class Worker:
         seconds = time.perf_counter() - start
         return {
             "shape": list(model.shape),
+            "inputs": model.inputs,
             "outputs": model.outputs,
             "info": dict(model.info, load_s=round(seconds, 3)),
         }
@@ -73,23 +72,27 @@ class Worker:
         return {}
 
     def do_infer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Run the images of an .npy file; the outputs go to an .npz file."""
+        """Run the examples of an .npy file, or of an .npz with i0, i1, ... for each input; outputs go to an .npz."""
         import numpy as np
 
         model = self._model(request["handle"])
-        images = np.load(request["images"], allow_pickle=False, mmap_mode="r")
-        batch = model.shape[0]
-        if tuple(images.shape[1:]) != model.shape[1:]:
-            raise Failure(
-                "runtime", "images have shape %s, the artifact takes %s" % (images.shape[1:], model.shape[1:])
-            )
+        columns = _columns(np.load(request["images"], allow_pickle=False, mmap_mode="r"))
+        batch, images = model.shape[0], columns[0]
+        if len(columns) != len(model.shapes):
+            raise Failure("runtime", "%d inputs were given, the artifact takes %d" % (len(columns), len(model.shapes)))
+        for column, shape in zip(columns, model.shapes):  # noqa: B905 - Python 3.8
+            if tuple(column.shape[1:]) != shape[1:] or len(column) != len(images):
+                raise Failure("runtime", "images have shape %s, the artifact takes %s" % (column.shape[1:], shape[1:]))
         found = []  # type: list[list[Any]]
         for start in range(0, len(images), batch):
-            part = np.ascontiguousarray(images[start : start + batch]).astype(model.dtype, copy=False)
-            count = len(part)
-            if count < batch:
-                part = np.concatenate([part, np.repeat(part[-1:], batch - count, axis=0)])
-            found.append([_rows(output, batch, count) for output in model.run(part)])
+            count = min(batch, len(images) - start)
+            parts = []
+            for column, dtype in zip(columns, model.dtypes):  # noqa: B905 - Python 3.8
+                part = np.ascontiguousarray(column[start : start + batch]).astype(dtype, copy=False)
+                if count < batch:
+                    part = np.concatenate([part, np.repeat(part[-1:], batch - count, axis=0)])
+                parts.append(part)
+            found.append([_rows(output, batch, count) for output in model.run(parts)])
         outputs = [np.concatenate(column) for column in zip(*found)]  # noqa: B905 - Python 3.8
         with open(request["result"] + ".part", "wb") as stream:
             named = {"o%d" % index: output for index, output in enumerate(outputs)}  # type: dict[str, Any]
@@ -108,6 +111,10 @@ class Worker:
             samples = timing.interleaved(steps, *settings)
         reasons, notes = state.disturbances(before, state.snapshot())
         return {"samples": samples, "reasons": reasons, "notes": notes, "pinned": cpus}
+
+    def do_samples(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The samples of a bundle, run again and compared."""
+        return {"said": selftest.of_samples(self._model(request["handle"]), request["path"], request["classifies"])}
 
     def do_profile(self, request: dict[str, Any]) -> dict[str, Any]:
         """Every kernel's time, by the runtime's own profiler."""
@@ -135,14 +142,22 @@ class Worker:
         return {"bytes": max(0, state.peak_memory() - baseline), "baseline": baseline}
 
     def _runtime(self, name: str) -> Any:
-        if name not in RUNTIMES:
+        half = runtime_half(name)
+        if half is None:
             raise Failure("missing-runtime", "this agent knows no runtime called %r" % name)
-        return importlib.import_module(RUNTIMES[name], __package__)
+        return half
 
     def _model(self, handle: str) -> Any:
         if handle not in self._open:
             raise Failure("unknown-artifact", "the artifact is not loaded")
         return self._open[handle]
+
+
+def _columns(stored: Any) -> list[Any]:
+    """The arrays of the inputs, in order."""
+    if not hasattr(stored, "files"):
+        return [stored]
+    return [stored["i%d" % index] for index in range(len(stored.files))]
 
 
 def _rows(output: Any, batch: int, count: int) -> Any:

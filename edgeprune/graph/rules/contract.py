@@ -8,7 +8,7 @@ from typing import Any
 from edgeprune.graph.capture import owner_of
 from edgeprune.graph.rules.pointwise import broadcast
 from edgeprune.graph.space import Axis, constant
-from edgeprune.graph.walk import Call, Rule, RuleError, Shaped, Walk, frozen_like
+from edgeprune.graph.walk import Arguments, Call, Rule, RuleError, Shaped, Walk, frozen_like
 
 
 def record(walk: Walk, kind: str, weight: Shaped, inputs: Axis, outputs: Axis, per_pair: float, **more: Any) -> None:
@@ -31,10 +31,10 @@ def record(walk: Walk, kind: str, weight: Shaped, inputs: Axis, outputs: Axis, p
     )
 
 
-def convolution(walk: Walk, a: dict[str, Any]) -> Shaped:
+def convolution(walk: Walk, a: Arguments) -> Shaped:
     """conv1d/2d/3d and their transposes; grouped ones lose whole groups, or the same places in each."""
-    x: Shaped = a["input"]
-    w: Shaped = a["weight"]
+    x = a.shaped("input")
+    w = a.shaped("weight")
     name = str(walk.node.target)
     transposed = "transpose" in name
     dims = w.ndim - 2
@@ -62,7 +62,7 @@ def convolution(walk: Walk, a: dict[str, Any]) -> Shaped:
     else:
         out = _grouped(walk, axis, in_side, out_side, groups)
     if a.get("bias") is not None:
-        out = walk.unite(out, a["bias"].axes[0])
+        out = walk.unite(out, a.shaped("bias").axes[0])
     walk.literal(axis.size, axis, "in_channels")
     walk.literal(out.size, out, "out_channels")
     shape = [int(n) for n in walk.node.meta["val"].shape]
@@ -117,14 +117,14 @@ def _grouped_transposed(walk: Walk, axis: Axis, in_side: Axis, out_side: Axis, g
     return out
 
 
-def linear(walk: Walk, a: dict[str, Any]) -> Shaped:
+def linear(walk: Walk, a: Arguments) -> Shaped:
     """y = x W^T + b."""
-    x: Shaped = a["input"]
-    w: Shaped = a["weight"]
+    x = a.shaped("input")
+    w = a.shaped("weight")
     axis = walk.unite(x.axes[-1], w.axes[1])
     out = w.axes[0]
     if a.get("bias") is not None:
-        out = walk.unite(out, a["bias"].axes[0])
+        out = walk.unite(out, a.shaped("bias").axes[0])
     walk.literal(axis.size, axis, "in_features")
     walk.literal(out.size, out, "out_features")
     rows = math.prod(x.shape[:-1])
@@ -132,23 +132,23 @@ def linear(walk: Walk, a: dict[str, Any]) -> Shaped:
     return Shaped((*x.axes[:-1], out))
 
 
-def embedding(walk: Walk, a: dict[str, Any]) -> Shaped:
+def embedding(walk: Walk, a: Arguments) -> Shaped:
     """Rows are picked by index and stay; columns are channels."""
-    w: Shaped = a["weight"]
+    w = a.shaped("weight")
     walk.freeze(w.axes[0], "rows are picked by index")
-    for axis in a["indices"].axes:
+    for axis in a.shaped("indices").axes:
         walk.freeze(axis, "an index")
     walk.literal(w.axes[1].size, w.axes[1], "embedding_dim")
     walk.calls.append(
         Call(
             walk.path + walk.node.name, owner_of(walk.node), "embedding", walk.parameter_of("weight", 0), w.shape,
-            constant(0), w.axes[1], a["indices"].shape[1:], a["indices"].shape[1:],
+            constant(0), w.axes[1], a.shaped("indices").shape[1:], a.shaped("indices").shape[1:],
         )
     )  # fmt: skip
-    return Shaped((*a["indices"].axes, w.axes[1]))
+    return Shaped((*a.shaped("indices").axes, w.axes[1]))
 
 
-def matmul(walk: Walk, a: dict[str, Any]) -> Shaped:
+def matmul(walk: Walk, a: Arguments) -> Shaped:
     """Contract the last axis of the first with the second last of the second; the leading ones broadcast."""
     x: Shaped = a.get("self") or a["batch1"]
     y: Shaped | None = a.get("other") or a.get("mat2") or a.get("vec") or a.get("tensor")
@@ -159,9 +159,9 @@ def matmul(walk: Walk, a: dict[str, Any]) -> Shaped:
 
 def _product(walk: Walk, x: Shaped, y: Shaped) -> Shaped:
     inner = y.axes[-2] if y.ndim > 1 else y.axes[-1]
-    weighted = any(walk.parameter_of(name, i) for i, name in enumerate(("self", "other")))
+    weighted = any(walk.is_weight(name, i) for i, name in enumerate(("self", "other")))
     if not weighted:
-        walk.space.avoid(inner)
+        walk.contract(inner)
     walk.unite(x.axes[-1], inner)
     lead_x = Shaped(x.axes[:-2]) if x.ndim > 2 else Shaped(())
     lead_y = Shaped(y.axes[:-2]) if y.ndim > 2 else Shaped(())
@@ -173,13 +173,13 @@ def _product(walk: Walk, x: Shaped, y: Shaped) -> Shaped:
     return Shaped((*lead.axes, *rows, *cols))
 
 
-def addmm(walk: Walk, a: dict[str, Any]) -> Shaped:
+def addmm(walk: Walk, a: Arguments) -> Shaped:
     """bias + x y."""
     product = _product(walk, a.get("mat1") or a["batch1"], a.get("mat2") or a["batch2"])
     return broadcast(walk, [product, a["self"]])
 
 
-def einsum(walk: Walk, a: dict[str, Any]) -> Shaped:
+def einsum(walk: Walk, a: Arguments) -> Shaped:
     """One axis a letter."""
     equation = a["equation"].replace(" ", "")
     if "." in equation:
@@ -199,19 +199,19 @@ def einsum(walk: Walk, a: dict[str, Any]) -> Shaped:
     contracted = len(terms) > 1 and any(letter not in right for letter in letters)
     for letter, axis in letters.items():
         if contracted and letter not in right:
-            walk.space.avoid(axis)
+            walk.contract(axis)
         elif contracted and all(letter in term for term in terms):
             walk.heads.append(axis)
     return Shaped(tuple(letters[c] for c in right))
 
 
-def attention(walk: Walk, a: dict[str, Any]) -> Shaped:
+def attention(walk: Walk, a: Arguments) -> Shaped:
     """softmax(q k^T s) v. The width of q and k sets the scale where none is given, so then it stays."""
     q, k, v = a["query"], a["key"], a["value"]
     width = walk.unite(q.axes[-1], k.axes[-1])
     if a.get("scale") is None:
         walk.freeze(width, "the width of query and key sets attention's scale")
-    walk.space.avoid(width)
+    walk.contract(width)
     walk.unite(k.axes[-2], v.axes[-2])
     for axis in (q.axes[-2], k.axes[-2]):
         walk.freeze(axis, "a position in the sequence")
@@ -228,11 +228,11 @@ def attention(walk: Walk, a: dict[str, Any]) -> Shaped:
     return out
 
 
-def bilinear(walk: Walk, a: dict[str, Any]) -> Any:
+def bilinear(walk: Walk, a: Arguments) -> Any:
     """No pruning through bilinear layers."""
-    for axis in a["weight"].axes:
+    for axis in a.shaped("weight").axes:
         walk.freeze(axis, "a bilinear layer")
-    for axis in (a["input1"].axes[-1], a["input2"].axes[-1]):
+    for axis in (a.shaped("input1").axes[-1], a.shaped("input2").axes[-1]):
         walk.freeze(axis, "a bilinear layer")
     return frozen_like(walk.node.meta["val"])
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from edgeprune.graph.walk import Rule, Shaped, Walk, frozen_like
+from edgeprune.graph.walk import Arguments, Rule, Shaped, Walk, frozen_like
 
 
-def uniform(walk: Walk, a: dict[str, Any]) -> Shaped:
+def uniform(walk: Walk, a: Arguments) -> Shaped:
     """zeros, ones, full, ...: the same value everywhere; a size written in the call is a literal."""
     value = walk.node.meta["val"]
     axes = tuple(walk.space.fresh(int(n)) for n in value.shape)
@@ -18,7 +18,7 @@ def uniform(walk: Walk, a: dict[str, Any]) -> Shaped:
     return Shaped(axes)
 
 
-def positions(walk: Walk, a: dict[str, Any]) -> Any:
+def positions(walk: Walk, a: Arguments) -> Any:
     """arange, linspace, ...: the value tells the position, so it must stay."""
     value = walk.node.meta["val"]
     if not isinstance(value, torch.Tensor):

@@ -6,12 +6,12 @@ from typing import Any
 
 from edgeprune.graph.rules.pointwise import elementwise
 from edgeprune.graph.space import Axis, constant
-from edgeprune.graph.walk import Rule, Shaped, Walk, frozen_like, operator_name
+from edgeprune.graph.walk import Arguments, Rule, Shaped, Walk, frozen_like, operator_name
 
 
-def batch_norm(walk: Walk, a: dict[str, Any]) -> Any:
+def batch_norm(walk: Walk, a: Arguments) -> Any:
     """Per-channel statistics on dimension 1."""
-    x: Shaped = a["input"]
+    x = a.shaped("input")
     axis = x.axes[1]
     for name in ("weight", "bias", "running_mean", "running_var"):
         if a.get(name) is not None:
@@ -24,9 +24,9 @@ def batch_norm(walk: Walk, a: dict[str, Any]) -> Any:
     return out
 
 
-def layer_norm(walk: Walk, a: dict[str, Any]) -> Any:
+def layer_norm(walk: Walk, a: Arguments) -> Any:
     """Statistics over the last dimensions; scale and shift go with them."""
-    x: Shaped = a["input"]
+    x = a.shaped("input")
     shape = list(a["normalized_shape"])
     axes = list(x.axes)
     for i, size in enumerate(shape):
@@ -40,9 +40,9 @@ def layer_norm(walk: Walk, a: dict[str, Any]) -> Any:
     return [out, *[frozen_like(v) for v in value[1:]]] if isinstance(value, tuple | list) else out
 
 
-def group_norm(walk: Walk, a: dict[str, Any]) -> Any:
+def group_norm(walk: Walk, a: Arguments) -> Any:
     """Whole groups go, or the same places in every group."""
-    x: Shaped = a["input"]
+    x = a.shaped("input")
     axis: Axis = x.axes[1]
     for name in ("weight", "bias"):
         if a.get(name) is not None:
@@ -61,25 +61,24 @@ def group_norm(walk: Walk, a: dict[str, Any]) -> Any:
     return [out, *[frozen_like(v) for v in value[1:]]] if isinstance(value, tuple | list) else out
 
 
-def keeps_shape(walk: Walk, a: dict[str, Any]) -> Shaped:
+def keeps_shape(walk: Walk, a: Arguments) -> Shaped:
     """softmax and the like: the statistic is over what is kept."""
-    value: Shaped = a["self"]
-    return value
+    return a.shaped("self")
 
 
-def weight_norm(walk: Walk, a: dict[str, Any]) -> Any:
+def weight_norm(walk: Walk, a: Arguments) -> Any:
     """v scaled to the length g along all dimensions but `dim`: the length is over what is kept."""
-    v: Shaped = a["v"]
-    g: Shaped = a["g"]
+    v = a.shaped("v")
+    g = a.shaped("g")
     dim = a.get("dim") or 0
     axis = walk.unite(v.axes[dim], g.axes[dim]) if g.ndim == v.ndim else v.axes[dim]
     out = v.replace(dim, axis)
     return [out, g] if isinstance(walk.node.meta["val"], tuple | list) else out
 
 
-def reduce(walk: Walk, a: dict[str, Any]) -> Any:
+def reduce(walk: Walk, a: Arguments) -> Any:
     """mean, sum, amax, norm, ...: the reduced dimensions go, or stay with one position."""
-    x: Shaped = a["self"]
+    x = a.shaped("self")
     if isinstance(a.get("other"), Shaped):
         return elementwise(walk, a)
     dims = a.get("dim")
@@ -96,9 +95,9 @@ def reduce(walk: Walk, a: dict[str, Any]) -> Any:
     return [out] * len(value) if isinstance(value, tuple | list) else out
 
 
-def positional(walk: Walk, a: dict[str, Any]) -> Any:
+def positional(walk: Walk, a: Arguments) -> Any:
     """argmax, topk, sort, cumsum: positions along `dim` matter, so that axis stays."""
-    x: Shaped = a["self"]
+    x = a.shaped("self")
     dim = a.get("dim")
     dims = range(x.ndim) if dim is None else [dim % x.ndim]
     for d in dims:

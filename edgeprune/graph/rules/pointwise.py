@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from edgeprune.graph.space import Axis, constant
-from edgeprune.graph.walk import Rule, Shaped, Walk, shaped_in
+from edgeprune.graph.walk import Arguments, Rule, Shaped, Walk, shaped_in
 
 
 def broadcast(walk: Walk, values: Sequence[Shaped]) -> Shaped:
@@ -27,51 +27,51 @@ def broadcast(walk: Walk, values: Sequence[Shaped]) -> Shaped:
     return Shaped(tuple(axes))
 
 
-def elementwise(walk: Walk, a: dict[str, Any]) -> Any:
+def elementwise(walk: Walk, a: Arguments) -> Any:
     """Any operator whose result at a position depends on its arguments at that position only."""
     values = list(shaped_in(a))
     return broadcast(walk, values) if values else None
 
 
-def like(walk: Walk, a: dict[str, Any]) -> Shaped:
+def like(walk: Walk, a: Arguments) -> Shaped:
     """A result of the first argument's shape; the other tensors do not matter."""
     value: Shaped = a["self"] if "self" in a else a["input"]
     return value
 
 
-def prelu(walk: Walk, a: dict[str, Any]) -> Shaped:
+def prelu(walk: Walk, a: Arguments) -> Shaped:
     """One slope a channel (dimension 1), or one for all."""
-    x: Shaped = a["self"]
-    slopes: Axis = a["weight"].axes[0]
+    x = a.shaped("self")
+    slopes: Axis = a.shaped("weight").axes[0]
     if slopes.size == 1:
         return x
     walk.literal(slopes.size, slopes, "num_parameters")
     return x.replace(1, walk.unite(x.axes[1], slopes))
 
 
-def nothing(walk: Walk, a: dict[str, Any]) -> None:
+def nothing(walk: Walk, a: Arguments) -> None:
     """Checks on metadata: no result."""
     return
 
 
-def glu(walk: Walk, a: dict[str, Any]) -> Shaped:
+def glu(walk: Walk, a: Arguments) -> Shaped:
     """Half of the channels gates the other half."""
-    x: Shaped = a["self"]
+    x = a.shaped("self")
     dim = a["dim"] % x.ndim
     half = x.axes[dim].size // 2
     return x.replace(dim, walk.unite(x.axes[dim][:half], x.axes[dim][half:]))
 
 
-def complex_view(walk: Walk, a: dict[str, Any]) -> Shaped:
+def complex_view(walk: Walk, a: Arguments) -> Shaped:
     """Real pairs to complex numbers: the last dimension (2) goes."""
-    x: Shaped = a["self"]
+    x = a.shaped("self")
     walk.freeze(x.axes[-1], "a real and an imaginary part")
     return Shaped(x.axes[:-1])
 
 
-def real_view(walk: Walk, a: dict[str, Any]) -> Shaped:
+def real_view(walk: Walk, a: Arguments) -> Shaped:
     """Complex numbers to real pairs."""
-    return Shaped((*a["self"].axes, constant(2)))
+    return Shaped((*a.shaped("self").axes, constant(2)))
 
 
 _ELEMENTWISE = [
@@ -189,7 +189,6 @@ _ELEMENTWISE = [
     "_to_copy",
     "true_divide",
     "trunc",
-    "type_as",
     "where",
     "xlogy",
     "zeros_like",
@@ -223,7 +222,7 @@ _ELEMENTWISE = [
 ]
 
 RULES: dict[str, Rule] = dict.fromkeys(_ELEMENTWISE, elementwise)
-RULES |= dict.fromkeys(("feature_dropout", "feature_alpha_dropout"), like)
+RULES |= dict.fromkeys(("feature_dropout", "feature_alpha_dropout", "type_as"), like)
 RULES |= {"prelu": prelu, "_prelu_kernel": elementwise, "glu": glu}
 RULES |= {"view_as_complex": complex_view, "view_as_real": real_view}
 RULES |= dict.fromkeys(("_assert_tensor_metadata", "_assert_async", "sym_constrain_range_for_size"), nothing)

@@ -9,7 +9,7 @@ import numpy as np
 
 from edgeprune.graph.rules.contract import record
 from edgeprune.graph.space import Axis
-from edgeprune.graph.walk import Rule, RuleError, Shaped, Walk
+from edgeprune.graph.walk import Arguments, Rule, RuleError, Shaped, Walk
 
 _GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
@@ -28,13 +28,13 @@ def _cell(walk: Walk, weights: Sequence[Shaped], inputs: Axis, hidden: Axis, gat
         _tie_gates(walk, weight.axes[0], hidden, gates)
 
 
-def recurrent(walk: Walk, a: dict[str, Any]) -> list[Shaped]:
+def recurrent(walk: Walk, a: Arguments) -> list[Shaped]:
     """aten.lstm, gru, rnn on whole sequences."""
     if "data" in a or "batch_sizes" in a:
         raise RuleError("packed sequences")
     name = str(walk.node.target).split(".")[1]
     gates = _GATES[name]
-    x: Shaped = a["input"]
+    x = a.shaped("input")
     states: list[Shaped] = list(a["hx"]) if isinstance(a["hx"], list | tuple) else [a["hx"]]
     directions = 2 if a["bidirectional"] else 1
     per_cell = 4 if a["has_biases"] else 2
@@ -64,7 +64,7 @@ def recurrent(walk: Walk, a: dict[str, Any]) -> list[Shaped]:
     return [out, *[s.replace(s.ndim - 1, hidden) for s in states]]
 
 
-def cell(walk: Walk, a: dict[str, Any]) -> Any:
+def cell(walk: Walk, a: Arguments) -> Any:
     """lstm_cell, gru_cell, rnn cells: one step."""
     name = str(walk.node.target).split(".")[1].removesuffix("_cell")
     states: list[Shaped] = list(a["hx"]) if isinstance(a["hx"], list | tuple) else [a["hx"]]
@@ -72,7 +72,7 @@ def cell(walk: Walk, a: dict[str, Any]) -> Any:
     for state in states[1:]:
         hidden = walk.unite(hidden, state.axes[-1])
     weights = [a[k] for k in ("w_ih", "w_hh", "b_ih", "b_hh") if a.get(k) is not None]
-    x: Shaped = a["input"]
+    x = a.shaped("input")
     _cell(walk, weights, x.axes[-1], hidden, _GATES[name])
     walk.literal(x.axes[-1].size, x.axes[-1], "input_size")
     hidden = weights[1].axes[1]

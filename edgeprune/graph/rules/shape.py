@@ -12,7 +12,7 @@ import torch
 
 from edgeprune.graph.rules.pointwise import elementwise
 from edgeprune.graph.space import Axis, constant
-from edgeprune.graph.walk import Rule, RuleError, Shaped, Walk, constant_along
+from edgeprune.graph.walk import Arguments, Rule, RuleError, Shaped, Walk, constant_along
 
 
 def reshape_axes(walk: Walk, axes: Sequence[Axis], shape: Sequence[int]) -> tuple[Axis, ...]:
@@ -121,10 +121,10 @@ def _join(walk: Walk, factors: Sequence[Axis], sizes: Sequence[int]) -> list[Axi
     return result
 
 
-def view(walk: Walk, a: dict[str, Any]) -> Shaped:
+def view(walk: Walk, a: Arguments) -> Shaped:
     """view, reshape, flatten, unflatten: sizes written in the call are literals."""
     shape = tuple(int(n) for n in walk.node.meta["val"].shape)
-    out = reshape_axes(walk, a["self"].axes, shape)
+    out = reshape_axes(walk, a.shaped("self").axes, shape)
     written = a.get("size") or a.get("shape")
     if written is not None and len(written) == len(out):
         walk.sources(a["self"], tuple(written))
@@ -132,39 +132,39 @@ def view(walk: Walk, a: dict[str, Any]) -> Shaped:
             walk.literal(size, axis, part=i, sizes=tuple(written))
     elif "sizes" in a:
         walk.sources(a["self"])
-        dim = a["dim"] % a["self"].ndim
+        dim = a["dim"] % a.shaped("self").ndim
         for i, size in enumerate(a["sizes"]):
             walk.literal(size, out[dim + i])
     return Shaped(out)
 
 
-def permute(walk: Walk, a: dict[str, Any]) -> Shaped:
+def permute(walk: Walk, a: Arguments) -> Shaped:
     """permute, transpose, t, movedim: read the order from a toy of the same rank."""
-    x: Shaped = a["self"]
+    x = a.shaped("self")
     toy = torch.empty(list(range(2, 2 + x.ndim)), device="meta")
     kwargs = {k: v for k, v in a.items() if k != "self"}
     order = [int(n) - 2 for n in walk.node.target(toy, **kwargs).shape]  # type: ignore[operator]
     return Shaped(tuple(x.axes[d] for d in order))
 
 
-def squeeze(walk: Walk, a: dict[str, Any]) -> Shaped:
+def squeeze(walk: Walk, a: Arguments) -> Shaped:
     """Dimensions of one position go; a prunable dimension never becomes one by accident (see groups)."""
-    x: Shaped = a["self"]
+    x = a.shaped("self")
     dims = a.get("dim")
     chosen = range(x.ndim) if dims is None else [d % x.ndim for d in ([dims] if isinstance(dims, int) else dims)]
     return Shaped(tuple(axis for d, axis in enumerate(x.axes) if not (d in chosen and axis.size == 1)))
 
 
-def unsqueeze(walk: Walk, a: dict[str, Any]) -> Shaped:
+def unsqueeze(walk: Walk, a: Arguments) -> Shaped:
     """A new dimension of one position."""
-    x: Shaped = a["self"]
+    x = a.shaped("self")
     dim = a["dim"] % (x.ndim + 1)
     return Shaped((*x.axes[:dim], constant(1), *x.axes[dim:]))
 
 
-def expand(walk: Walk, a: dict[str, Any]) -> Shaped:
+def expand(walk: Walk, a: Arguments) -> Shaped:
     """A broadcast written out: the new positions repeat one value, so they are free until tied."""
-    x: Shaped = a["self"]
+    x = a.shaped("self")
     shape = [int(n) for n in walk.node.meta["val"].shape]
     other: Shaped | None = a.get("other")
     axes = []
@@ -181,18 +181,18 @@ def expand(walk: Walk, a: dict[str, Any]) -> Shaped:
     return Shaped(tuple(axes))
 
 
-def repeat(walk: Walk, a: dict[str, Any]) -> Shaped:
+def repeat(walk: Walk, a: Arguments) -> Shaped:
     """Tiles: position p of tile t has the atom of p."""
-    x: Shaped = a["self"]
+    x = a.shaped("self")
     counts: list[int] = list(a["repeats"] if "repeats" in a else a["dims"])
     axes = [constant(1)] * (len(counts) - x.ndim) + list(x.axes)
     counts = [1] * (len(axes) - len(counts)) + counts
     return Shaped(tuple(np.tile(axis, n) for axis, n in zip(axes, counts, strict=True)))
 
 
-def repeat_interleave(walk: Walk, a: dict[str, Any]) -> Shaped:
+def repeat_interleave(walk: Walk, a: Arguments) -> Shaped:
     """Each position repeated in place."""
-    x: Shaped = a["self"]
+    x = a.shaped("self")
     count = a["repeats"]
     if not isinstance(count, int) or a.get("dim") is None:
         raise RuleError("counts that are not one number")
@@ -200,7 +200,7 @@ def repeat_interleave(walk: Walk, a: dict[str, Any]) -> Shaped:
     return x.replace(dim, x.axes[dim].repeat(count))
 
 
-def cat(walk: Walk, a: dict[str, Any]) -> Shaped:
+def cat(walk: Walk, a: Arguments) -> Shaped:
     """Concatenate along `dim`; the other dimensions are tied."""
     values: list[Shaped] = [v for v in a["tensors"] if v.shape != (0,)]
     dim = a["dim"] % values[0].ndim
@@ -216,7 +216,7 @@ def cat(walk: Walk, a: dict[str, Any]) -> Shaped:
     return Shaped(tuple(axes))
 
 
-def stack(walk: Walk, a: dict[str, Any]) -> Shaped:
+def stack(walk: Walk, a: Arguments) -> Shaped:
     """A new frozen dimension; the others are tied."""
     values: list[Shaped] = a["tensors"]
     dim = a["dim"] % (values[0].ndim + 1)
@@ -236,9 +236,9 @@ def even_pieces(walk: Walk, x: Shaped, dim: int, count: int) -> list[Shaped]:
     return [x.replace(dim, pieces[i]) for i in range(count)]
 
 
-def chunk(walk: Walk, a: dict[str, Any]) -> list[Shaped]:
+def chunk(walk: Walk, a: Arguments) -> list[Shaped]:
     """Equal pieces by count; unequal ones freeze."""
-    x: Shaped = a["self"]
+    x = a.shaped("self")
     dim = a["dim"] % x.ndim
     sizes = [int(v.shape[dim]) for v in walk.node.meta["val"]]
     if len(set(sizes)) == 1:
@@ -247,9 +247,9 @@ def chunk(walk: Walk, a: dict[str, Any]) -> list[Shaped]:
     return _pieces(x, dim, sizes)
 
 
-def split(walk: Walk, a: dict[str, Any]) -> list[Shaped]:
+def split(walk: Walk, a: Arguments) -> list[Shaped]:
     """Pieces by size: equal ones keep the same places, unequal ones are groups of their own."""
-    x: Shaped = a["self"]
+    x = a.shaped("self")
     dim = a["dim"] % x.ndim
     sizes = [int(v.shape[dim]) for v in walk.node.meta["val"]]
     if len(set(sizes)) == 1:
@@ -271,26 +271,26 @@ def _pieces(x: Shaped, dim: int, sizes: Sequence[int]) -> list[Shaped]:
     return [x.replace(dim, x.axes[dim][end - n : end]) for n, end in zip(sizes, ends, strict=True)]
 
 
-def unbind(walk: Walk, a: dict[str, Any]) -> list[Shaped]:
+def unbind(walk: Walk, a: Arguments) -> list[Shaped]:
     """One value a position: the axis must stay."""
-    x: Shaped = a["self"]
+    x = a.shaped("self")
     dim = a["dim"] % x.ndim
     walk.freeze(x.axes[dim], "taken apart position by position")
     rest = Shaped((*x.axes[:dim], *x.axes[dim + 1 :]))
     return [rest] * x.axes[dim].size
 
 
-def select(walk: Walk, a: dict[str, Any]) -> Shaped:
+def select(walk: Walk, a: Arguments) -> Shaped:
     """One position: the axis must stay."""
-    x: Shaped = a["self"]
+    x = a.shaped("self")
     dim = a["dim"] % x.ndim
     walk.freeze(x.axes[dim], "a position is picked by number")
     return Shaped((*x.axes[:dim], *x.axes[dim + 1 :]))
 
 
-def slice_(walk: Walk, a: dict[str, Any]) -> Shaped:
+def slice_(walk: Walk, a: Arguments) -> Shaped:
     """A range of positions; where it starts and ends are literals."""
-    x: Shaped = a["self"]
+    x = a.shaped("self")
     dim = a["dim"] % x.ndim
     axis = x.axes[dim]
     start, end, step = a.get("start"), a.get("end"), a.get("step", 1)
@@ -309,18 +309,18 @@ def slice_(walk: Walk, a: dict[str, Any]) -> Shaped:
     return x.replace(dim, piece)
 
 
-def reorder(walk: Walk, a: dict[str, Any]) -> Shaped:
+def reorder(walk: Walk, a: Arguments) -> Shaped:
     """flip, roll: the order along the dimensions matters, so they must stay."""
-    x: Shaped = a["self"]
+    x = a.shaped("self")
     dims = a.get("dims")
     for d in dims if dims else range(x.ndim):
         walk.freeze(x.axes[d], "its order changes")
     return x
 
 
-def index(walk: Walk, a: dict[str, Any]) -> Shaped:
+def index(walk: Walk, a: Arguments) -> Shaped:
     """x[i, :, j]: indexed dimensions must stay; the others pass."""
-    x: Shaped = a["self"]
+    x = a.shaped("self")
     where: list[Shaped | None] = list(a["indices"]) + [None] * (x.ndim - len(a["indices"]))
     used = [d for d, i in enumerate(where) if i is not None]
     indexed = [i for i in where if i is not None]
@@ -337,17 +337,17 @@ def index(walk: Walk, a: dict[str, Any]) -> Shaped:
     return Shaped((*rest[:at], *new, *rest[at:]))
 
 
-def index_select(walk: Walk, a: dict[str, Any]) -> Shaped:
+def index_select(walk: Walk, a: Arguments) -> Shaped:
     """Positions picked along `dim`."""
-    x: Shaped = a["self"]
+    x = a.shaped("self")
     dim = a["dim"] % x.ndim
     walk.freeze(x.axes[dim], "picked by an index tensor")
-    return x.replace(dim, constant(a["index"].axes[0].size))
+    return x.replace(dim, constant(a.shaped("index").axes[0].size))
 
 
-def pixel_shuffle(walk: Walk, a: dict[str, Any]) -> Shaped:
+def pixel_shuffle(walk: Walk, a: Arguments) -> Shaped:
     """(C r r, H, W) -> (C, H r, W r): the r x r channels of one output channel go together."""
-    x: Shaped = a["self"]
+    x = a.shaped("self")
     r = a["upscale_factor"]
     grid = x.axes[-3].reshape(-1, r * r)
     axis = grid[:, 0]
@@ -356,9 +356,9 @@ def pixel_shuffle(walk: Walk, a: dict[str, Any]) -> Shaped:
     return Shaped((*x.axes[:-3], axis, constant(x.axes[-2].size * r), constant(x.axes[-1].size * r)))
 
 
-def pixel_unshuffle(walk: Walk, a: dict[str, Any]) -> Shaped:
+def pixel_unshuffle(walk: Walk, a: Arguments) -> Shaped:
     """(C, H r, W r) -> (C r r, H, W)."""
-    x: Shaped = a["self"]
+    x = a.shaped("self")
     r = a["downscale_factor"]
     for axis in x.axes[-2:]:
         walk.freeze(axis, "a position in space")
@@ -367,9 +367,9 @@ def pixel_unshuffle(walk: Walk, a: dict[str, Any]) -> Shaped:
     )
 
 
-def channel_shuffle(walk: Walk, a: dict[str, Any]) -> Shaped:
+def channel_shuffle(walk: Walk, a: Arguments) -> Shaped:
     """(g, C / g) -> (C / g, g) on dimension 1: as the view, transpose and view that it stands for."""
-    x: Shaped = a["self"]
+    x = a.shaped("self")
     groups = a["groups"]
     outer, inner = reshape_axes(walk, [x.axes[1]], [groups, x.axes[1].size // groups])
     walk.literal(groups, outer, "groups")
@@ -379,18 +379,18 @@ def channel_shuffle(walk: Walk, a: dict[str, Any]) -> Shaped:
     return x.replace(1, axis)
 
 
-def windows(walk: Walk, a: dict[str, Any]) -> Shaped:
+def windows(walk: Walk, a: Arguments) -> Shaped:
     """Tensor.unfold: windows along a dimension that must stay."""
-    x: Shaped = a["self"]
+    x = a.shaped("self")
     dim = a["dimension"] % x.ndim
     walk.freeze(x.axes[dim], "cut into sliding windows")
     shape = walk.node.meta["val"].shape
     return Shaped((*x.replace(dim, constant(int(shape[dim]))).axes, constant(int(shape[-1]))))
 
 
-def select_as_elementwise(walk: Walk, a: dict[str, Any]) -> Any:
+def select_as_elementwise(walk: Walk, a: Arguments) -> Any:
     """copy_ and expand_as-like writes: tied position by position."""
-    return elementwise(walk, {"self": a["self"], "src": a["src"]})
+    return elementwise(walk, Arguments(self=a["self"], src=a["src"]))
 
 
 RULES: dict[str, Rule] = dict.fromkeys(

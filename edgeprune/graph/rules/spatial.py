@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from edgeprune.graph.space import constant
-from edgeprune.graph.walk import Rule, Shaped, Walk, frozen_like
+from edgeprune.graph.walk import Arguments, Rule, Shaped, Walk, frozen_like
 
 
 def spatial(dims: int, results: int = 1) -> Rule:
     """A rule for an operator over the last `dims` dimensions."""
 
-    def rule(walk: Walk, a: dict[str, Any]) -> Any:
+    def rule(walk: Walk, a: Arguments) -> Any:
         x: Shaped = a.get("self") or a["input"]
         for axis in x.axes[-dims:]:
             walk.freeze(axis, "a position in space")
@@ -23,9 +23,9 @@ def spatial(dims: int, results: int = 1) -> Rule:
     return rule
 
 
-def pad(walk: Walk, a: dict[str, Any]) -> Shaped:
+def pad(walk: Walk, a: Arguments) -> Shaped:
     """Padding is a concat with positions that must stay: a constant along dimension d, else space only."""
-    x: Shaped = a["self"]
+    x = a.shaped("self")
     amounts = list(a["pad"])
     axes = list(x.axes)
     for i in range(len(amounts) // 2):
@@ -46,17 +46,17 @@ def pad(walk: Walk, a: dict[str, Any]) -> Shaped:
     return Shaped(tuple(axes))
 
 
-def grid_sample(walk: Walk, a: dict[str, Any]) -> Shaped:
+def grid_sample(walk: Walk, a: Arguments) -> Shaped:
     """Sampling in space: channels pass, the grid is frozen."""
-    x: Shaped = a["input"]
-    for axis in (*x.axes[2:], *a["grid"].axes):
+    x = a.shaped("input")
+    for axis in (*x.axes[2:], *a.shaped("grid").axes):
         walk.freeze(axis, "a position in space")
     return Shaped((*x.axes[:2], *frozen_like(walk.node.meta["val"]).axes[2:]))
 
 
-def im2col(walk: Walk, a: dict[str, Any]) -> Shaped:
+def im2col(walk: Walk, a: Arguments) -> Shaped:
     """Sliding windows: channel c becomes the columns c*k ... c*k + k - 1."""
-    x: Shaped = a["self"]
+    x = a.shaped("self")
     kernel = a["kernel_size"][0] * a["kernel_size"][1]
     for axis in x.axes[-2:]:
         walk.freeze(axis, "a position in space")
@@ -64,9 +64,9 @@ def im2col(walk: Walk, a: dict[str, Any]) -> Shaped:
     return Shaped((*x.axes[:-3], x.axes[-3].repeat(kernel), out.axes[-1]))
 
 
-def col2im(walk: Walk, a: dict[str, Any]) -> Shaped:
+def col2im(walk: Walk, a: Arguments) -> Shaped:
     """The inverse of im2col."""
-    x: Shaped = a["self"]
+    x = a.shaped("self")
     kernel = a["kernel_size"][0] * a["kernel_size"][1]
     grid = x.axes[-2].reshape(-1, kernel)
     axis = grid[:, 0]

@@ -1,10 +1,14 @@
 """Run this bundle's network on the device it was made for; needs numpy and the runtime (requirements.txt).
 
-    python3 run.py                   run the samples that travel along, compare, and time one inference
-    python3 run.py IMAGE [IMAGE...]  classify images (.npy: uint8 [H, W, C]; other formats need Pillow)
-    python3 run.py --optimised ...   the same with the graph as the device's runtime optimised it ahead
+    python3 run.py                  run the samples that travel along, compare, and time one inference
+    python3 run.py FILE [FILE...]   do the task: pictures (.npy: uint8 [H, W, C]; other formats need Pillow), sounds
+                                    (.wav), texts (with tokenizers), or arrays as the network takes them (.npy, .npz)
+    python3 run.py --optimised ...  the same with the graph as the device's runtime optimised it ahead
+    python3 run.py --check [FILE...]  is the runtime, the clock and what the network is given still what it was? FILEs
+                                    are what it was given lately, of which 20 or more tell drift
 
-Python 3.8 and up. Exit code 0: the samples come out as they did when the bundle was made; 1: they do not.
+Python 3.8 and up. Exit code 0: the samples come out as they did when the bundle was made; 1: they do not; 3: --check
+found something odd.
 """
 
 from __future__ import annotations
@@ -12,9 +16,11 @@ from __future__ import annotations
 import importlib
 import json
 import platform
+import re
 import sys
 import tempfile
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +28,17 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 AGREEMENT = 0.9  # of the samples' best classes; INT8 kernels of another CPU may round a near tie the other way
+MAX_JSON = 16 << 20  # bytes of one JSON file
+MAX_SAMPLES = 256 << 20  # bytes of all samples, unpacked
+FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")  # no folder, no way out of the bundle
 ERROR = 0.1  # largest mean error of an output, as a share of its full scale
 
 
 def read(name: str) -> Any:
     """A JSON file of the bundle; None when it does not travel along."""
     path = HERE / name
+    if path.is_file() and path.stat().st_size > MAX_JSON:
+        sys.exit(f"{name} is larger than {MAX_JSON:,} bytes: not as edgeprune makes it.")
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
@@ -39,6 +50,9 @@ def open_model(manifest: dict[str, Any], ahead: bool = False) -> Any:
     chosen = flavour(artifact, runner.version()) if artifact.get("flavours") else artifact
     if ahead:
         chosen = optimised(artifact, runner.version())
+    odd = [name for name in chosen["files"] if not FILE.fullmatch(name)]
+    if odd:
+        sys.exit("manifest.json names a file that cannot be in a bundle: " + ascii(odd[0]))
     files = {name: str(HERE / "artifact" / name) for name in chosen["files"]}
     return runner.Model(files, chosen["options"], artifact["threads"], home())
 
@@ -76,46 +90,59 @@ def home() -> str:
     return str(path)
 
 
-def infer(model: Any, images: Any) -> list[Any]:
-    """All images [N, ...] through the model, a batch at a time; the last batch is filled up and cut again."""
-    size = model.shape[0]
-    parts = []
-    for start in range(0, len(images), size):
-        batch = images[start : start + size].astype(model.dtype)
-        short = size - len(batch)
+def infer(model: Any, inputs: list[Any]) -> list[Any]:
+    """All examples (one array [N, ...] an input) through the model, a batch at a time; the last is filled and cut."""
+    size, parts = model.shape[0], []
+    for start in range(0, len(inputs[0]), size):
+        batch = [column[start : start + size].astype(dtype) for column, dtype in zip(inputs, model.dtypes)]  # noqa: B905
+        short = size - len(batch[0])
         if short:
-            batch = np.concatenate([batch, np.repeat(batch[-1:], short, axis=0)])
-        parts.append([np.asarray(output)[: size - short] for output in model.run(np.ascontiguousarray(batch))])
+            batch = [np.concatenate([column, np.repeat(column[-1:], short, axis=0)]) for column in batch]
+        batch = [np.ascontiguousarray(column) for column in batch]
+        outputs = model.run(batch[0] if len(batch) == 1 else batch)
+        parts.append([np.asarray(output)[: size - short] for output in outputs])
     return [np.concatenate(column) for column in zip(*parts)]  # noqa: B905 - Python 3.8 has no strict=
 
 
 def ordered(outputs: Any) -> list[str]:
-    """Names of outputs by their numbers: output, output_1, ..., output_10."""
+    """Names by their numbers: output, output_1, ..., output_10; input likewise."""
     return sorted(outputs, key=lambda name: int(name.partition("_")[2] or 0))
 
 
 def compare(found: Any, expected: Any) -> Any:
-    """(share of equal best classes, or None where the output is no list of scores; mean error / full scale)."""
-    scale = float(np.max(np.abs(expected))) or 1.0
-    error = float(np.mean(np.abs(found.astype(np.float64) - expected))) / scale
+    """(share of equal best classes, or None where the output is no list of scores; mean error / full scale).
+
+    Whole numbers are classes: the error is the share of others.
+    """
+    if expected.dtype.kind in "iu":
+        same = float(np.mean(found == expected))
+        return same if expected.ndim == 1 else None, 1 - same
+    wanted = expected.astype(np.float64)
+    scale = float(np.max(np.abs(wanted))) or 1.0
+    error = float(np.mean(np.abs(found.astype(np.float64) - wanted))) / scale
     if not np.all(np.isfinite(found)):
         error = float("inf")
-    agreement = float(np.mean(found.argmax(1) == expected.argmax(1))) if expected.ndim == 2 else None
+    scores = expected.ndim == 2 and expected.shape[1] > 1
+    agreement = float(np.mean(found.argmax(1) == expected.argmax(1))) if scores else None
     return agreement, error
 
 
-def check_samples(model: Any) -> bool:
-    """Run the samples and say how close they come."""
+def check_samples(model: Any, classifies: bool) -> bool:
+    """Run the samples and say how close they come; the best class counts where the task is to find it."""
+    with zipfile.ZipFile(str(HERE / "samples.npz")) as packed:
+        if sum(entry.file_size for entry in packed.infolist()) > MAX_SAMPLES:
+            sys.exit(f"samples.npz unpacks to more than {MAX_SAMPLES:,} bytes: not as edgeprune makes it.")
     with np.load(str(HERE / "samples.npz"), allow_pickle=False) as stored:
         samples = {name: stored[name] for name in stored.files}
-    images = samples.pop("input")
-    good = True
-    names = ordered(samples)
-    for found, name in zip(infer(model, images), names):  # noqa: B905
+    inputs = [samples.pop(name) for name in ordered([name for name in samples if name.startswith("input")])]
+    names, outputs = ordered(samples), infer(model, inputs)
+    good = 0 < len(names) == len(outputs)
+    for found, name in zip(outputs, names):  # noqa: B905
         agreement, error = compare(found, samples[name])
+        agreement = agreement if classifies else None
         good = good and error <= ERROR and (agreement is None or agreement >= AGREEMENT)
         same = "" if agreement is None else f"the same class on {agreement:.0%} of them, "
-        print(f"{len(images)} samples, {name}: {same}mean error {error:.2%} of full scale")
+        print(f"{len(inputs[0])} samples, {name}: {same}mean error {error:.2%} of full scale")
     return bool(good)
 
 
@@ -134,57 +161,49 @@ def latency(model: Any, seconds: float = 1.0) -> float:
     return 1000 * float(np.median(times))
 
 
-def load_image(path: str, spec: dict[str, Any]) -> Any:
-    """Pixels to network input, as preprocessing.json says: [C, H, W] float32."""
-    if path.endswith(".npy"):
-        pixels = np.load(path, allow_pickle=False)
+def check(model: Any, manifest: Any, paths: list[str]) -> bool:
+    """Say what of runtime, clock and the network's inputs is not as it was; False where something is."""
+    checks, show = importlib.import_module("check"), importlib.import_module("show")
+    runner = importlib.import_module("agent.run_" + manifest["artifact"]["runtime"])
+    try:
+        state = importlib.import_module("agent.state").snapshot()
+    except (OSError, ValueError, KeyError):
+        state = {}
+    found = [checks.runtime(manifest, runner.version())]
+    now = min(latency(model, 0.5) for _ in range(3))
+    found += checks.clock(manifest, read("result.json") or {}, now, state)
+    stored = read("selftest.json")
+    if stored is None:
+        found.append(("drift", "unknown", "this bundle has no statistics: it was made by an older version"))
+    elif not paths:
+        found.append(("drift", "unknown", "no FILEs were given"))
     else:
-        image_module = importlib.import_module("PIL.Image")
-        pixels = np.asarray(image_module.open(path).convert("RGB"))
-    if spec.get("resize") or spec.get("crop"):
-        pixels = fit(pixels, spec)
-    if pixels.ndim == 2:
-        pixels = pixels[:, :, None]
-    scaled = pixels.astype(np.float32) * np.float32(spec["scale"])
-    normal = (scaled - np.asarray(spec["mean"], np.float32)) / np.asarray(spec["std"], np.float32)
-    return np.ascontiguousarray(normal.transpose(2, 0, 1), dtype=np.float32)
-
-
-def fit(pixels: Any, spec: dict[str, Any]) -> Any:
-    """Resize the shorter side, then crop the centre."""
-    image = importlib.import_module("PIL.Image").fromarray(pixels)
-    if spec.get("resize"):
-        side, ratio = spec["resize"], spec["resize"] / min(image.size)
-        image = image.resize((max(side, round(image.width * ratio)), max(side, round(image.height * ratio))), 2)
-    if spec.get("crop"):
-        side = spec["crop"]
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        image = image.crop((left, top, left + side, top + side))
-    return np.asarray(image)
-
-
-def classify(model: Any, paths: list[str]) -> None:
-    """Print the best class of each image."""
-    labels = read("labels.json")
-    spec = read("preprocessing.json")
-    for path in paths:
-        scores = infer(model, load_image(path, spec)[None])[0][0]
-        best = int(np.argmax(scores))
-        print(f"{path}: {labels[best] if labels else '?'} (class {best}, score {float(scores[best]):.3f})")
+        parts = manifest.get("inputs") or [{"name": name} for name in list(stored["inputs"])[:1]]
+        inputs = show.together(paths, parts, read("preprocessing.json") or {})
+        outputs = infer(model, [inputs[part["name"]] for part in parts])
+        found += checks.drift(stored, inputs, outputs)
+    for what, state_of, words in found:
+        print({"ok": "  = ", "odd": "  ! ", "unknown": "  . "}[state_of] + what + ": " + words)
+    return all(state_of != "odd" for _, state_of, _ in found)
 
 
 def main() -> int:
-    """Run the samples, or classify the images that are named."""
+    """Run the samples, or do the task on the files that are named."""
     if sys.argv[1:2] in (["-h"], ["--help"]):
         print(__doc__)
         return 0
     manifest = read("manifest.json")
-    named = [argument for argument in sys.argv[1:] if argument != "--optimised"]
-    model = open_model(manifest, ahead=len(named) < len(sys.argv) - 1)
-    if named:
-        classify(model, named)
+    named = [argument for argument in sys.argv[1:] if argument not in ("--optimised", "--check")]
+    model = open_model(manifest, ahead="--optimised" in sys.argv[1:])
+    if named and "--check" not in sys.argv[1:]:
+        show = importlib.import_module("show")
+        show.each(named, manifest, read("preprocessing.json") or {}, read("labels.json"), lambda x: infer(model, x))
         return 0
-    good = check_samples(model)
+    good = check_samples(model, (manifest.get("task") or {}).get("kind", "classification") == "classification")
+    if "--check" in sys.argv[1:]:
+        usual = check(model, manifest, named)
+        print("AS IT WAS" if good and usual else "NOT AS MADE" if not good else "ODD: see what is marked !")
+        return 1 if not good else 0 if usual else 3
     print(f"one inference (batch {model.shape[0]}): {latency(model):.3f} ms median here")
     print("GOOD" if good else "NOT AS MADE: these outputs are too far from the ones that travel along")
     return 0 if good else 1

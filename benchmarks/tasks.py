@@ -1,0 +1,154 @@
+"""Six real networks beyond image classification, pruned to a speed by the whole pipeline; its own gates judge.
+
+    python benchmarks/tasks.py run --work DIR [--only NAME ...] [--target intel-cpu] [--speedup 1.5]
+    python benchmarks/tasks.py table              # docs/tasks.md, from benchmarks/results/tasks.json
+
+The networks and their data are those of `task_networks.py`. A run resumes where it was cut off. What a peer makes of
+the same networks in INT8, without pruning, is in benchmarks/int8_tasks.py. Latencies of a busy machine are no figures;
+the speed-ups are ratios of measurements that were interleaved, and the load stands beside them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+import edgeprune
+from edgeprune import recipe as recipes
+from edgeprune import result as results
+from edgeprune.errors import EdgepruneError, GateError
+
+HERE = Path(__file__).resolve().parent
+OUT, PAGE = HERE / "results" / "tasks.json", HERE.parent / "docs" / "tasks.md"
+BEGIN, END = "<!-- benchmarks/tasks.py: begin -->", "<!-- benchmarks/tasks.py: end -->"
+ADAM = {"optimizer": "adamw", "lr": 0.0005}
+TITLES = {"dense_fp32": "dense FP32", "dense_int8": "dense INT8", "pruned_int8": "pruned INT8"}
+CASES: dict[str, dict[str, Any]] = {
+    "dscnn": {"max_drop": 2.0, "recover": {"epochs": 12, "batch": 64, "lr": 0.005, "ema": 0.99}},
+    "kwt1": {"max_drop": 4.0, "recover": {"epochs": 20, "batch": 32, "ema": 0.99, **ADAM}},
+    "bcresnet": {"max_drop": 2.0, "recover": {"epochs": 12, "batch": 64, "lr": 0.005, "ema": 0.99}},
+    "fastestdet": {
+        "max_drop": 3.0,
+        "task": {"kind": "detection", "decode": "FastestDet"},
+        "recover": {"epochs": 10, "batch": 10, "lr": 0.002, "ema": 0.98},
+    },
+    "rfdn": {
+        "max_drop": 0.5,
+        "task": {"kind": "restoration", "metric": "PSNR", "arguments": {"on": "Y", "peak": 255, "crop": 4}},
+        "recover": {"epochs": 10, "batch": 8, "ema": 0.98, **ADAM},
+        "images": 64,
+    },
+    "minilm": {"max_drop": 4.0, "recover": {"epochs": 1, "batch": 16, "ema": 0.99, **ADAM}, "images": 128},
+}
+
+
+def recipe(name: str, speedup: float) -> recipes.Recipe:
+    """The recipe of one case, as a user would write it."""
+    case, file = CASES[name], HERE / "task_networks.py"
+    made = msgspec.convert(
+        {
+            "name": name,
+            "model": {"factory": f"{file}:{name}"},
+            "data": {"source": f"{file}:{name}_data", "kind": "function"},
+            "task": case.get("task", {"kind": "classification"}),
+            "budget": {"speedup": speedup, "max_drop": case["max_drop"]},
+            "search": {"images": case.get("images", 256), "rounds": 2},
+            "recover": case["recover"],
+            "measure": {"patience": 60.0, "max_error": 0.3},
+        },
+        recipes.Recipe,
+    )
+    recipes.check(made)
+    return made
+
+
+def run(name: str, target: str, speedup: float, work: Path) -> dict[str, Any]:
+    """One network on one target: its row."""
+    started, refused = time.monotonic(), ""
+    try:
+        outcome = edgeprune.compress(recipe(name, speedup), target, work / f"{name}-{target}-{speedup:g}", events=_told)
+    except GateError as error:
+        outcome, refused = error.outcome, error.message  # type: ignore[attr-defined]
+    except EdgepruneError as error:
+        return {"ended": f"{type(error).__name__}: {error.message}"}
+    found = results.read(outcome.result)
+    networks = {}
+    for key, one in found.networks.items():
+        rated, times = one.rated, one.measured
+        networks[key] = {
+            "score": rated.value if rated else None,
+            "low": rated.low if rated else None,
+            "high": rated.high if rated else None,
+            "median": times.median if times else None,
+            "bytes": one.bytes,
+        }
+    first = next(one.rated for one in found.networks.values() if one.rated)
+    return {
+        "metric": first.metric,
+        "unit": first.unit,
+        "wanted": speedup,
+        "max_drop": CASES[name]["max_drop"],
+        "speedup": outcome.result.get("speedup_vs_dense_int8"),
+        "networks": networks,
+        "gates": {gate.name: gate.passed for gate in found.gates},
+        "verdict": outcome.verdict,
+        "refused": refused,
+        "seconds": round(time.monotonic() - started),
+        "load": round(os.getloadavg()[0], 1),
+    }
+
+
+def _told(event: Any) -> None:
+    if event.kind != "progress":
+        print(event.stage, event.message or event.kind, flush=True)
+
+
+def table(rows: dict[str, dict[str, Any]]) -> str:
+    """Markdown: a line a network and target."""
+    lines = [
+        "| network on target | metric | dense FP32 | dense INT8 | pruned INT8 | times dense INT8's speed | verdict |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for key, row in rows.items():
+        if "ended" in row:
+            lines.append(f"| {key} | | | | | | {row['ended'].replace('|', '/')} |")
+            continue
+        scores = [f"{row['networks'][name]['score']:.2f}" for name in TITLES]
+        open_gates = [name for name, passed in row["gates"].items() if not passed]
+        verdict = row["verdict"] + (f": {', '.join(open_gates)}" if open_gates else "")
+        speed = f"{row['speedup']:.2f} of {row['wanted']:g} wanted"
+        metric = f"{row['metric']}, {row['unit']}".rstrip(", ")
+        lines.append(f"| {key} | {metric} | {' | '.join(scores)} | {speed} | {verdict} |")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what is asked for and keep the other rows; or write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("step", choices=("run", "table"))
+    parser.add_argument("--work", type=Path, default=Path("runs") / "tasks")
+    parser.add_argument("--only", nargs="*", default=list(CASES))
+    parser.add_argument("--target", default="intel-cpu")
+    parser.add_argument("--speedup", type=float, default=1.5)
+    given = parser.parse_args(arguments)
+    rows = json.loads(OUT.read_text()) if OUT.exists() else {}
+    if given.step == "table":
+        before, _, rest = PAGE.read_text().partition(BEGIN)
+        PAGE.write_text(f"{before}{BEGIN}\n\n{table(rows)}\n\n{END}{rest.partition(END)[2]}")
+        return
+    for name in given.only:
+        row = run(name, given.target, given.speedup, given.work)
+        rows = json.loads(OUT.read_text()) if OUT.exists() else {}
+        rows[f"{name} {given.target}"] = row
+        OUT.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""`edgeprune TARGET quick FACTORY --data FOLDER --speedup 2`: a recipe and its run in one, with little training."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgeprune import files
+from edgeprune.cli import console, init, session
+from edgeprune.cli.running import run_step
+from edgeprune.errors import RunError, UsageError
+from edgeprune.target import Target
+
+TEXT = "A network and data instead of a recipe: init and run in one, with little training."
+MINUTES = 3.0
+WISH = "quick.json"
+SHORT: dict[str, dict[str, object]] = {  # of the recipe: the least of everything
+    "search": {"images": 128, "rounds": 1, "trials": 2},
+    "quantize": {"images": 128, "effort": "fast"},
+    "measure": {"patience": 60.0},
+}
+
+
+def quick_command(target: Target) -> click.Command:
+    """The command of one target."""
+
+    @click.command(
+        "quick", help=f"{TEXT}\n\nFACTORY is what `edgeprune init` takes. The run directory keeps the recipe."
+    )
+    @click.argument("factory", default="")
+    @init.given_options
+    @click.option("--minutes", type=click.FloatRange(0), default=MINUTES, help="Of training at most; 0: none. [3]")
+    @click.option("--run-dir", type=click.Path(path_type=Path, file_okay=False), help="Where the run is kept.")
+    @click.option(
+        "--device", default="", metavar="DEVICE", help="A board from 'edgeprune devices list', or ssh://HOST."
+    )
+    @session.json_option
+    @session.quiet_option
+    @session.verbose_option
+    def quick(factory: str, minutes: float, run_dir: Path | None, device: str, **given: Any) -> None:
+        training = {"epochs": 10.0, "hours": round(minutes / 60, 4)} if minutes else {"epochs": 0.0}
+        wanted = dataclasses.replace(init.wish(factory, **given), sections={**SHORT, "recover": training})
+        from edgeprune import pipeline
+
+        folder = run_dir or Path("runs") / f"{pipeline.run_name(wanted)}-{target.name}"
+        recipe = folder / "recipe.toml"
+        if not _known(folder, wanted):
+            folder.mkdir(parents=True, exist_ok=True)
+            made = init.drafted(wanted, folder, again=True)
+            files.write_text(recipe, made.text)
+            files.write_json(folder / WISH, dataclasses.asdict(wanted))
+        console.say(f"{'recipe':<9}{recipe}: edgeprune {target.name} run {recipe} goes on from here", err=True)
+        run_step("run", target, recipe, run_dir=folder, device=device)
+
+    return quick
+
+
+def _known(folder: Path, wanted: object) -> bool:
+    """Was this very wish drafted there before? Raises UsageError where it was another."""
+    if not (folder / "recipe.toml").is_file() or not (folder / WISH).is_file():
+        return False
+    said = json.dumps(dataclasses.asdict(wanted), default=files.plain)  # type: ignore[call-overload]
+    mine = files.parse_json(said, RunError, WISH)
+    if files.read_json(folder / WISH, RunError) != mine:
+        raise UsageError(
+            f"{folder} has a quick run with other settings.", "Give --name or --run-dir, or remove it: edgeprune runs."
+        )
+    return True

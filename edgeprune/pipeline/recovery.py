@@ -1,0 +1,262 @@
+"""Accuracy won back: least-squares repair, then edgeprune's training or the user's own."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from edgeprune import files, graph
+from edgeprune.errors import ModelError, RecipeError
+from edgeprune.model import digest, usercode
+from edgeprune.pipeline import tracking, workloads
+from edgeprune.pipeline.companions import Companions
+from edgeprune.pipeline.events import Voice
+from edgeprune.pipeline.rundir import RunDirectory, write_json
+from edgeprune.pipeline.subject import Subject
+from edgeprune.recipe import Recipe
+from edgeprune.recover import REBUILD, Job, process_count, process_number, rebuild_script, take_weights
+from edgeprune.workload import Task, Workload, score_batches
+
+REPAIR_EXAMPLES = 512  # at least
+MOST_LOGGED = 10_000  # entries of a trainer's own log that the report may draw; events.jsonl has all
+CHUNK, LARGEST = 256, 1 << 24  # examples at once, and numbers where they are large
+
+
+def recover(
+    subject: Subject, run: RunDirectory, voice: Voice, weights: Path | None, group: Companions | None, folder: Path
+) -> None:
+    """weights.safetensors, plan.json, recover.json in `folder`."""
+    from edgeprune.recover import checkpoint, repair
+
+    plan = graph.Plan.load(run.folder("search") / "plan.json")
+    student, work = plan.apply(subject.model), subject.workload
+    scores = {"dense": score(work, subject.model), "pruned": score(work, student)}
+    voice.say("recover", f"held-out {shown(work, scores['dense'])} dense, {shown(work, scores['pruned'])} pruned")
+    examples = workloads.examples(work, "train", max(REPAIR_EXAMPLES, subject.recipe.search.images))
+    student = repair(subject.model, student, subject.structure, plan, examples, session=subject.session)
+    scores["repaired"] = score(work, student)
+    voice.say("recover", f"repaired by least squares: {shown(work, scores['repaired'])}")
+    graph.save_pruned(folder, student, plan)  # kept where training fails
+    section = subject.recipe.model
+    factory = "" if subject.objects is not None else section.factory
+    files.write_text(folder / REBUILD, rebuild_script(factory, section.arguments, _base(subject.recipe)))
+    training, how = _trained(subject, voice, weights, group, student, folder)
+    scores["trained"] = score(work, student)
+    voice.say("recover", f"{how}: {shown(work, scores['trained'])}")
+    worse = (
+        scores["repaired"] - scores["trained"] if work.task.higher_is_better else scores["trained"] - scores["repaired"]
+    )
+    if "trainer" in training and worse > 0:
+        voice.say("recover", "training left it worse than it was after the repair, by the selection split")
+    graph.save_pruned(folder, student, plan)
+    selection = _fractions(work.task, scores)
+    write_json(folder / "recover.json", {"selection_accuracy": selection, "training": training})
+    checkpoint.forget(folder)  # not before: a run that is killed here would train anew
+
+
+def _trained(
+    subject: Subject, voice: Voice, weights: Path | None, group: Companions | None, student: nn.Module, folder: Path
+) -> tuple[dict[str, object], str]:
+    """Train `student` in place, by whatever the user asked for; what is kept of it, and a word for people."""
+    if weights is not None:
+        found, notes = take_weights(student, weights)
+        for note in notes:
+            voice.say("recover", note)
+        return found, f"trained outside, from {weights.name}"
+    trainer = trainer_of(subject)
+    if trainer is not None:
+        return _own(subject, voice, group, trainer, student, folder), "trained by your own trainer"
+    return _built_in(subject, voice, group, student, folder), "fine-tuned"
+
+
+def _fractions(task: Task, scores: dict[str, float]) -> dict[str, float]:
+    """Accuracies as fractions, as they always were; other metrics in their own unit."""
+    return {name: one / 100 for name, one in scores.items()} if workloads.is_top_class(task) else scores
+
+
+def score(work: Workload, network: nn.Module) -> float:
+    """The metric on the selection split, in PyTorch, in its own unit; for choosing. Gates measure on the device."""
+    was = network.training
+    network.eval()
+    numbers = sum(int(np.prod(part.shape)) for part in work.inputs.parts)
+    size = CHUNK if workloads.is_top_class(work.task) else max(1, min(CHUNK, LARGEST // max(1, numbers)))
+
+    def outputs() -> Any:
+        for batch, targets in work.data.batches("selection", work.inputs, size):
+            with torch.no_grad():
+                yield work.inputs.call(network, batch), targets
+
+    try:
+        return score_batches(work.task, outputs()).value
+    finally:
+        network.train(was)
+
+
+def shown(work: Workload, value: float) -> str:
+    """A figure with its metric and unit."""
+    return f"{work.task.metric} {value:.4g} {work.task.unit}".rstrip()
+
+
+def _built_in(
+    subject: Subject, voice: Voice, group: Companions | None, student: nn.Module, folder: Path
+) -> dict[str, object]:
+    """edgeprune's own training."""
+    from edgeprune.recover import train
+
+    work, split = subject.workload, _split(subject)
+    _together(group, folder)
+    return train(
+        student,
+        [copy.deepcopy(subject.model), *_teachers(subject.recipe)],
+        split("train"),
+        split("selection"),
+        subject.recipe.recover,
+        folder,
+        task=work.task,
+        inputs=work.inputs,
+        augment=subject.recipe.data.augment if _images(subject) else (),
+        workers=subject.recipe.data.workers,
+        progress=voice.progress("recover"),
+        log=lambda numbers: voice.track("recover", numbers),
+    ).to_dict()
+
+
+def _together(group: Companions | None, folder: Path) -> None:
+    """Where torchrun started several processes: let the others train too."""
+    if group is not None:
+        group.train(folder)
+
+
+def assist(subject: Subject, voice: Voice, group: Companions | None, place: Path, folder: Path) -> None:
+    """What a process but 0 does when process 0 trains: the same training, of which process 0 keeps the outcome.
+
+    Args:
+        place: holds plan.json and weights.safetensors of the repaired network; this process's own.
+        folder: process 0's, as a trainer of the user's own is told it.
+    """
+    student = graph.load(place, subject.factory)
+    trainer = trainer_of(subject)
+    if trainer is not None:
+        _own(subject, voice, group, trainer, student, folder)
+    else:
+        _built_in(subject, voice, group, student, place)
+
+
+def _images(subject: Subject) -> bool:
+    """Are the examples images of classes that edgeprune reads, augments and keeps in memory itself?"""
+    return subject.pictured and workloads.is_top_class(subject.task)
+
+
+def _split(subject: Subject) -> Callable[[str], Any]:
+    """A split by its name, as `train` takes it."""
+    if _images(subject):
+        return lambda name: getattr(subject.data, name)
+    return subject.workload.data.split
+
+
+def _teachers(recipe: Recipe) -> list[nn.Module]:
+    """The networks of [recover] teachers, in eval mode; raises ModelError."""
+    base, found = _base(recipe), []
+    for spec in recipe.recover.teachers:
+        what = f"[recover] teachers: {spec}"
+        teacher = usercode.call(usercode.load_callable(spec, "[recover] teachers", base), what, ModelError)
+        if not isinstance(teacher, nn.Module):
+            raise ModelError(f"{what}() gave {type(teacher).__name__}, not a torch.nn.Module.")
+        found.append(teacher.eval())
+    return found
+
+
+def check(subject: Subject, weights: Path | None) -> None:
+    """What [recover] needs must be here: said before any work.
+
+    Raises:
+        RecipeError, ModelError, DataError: see `recover.check`. MissingDependency: see `tracking.check`.
+    """
+    from edgeprune import recover as training
+    from edgeprune.recover import device_kind
+
+    tracking.check(subject.recipe)
+    if trainer_of(subject) is not None:
+        device_kind(subject.recipe.recover)
+    elif weights is None and subject.recipe.recover.epochs:
+        if subject.recipe.data.augment and not _images(subject):
+            raise RecipeError(
+                "[data] augment is for images of classes; this run's examples are others.",
+                "Augment in the dataset, and leave it out.",
+            )
+        training.check(subject.recipe.recover, subject.model, _teachers(subject.recipe), subject.example, subject.task)
+
+
+def _own(
+    subject: Subject,
+    voice: Voice,
+    group: Companions | None,
+    trainer: Callable[[Job], Any],
+    student: nn.Module,
+    folder: Path,
+) -> dict[str, object]:
+    """The user's training; what comes back must be the network that was planned. Raises ModelError."""
+    from edgeprune.recover import device_kind, options_of, own_training
+
+    work, options = subject.workload, subject.recipe.recover
+    history: list[dict[str, float]] = []
+
+    def log(numbers: Mapping[str, object]) -> None:
+        voice.track("recover", numbers)
+        if len(history) < MOST_LOGGED:
+            history.append({key: value for key, value in numbers.items() if isinstance(value, int | float)})
+
+    _together(group, folder)
+    job = Job(
+        student=student,
+        teacher=copy.deepcopy(subject.model).eval(),
+        data=work.data,
+        inputs=work.inputs,
+        task=work.task,
+        options=options_of(options),
+        folder=folder,
+        say=lambda line: voice.say("recover", line),
+        log=log,
+        epochs=options.epochs,
+        hours=options.hours,
+        seed=options.seed,
+        device=device_kind(options),
+        process=process_number(),
+        processes=process_count(),
+    )
+    name = own_training(trainer, job, options.trainer_hours)
+    return {"trainer": name, **({"history": history} if history else {})}
+
+
+def trainer_of(subject: Subject) -> Callable[[Job], Any] | None:
+    """The user's trainer, handed over or named by [recover] trainer; None: edgeprune's own training."""
+    if subject.objects is not None and subject.objects.trainer is not None:
+        return subject.objects.trainer
+    spec = subject.recipe.recover.trainer
+    return usercode.load_callable(spec, "[recover] trainer", _base(subject.recipe)) if spec else None
+
+
+def facts(subject: Subject, weights: Path | None) -> list[Any]:
+    """What recovery depends on beside [recover]: the trainer's source, the other teachers' weights, and weights that
+    were trained elsewhere.
+    """
+    trainer = trainer_of(subject)
+    source = ""
+    if trainer is not None:
+        try:
+            source = inspect.getsource(inspect.getmodule(inspect.unwrap(trainer)) or inspect.unwrap(trainer))
+        except (OSError, TypeError):
+            source = getattr(trainer, "__qualname__", type(trainer).__name__)
+    others = [digest(teacher) for teacher in _teachers(subject.recipe)] if trainer is None and weights is None else []
+    return [*subject.trainer, source, others, files.sha256(weights) if weights is not None else ""]
+
+
+def _base(recipe: Recipe) -> Path | None:
+    return Path(recipe.path).parent if recipe.path else None

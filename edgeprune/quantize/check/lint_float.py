@@ -1,0 +1,93 @@
+"""Rules for graphs that a runtime accepts and then computes in float without a word, dequantising at every call.
+
+Each was seen in the runtime's own profile (docs/int8.md); quantize/check/kernels.py reads such a profile for any graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from edgeprune.quantize.check.findings import DQ, LintFinding, LintRule, dequantised
+from edgeprune.quantize.view import View
+from edgeprune.quantize.write.placement import plain_gemm
+from edgeprune.runtimes import Dialect
+
+RECURRENT = ("LSTM", "GRU", "RNN")
+
+
+def _fused_in_float(view: View, dialect: Dialect) -> Iterator[LintFinding]:
+    """MatMuls that become one float Gemm with the Add of a bias, before INT8 kernels are looked for."""
+    if not dialect.fuses_matmul:
+        return
+    for node in view.nodes:
+        reader = view.only_consumer(node.output[0]) if node.op_type == "MatMul" else None
+        if reader is None or reader.op_type != "Add":
+            continue
+        if any(dequantised(view, name) is None for name in node.input):
+            continue
+        bias = next((view.constant(name) for name in reader.input if view.is_constant(name)), None)
+        rank = len(view.shape(node.output[0]) or ())
+        if bias is not None and (bias.ndim == 1 or (rank == bias.ndim == 2)):
+            why = "MatMul and the Add of a bias become one float Gemm, its weights dequantised at every call."
+            yield LintFinding(
+                node.name, "matmul-add", "warning", why, "Give the bias as many axes as the MatMul's output."
+            )
+
+
+def _float_bias(view: View, dialect: Dialect) -> Iterator[LintFinding]:
+    """ONNX Runtime's integer Gemm takes an int32 bias; beside a float one it stays in float."""
+    if dialect.bias != "int32":
+        return
+    for node in view.nodes:
+        if node.op_type != "Gemm" or len(node.input) < 3 or not view.is_constant(node.input[2]):
+            continue
+        if all(dequantised(view, name) is not None for name in node.input[:2]):
+            why = "Its bias is in float: it runs in float."
+            yield LintFinding(node.name, "bias-float", "warning", why, "Store the bias as int32 behind a DQ.")
+
+
+def _scaled_gemm(view: View, dialect: Dialect) -> Iterator[LintFinding]:
+    """ONNX Runtime's integer Gemm has neither alpha nor beta."""
+    if dialect.scales_gemm:
+        return
+    for node in view.nodes:
+        if node.op_type == "Gemm" and not plain_gemm(node) and dequantised(view, node.input[1]) is not None:
+            why = "A Gemm with alpha or beta other than 1 runs in float."
+            yield LintFinding(node.name, "gemm-scaled", "warning", why, "Fold them into the weight and the bias.")
+
+
+def _products(view: View, dialect: Dialect) -> Iterator[LintFinding]:
+    """A product of two quantised activations, as in attention: the fused kernel is lost, and it is float again."""
+    if not dialect.fuses_attention:
+        return
+    for node in view.nodes:
+        pairs = [dequantised(view, name) for name in node.input] if node.op_type == "MatMul" else [None]
+        if all(pair is not None and _activation(view, pair.input[0]) for pair in pairs):
+            why = "A product of two activations in INT8: attention is no longer one kernel, and this one runs in float."
+            yield LintFinding(node.name, "product-int8", "warning", why, "Leave both in float.")
+
+
+def _activation(view: View, tensor: str) -> bool:
+    """Whether a pair's integers come from a Q on a tensor that is computed."""
+    node = view.producer.get(tensor)
+    return node is not None and not view.is_constant(node.input[0])
+
+
+def _recurrent(view: View, dialect: Dialect) -> Iterator[LintFinding]:
+    """Recurrent layers with dequantised weights; in ONNX Runtime an input may be another layer's output.
+
+    ONNX Runtime 1.31 dequantises and computes in float; OpenVINO 2026.4 "expects Constant" weights of an LSTM.
+    """
+    for node in view.nodes:
+        if node.op_type not in RECURRENT:
+            continue
+        makers = [view.producer.get(name) for name in node.input[1 if dialect.outputs else 0 : 3]]
+        if any(maker is not None and maker.op_type == DQ for maker in makers):
+            why = (
+                f"{dialect.title} runs {node.op_type} in float and dequantises for it at every call, or does not "
+                "compile it where its weights are no constants."
+            )
+            yield LintFinding(node.name, "recurrent-int8", "warning", why, "Leave it in float.")
+
+
+SILENT: tuple[LintRule, ...] = (_fused_in_float, _float_bias, _scaled_gemm, _products, _recurrent)

@@ -1,0 +1,1 @@
+"""What makes rounding cost less: equalised channels, weights rounded by their effect, corrected biases."""

@@ -1,0 +1,53 @@
+"""How many images each part of calibration looks at: as many as its method wants, within a budget of arithmetic.
+
+Ranges always come from all images. What compares candidates, equalises, corrects and reports looks at each image
+several times; on large networks a few of them hold as many values as many of a small one.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Literal
+
+import onnx
+
+from edgeprune.quantize.view import View, attribute
+
+Effort = Literal["fast", "default", "best"]
+
+GIGA_MACS: dict[str, float] = {"fast": 60.0, "default": 240.0, "best": 4000.0}  # of one part; some 40 a second and core
+LEAST = 4  # images, whatever they cost
+LARGE = 3e8  # multiply-accumulates of an image from which both cores of a small machine are worth their overhead
+PER_VALUE = 40  # multiply-accumulates that reading or writing one value costs as much as
+
+
+def affordable(view: View, wanted: int, passes: float, effort: Effort) -> int:
+    """How many of `wanted` images a part looks at that runs the network `passes` times for each."""
+    return max(min(wanted, LEAST), min(wanted, int(GIGA_MACS[effort] * 1e9 / max(passes * work(view), 1.0))))
+
+
+def threads(view: View) -> int:
+    """Threads that ONNX Runtime analyses the graph with: one for a small network."""
+    return min(os.cpu_count() or 1, 4) if work(view) > LARGE else 1
+
+
+def work(view: View) -> float:
+    """Multiply-accumulates of one run of the graph, moving values counted too."""
+    return sum(_of(view, node) for node in view.nodes)
+
+
+def _of(view: View, node: onnx.NodeProto) -> float:
+    made = math.prod(max(size, 1) for size in view.shape(node.output[0]) or (1,)) if node.output else 1
+    moved = float(PER_VALUE * made)
+    match node.op_type:
+        case "Conv":
+            return moved + made * math.prod((view.shape(node.input[1]) or (1, 1))[1:])
+        case "ConvTranspose":
+            read = math.prod(max(size, 1) for size in view.shape(node.input[0]) or (1,))
+            return moved + read * math.prod((view.shape(node.input[1]) or (1, 1))[1:])
+        case "Gemm" | "MatMul":
+            a = view.shape(node.input[0]) or (1,)
+            return moved + made * (a[-2] if attribute(node, "transA", 0) else a[-1])
+        case _:
+            return moved

@@ -1,0 +1,1 @@
+"""The Q/DQ graph: where pairs go, and how they are written."""

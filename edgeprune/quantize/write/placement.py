@@ -1,0 +1,321 @@
+"""Where Q/DQ pairs go: from a float graph, a dialect and the user's float layers to nodes, edges and scales.
+
+Only the structure of the graph counts, never the ranges: dummy ranges and real ones give the same placement, so a
+latency sampled with dummies is the latency of the real artifact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from edgeprune.quantize.ranges.ranges import non_negative
+from edgeprune.quantize.view import View, attribute, is_depthwise, output_axis
+from edgeprune.runtimes import Dialect, Role
+
+Edge = tuple[str, int]  # node name, input index
+SHARING = (
+    *("MaxPool", "Resize", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"),
+    *("Split", "Slice", "Gather", "DepthToSpace", "Expand", "Tile"),
+)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Which nodes run in INT8 and which edges read dequantised values.
+
+    Attributes:
+        nodes: INT8 node -> its role, in graph order.
+        edges: (node, input index) that reads a dequantised tensor -> that tensor.
+        tensors: tensors that get a Q/DQ pair, in graph order.
+        scale_of: tensor -> the tensor whose range it uses (itself, unless it shares).
+        groups: tensor whose range is used -> every observed tensor that the range must cover.
+    """
+
+    nodes: dict[str, str]
+    edges: dict[Edge, str]
+    tensors: tuple[str, ...]
+    scale_of: dict[str, str]
+    groups: dict[str, tuple[str, ...]]
+
+    def read_by(self, view: View, node: onnx.NodeProto, index: int = 0) -> str | None:
+        """The quantised tensor that input `index` of a node carries, perhaps through nodes that only move values."""
+        found = self.edges.get((node.name, index))
+        while found is None:
+            maker = view.producer.get(node.input[index])
+            if maker is None or not maker.input or view.producer.get(maker.input[0]) is maker:
+                return None
+            if maker.op_type not in SHARING:
+                return None
+            node, index = maker, 0
+            found = self.edges.get((node.name, 0))
+        return found
+
+
+def place(view: View, dialect: Dialect, precision: Mapping[str, str] | None = None) -> Placement:
+    """Decide the placement for the graph; nodes that `precision` calls "float" stay so. Node names must be unique."""
+    floats = {name for name, kind in (precision or {}).items() if kind == "float"}
+    nodes = _int8_nodes(view, dialect, floats)
+    edges: dict[Edge, str] = {}
+    scale_of: dict[str, str] = {}
+    for node in view.nodes:
+        for index in _quantised_inputs(view, dialect, nodes, node):
+            origin = _origin(view, dialect, nodes, floats, node.input[index])
+            for step in _path(view, origin, node, index):
+                edges[step] = origin
+            scale_of.setdefault(origin, origin)
+    if dialect.outputs:
+        _quantise_outputs(view, dialect, nodes, edges, scale_of)
+    groups = _unite(view, dialect, nodes, floats, scale_of)
+    order = {name: index for index, name in enumerate(_tensor_order(view))}
+    return Placement(nodes, edges, tuple(sorted(scale_of, key=lambda t: order[t])), scale_of, groups)
+
+
+def _tensor_order(view: View) -> list[str]:
+    return [*view.inputs, *(output for node in view.nodes for output in node.output if output)]
+
+
+def _int8_nodes(view: View, dialect: Dialect, floats: set[str]) -> dict[str, str]:
+    """The nodes that run in INT8, in graph order. A node without weights joins when INT8 nodes feed it."""
+    chosen: dict[str, str] = {}
+    for node in view.nodes:
+        role = role_of(dialect, node)
+        if role is None or node.name in floats or not _floating(view, node):
+            continue
+        if role == "compute":
+            if _can_compute(view, dialect, node):
+                chosen[node.name] = role
+            continue
+        inputs = view.data_inputs(node)
+        fed = [_is_int8(view, chosen, node.input[index]) for index in inputs]
+        if role == "sum":
+            if dialect.residual == "none" or len(inputs) < 2:
+                continue
+            wanted = all(fed) if dialect.outputs else len(_skips(view, chosen, node)) < len(inputs)
+        elif role == "join":
+            wanted = all(fed)
+        else:
+            wanted = bool(fed) and fed[0]
+        if wanted:
+            chosen[node.name] = role
+    if dialect.outputs:
+        _release(view, chosen)
+        for name in tail(view) & chosen.keys():
+            del chosen[name]
+    return chosen
+
+
+def tail(view: View) -> set[str]:
+    """Nodes without weights behind the last layers: what they make only goes out, and costs little in float.
+
+    In INT8 the outputs themselves would be whole steps, of one scale for all that a last Concat joins.
+    """
+    found: set[str] = set()
+    for node in reversed(list(view.nodes)):
+        readers = [reader for output in node.output for reader, _ in view.consumers.get(output, [])]
+        if node.name not in view.layers and all(reader.name in found for reader in readers):
+            found.add(node.name)
+    return found
+
+
+def heads(view: View, tensors: Iterable[str]) -> set[str]:
+    """Of `tensors` those whose errors go out as they are: outputs, and what only the tail reads."""
+    last = tail(view)
+    return {
+        tensor
+        for tensor in tensors
+        if tensor in view.outputs or all(reader.name in last for reader, _ in view.consumers.get(tensor, []))
+    }
+
+
+def _release(view: View, chosen: dict[str, str]) -> None:
+    """Take out nodes that only move what a linear layer gives to operators of float: it can give that in float."""
+    for node in reversed(list(view.nodes)):
+        if chosen.get(node.name) != "share" or any(output in view.outputs for output in node.output):
+            continue
+        maker = view.producer.get(node.input[0])
+        while maker is not None and chosen.get(maker.name) == "share":
+            maker = view.producer.get(maker.input[0])
+        readers = [reader.name for output in node.output for reader, _ in view.consumers.get(output, [])]
+        if maker is not None and maker.op_type in ("MatMul", "Gemm") and not chosen.keys() & set(readers):
+            del chosen[node.name]
+
+
+def role_of(dialect: Dialect, node: onnx.NodeProto) -> Role | None:
+    """The role of a node; a Resize that computes new values is one of float, but where the dialect has a kernel."""
+    role = dialect.roles.get(node.op_type)
+    between = node.op_type == "Resize" and attribute(node, "mode", b"nearest") != b"nearest"
+    return None if between and not dialect.interpolates else role
+
+
+def _floating(view: View, node: onnx.NodeProto) -> bool:
+    """Whether what a node computes with is floating point: tokens, masks and shapes are no business of INT8."""
+    data = view.data_inputs(node)
+    return bool(data) and view.is_float(node.input[data[0]]) and view.is_float(node.output[0])
+
+
+def _can_compute(view: View, dialect: Dialect, node: onnx.NodeProto) -> bool:
+    if len(node.input) < 2 or not view.is_constant(node.input[1]) or view.is_constant(node.input[0]):
+        return False
+    weight = view.initializers.get(node.input[1])
+    shape = tuple(weight.dims) if weight is not None else ()
+    if len(shape) < 2 or (len(node.input) > 2 and node.input[2] and not view.is_constant(node.input[2])):
+        return False
+    if node.op_type == "Gemm" and not dialect.scales_gemm and not plain_gemm(node):
+        return False
+    if node.op_type == "Gemm" and dialect.bias == "int32" and len(node.input) > 2 and node.input[2]:
+        bias = view.shape(node.input[2]) or ()
+        if int(np.prod(bias)) not in (1, shape[output_axis(node)]):
+            return False  # a bias for each row: QGemm knows one for all
+    if shape[1] < dialect.narrow and all(size == 1 for size in shape[2:]) and attribute(node, "group", 1) == 1:
+        return False
+    return dialect.depthwise or not is_depthwise(node, shape)
+
+
+def plain_gemm(node: onnx.NodeProto) -> bool:
+    """Whether a Gemm scales neither its product nor its bias."""
+    scales = [attribute(node, "alpha", 1.0)]
+    if len(node.input) > 2 and node.input[2]:
+        scales.append(attribute(node, "beta", 1.0))
+    return all(scale == 1.0 for scale in scales)
+
+
+def _is_int8(view: View, chosen: Mapping[str, str], tensor: str) -> bool:
+    """Whether an INT8 node, perhaps with a fused activation, makes `tensor`."""
+    node = view.producer.get(tensor)
+    if node is None:
+        return False
+    if node.name in chosen:
+        return True
+    before = view.producer.get(node.input[0]) if node.op_type in ("Relu", "Clip") and node.input else None
+    return before is not None and before.name in chosen and view.activation_after(node.input[0]) is node
+
+
+def _skips(view: View, chosen: Mapping[str, str], node: onnx.NodeProto) -> list[int]:
+    """Inputs of a sum other than the branch that it is fused into: the last INT8 layer that feeds nothing else."""
+    order = {name: index for index, name in enumerate(chosen)}
+    branches = [
+        (order[maker.name], index)
+        for index in view.data_inputs(node)
+        if (maker := view.producer.get(node.input[index])) is not None
+        and chosen.get(maker.name) == "compute"
+        and view.only_consumer(node.input[index]) is node
+    ]
+    main = max(branches)[1] if branches else None
+    return [index for index in view.data_inputs(node) if index != main]
+
+
+def _quantised_inputs(view: View, dialect: Dialect, nodes: Mapping[str, str], node: onnx.NodeProto) -> list[int]:
+    """Inputs of an INT8 node that read dequantised values."""
+    match nodes.get(node.name):
+        case None:
+            return []
+        case "sum":
+            return view.data_inputs(node) if dialect.residual == "all" else _skips(view, nodes, node)
+        case "join":
+            return view.data_inputs(node)
+        case "share":
+            return [0] if dialect.outputs else []
+        case _:
+            return [0]
+
+
+def _origin(view: View, dialect: Dialect, nodes: Mapping[str, str], floats: set[str], tensor: str) -> str:
+    """Walk up through nodes that only move or select values: one Q/DQ pair there serves all of them."""
+    if dialect.outputs:
+        return tensor
+    node = view.producer.get(tensor)
+    while node is not None and role_of(dialect, node) == "share" and node.name not in floats:
+        readers = [view.only_consumer(output) for output in node.output if output]
+        if None in readers or (len(readers) > 1 and not all(one is not None and one.name in nodes for one in readers)):
+            break
+        if not view.is_float(node.input[0]) or view.is_constant(node.input[0]):
+            break
+        tensor = node.input[0]
+        node = view.producer.get(tensor)
+    return tensor
+
+
+def _path(view: View, origin: str, node: onnx.NodeProto, index: int) -> list[Edge]:
+    """The first edge of the chain from `origin` to input `index` of `node`: it reads the dequantised value."""
+    maker = view.producer.get(node.input[index])
+    edge = (node.name, index)
+    tensor = node.input[index]
+    while tensor != origin:
+        assert maker is not None
+        edge, tensor = (maker.name, 0), maker.input[0]
+        maker = view.producer.get(tensor)
+    return [edge]
+
+
+def _quantise_outputs(
+    view: View, dialect: Dialect, nodes: Mapping[str, str], edges: dict[Edge, str], scale_of: dict[str, str]
+) -> None:
+    """Quantise what INT8 nodes give out, after the fused activation; every reader then reads the dequantised value."""
+    for node in view.nodes:
+        if node.name not in nodes:
+            continue
+        for output in node.output if nodes[node.name] == "share" else node.output[:1]:
+            tensor = view.settled(output)
+            readers = view.consumers.get(tensor, [])
+            inside = any(reader.name in nodes for reader, _ in readers)
+            if node.op_type in ("Gemm", "MatMul") and not inside and not _would_fuse(view, node):
+                continue  # these give out float directly
+            scale_of.setdefault(tensor, tensor)
+            for reader, index in readers:
+                edges[(reader.name, index)] = tensor
+
+
+def _mixed(view: View, tensors: list[str]) -> bool:
+    """Whether some of what a Concat joins is rectified and some is signed.
+
+    ONNX Runtime leaves a Relu to the saturation of its layer's output only where the zero point is the least integer;
+    with the zero point of a signed range, layer and Relu run in float. Its Concat takes a scale for each input.
+    """
+    return len({non_negative(view, tensor) for tensor in tensors}) > 1
+
+
+def _would_fuse(view: View, node: onnx.NodeProto) -> bool:
+    """Whether ONNX Runtime makes a float Gemm of a MatMul of two axes and the Add behind it.
+
+    With more axes `insert` keeps the two apart by the shape of the bias.
+    """
+    reader = view.only_consumer(node.output[0])
+    if node.op_type != "MatMul" or reader is None or reader.op_type != "Add":
+        return False
+    return len(view.data_inputs(reader)) == 1 and len(view.shape(node.output[0]) or ()) < 3
+
+
+def _unite(
+    view: View, dialect: Dialect, nodes: Mapping[str, str], floats: set[str], scale_of: dict[str, str]
+) -> dict[str, tuple[str, ...]]:
+    """Give tensors that must share a scale one representative; fills `scale_of`, returns what each range must cover."""
+    parent: dict[str, str] = {}
+
+    def find(tensor: str) -> str:
+        while parent.get(tensor, tensor) != tensor:
+            tensor = parent[tensor]
+        return tensor
+
+    for node in view.nodes:
+        role = nodes.get(node.name)
+        if role == "share" and node.input[0] in scale_of:
+            for one in node.output:
+                if view.settled(one) in scale_of:
+                    parent[find(view.settled(one))] = find(node.input[0])
+        elif role == "join":
+            read = [_origin(view, dialect, nodes, floats, node.input[index]) for index in view.data_inputs(node)]
+            members = [tensor for tensor in [*read, view.settled(node.output[0])] if tensor in scale_of]
+            if dialect.outputs and _mixed(view, read):
+                continue
+            for tensor in members[1:]:
+                parent[find(tensor)] = find(members[0])
+    for tensor in scale_of:
+        scale_of[tensor] = find(tensor)
+    groups: dict[str, list[str]] = {}
+    for tensor, representative in scale_of.items():
+        groups.setdefault(representative, []).append(tensor)
+    return {representative: tuple(members) for representative, members in groups.items()}

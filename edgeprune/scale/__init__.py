@@ -1,0 +1,9 @@
+"""More than one run: the front of one network, sweeps over many, on one machine or on a cluster."""
+
+from __future__ import annotations
+
+from edgeprune.scale.front import front
+from edgeprune.scale.reproduce import Reproduction, reproduce
+from edgeprune.scale.sweep import sweep
+
+__all__ = ["Reproduction", "front", "reproduce", "sweep"]

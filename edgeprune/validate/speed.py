@@ -1,0 +1,148 @@
+"""The gates that ask how fast it is: measurement, latency, faster."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from edgeprune.errors import RecipeError
+from edgeprune.recipe import BudgetSection
+from edgeprune.result import NAMES, Result, Validation
+from edgeprune.validate import timing
+from edgeprune.validate.gate import Gate, quantity
+
+UNMEASURED = "no device has run this: latency is a model, not measured, and outputs are ONNX Runtime's."
+
+
+def deadline(dense_int8: float, budget: BudgetSection, unit: str = "ms") -> float:
+    """The latency that must not be exceeded, in `unit`; `dense_int8` is the dense INT8 artifact's median.
+
+    Raises:
+        RecipeError: [budget] latency_ms on a target that counts instructions.
+    """
+    if budget.latency_ms is None:
+        if budget.speedup is None:
+            raise RecipeError("[budget] needs exactly one of speedup and latency_ms.")
+        return dense_int8 / budget.speedup
+    if unit == "instructions":
+        raise RecipeError(
+            f"[budget] latency_ms = {budget.latency_ms:g} cannot be held here: this target is emulated, and counts "
+            f"{unit}, which are no time.",
+            "Ask for a speed-up instead, such as speedup = 2.0; or measure on a real board with --device.",
+        )
+    return budget.latency_ms
+
+
+def validations(result: Result) -> tuple[Validation, ...]:
+    """All validations of this artifact that a result holds; at least the one whose figures it shows."""
+    found = {name: one.latency(result.unit) for name, one in result.networks.items()}
+    return result.validations or (timing.entry(found),)
+
+
+def latency_share(kept: Sequence[Validation], budget: BudgetSection, unit: str = "ms") -> timing.Pooled | None:
+    """The released artifact's latency over the budget, by all validations together."""
+
+    def share(medians: Mapping[str, float]) -> float:
+        return medians["pruned_int8"] / deadline(medians["dense_int8"], budget, unit)
+
+    return timing.together(kept, share, unit, budget.confidence)
+
+
+def speedup(result: Result, confidence: float) -> float | None:
+    """How many times as fast as dense INT8, by all valid validations together: what the gates use."""
+
+    def ratio(medians: timing.Medians) -> float:
+        return medians["pruned_int8"] / medians["dense_int8"]
+
+    kept = validations(result)
+    found = timing.together(kept, ratio, result.unit, confidence) or timing.together(
+        _valid(kept), ratio, result.unit, confidence
+    )
+    return 1 / found.ratio if found else None
+
+
+def measurement_gate(kept: Sequence[Validation], result: Result, max_spread: float) -> Gate:
+    claim, unit = result.claim, result.unit
+    if unit == "modelled ms" or claim.verdict != "release" or (claim.unit or unit) != unit:
+        message = claim.why or UNMEASURED
+        remedy = claim.remedy or "Run it on the device: --device ssh://NAME"
+        return Gate("measurement", False, None, max_spread, "spread", message, remedy)
+    worst, reasons = 0.0, []
+    for name in ("dense_int8", "pruned_int8"):
+        latency = result.network(name).latency(unit)
+        worst = max(worst, latency.spread) if math.isfinite(latency.spread) else math.inf
+        if not latency.valid:
+            reasons.append(f"{NAMES[name]}: {', '.join(latency.reasons) or 'marked as not valid'}")
+        elif not latency.spread <= max_spread:
+            reasons.append(
+                f"{NAMES[name]}: the rounds' medians spread by {latency.spread:.1%}, more than {max_spread:.1%}"
+            )
+    others = [one for one in kept[:-1] if one.valid]
+    if reasons and others:
+        worst = max(one.networks[name].spread for one in others for name in ("dense_int8", "pruned_int8"))
+        message = f"{len(others)} of {len(kept)} validations count; this one does not ({'; '.join(reasons)})."
+        return Gate("measurement", True, worst, max_spread, "spread", message)
+    if reasons:
+        remedy = "Close what else runs on the device, fix its clocks, let it cool, and repeat: --from validate."
+        return Gate("measurement", False, worst, max_spread, "spread", "; ".join(reasons) + ".", remedy)
+    message = f"the rounds' medians spread by at most {worst:.1%} (limit {max_spread:.1%})."
+    return Gate("measurement", True, worst, max_spread, "spread", message)
+
+
+def deadline_gate(kept: Sequence[Validation], medians: Mapping[str, float], budget: BudgetSection, unit: str) -> Gate:
+    limit = deadline(medians["dense_int8"], budget, unit)
+    pooled = latency_share(kept, budget, unit) or latency_share(_valid(kept), budget, unit)
+    assert pooled is not None
+    value = pooled.ratio * limit
+    times = "one validation" if pooled.count == 1 else f"{pooled.count} validations together"
+    facts = f"{quantity(value, unit)} against a budget of {quantity(limit, unit)}"
+    sure = f"at most {pooled.high:.1%} of it with {100 * budget.confidence:g} % confidence, by {times}"
+    if pooled.passed:
+        return Gate("latency", True, value, limit, unit, f"{facts}: {pooled.ratio:.1%} of it; {sure}.")
+    if pooled.open:
+        remedy = (
+            "Each further validation counts: --from validate; or search again with what was measured: --from prune."
+        )
+        message = f"{facts}: {pooled.ratio:.1%} of it, but {sure}: too near to tell."
+        return Gate("latency", False, value, limit, unit, message, remedy)
+    remedy = "Search again with what was measured: --from prune; or ask for less: see edgeprune TARGET plan RECIPE."
+    message = f"{facts}: {pooled.ratio - 1:.1%} too slow, by {times}."
+    return Gate("latency", False, value, limit, unit, message, remedy)
+
+
+def _valid(kept: Sequence[Validation]) -> list[Validation]:
+    """Where none is valid (the measurement gate says so): all of them, for the figures alone."""
+    return [msgspec.structs.replace(one, valid=True) for one in kept]
+
+
+def faster_gate(kept: Sequence[Validation], medians: Mapping[str, float], confidence: float, unit: str) -> Gate:
+    """Than every other artifact, by more than the noise; the gate's figures are those of the fastest other."""
+    fastest = min((name for name in medians if name != "pruned_int8"), key=lambda name: medians[name])
+    names, pruned = [name for name in NAMES if name in medians and name != "pruned_int8"], medians["pruned_int8"]
+    pooled = {name: _ratio(kept, name, unit, confidence) for name in names}
+    told = ", ".join(f"{1 / found.ratio:.2f} times as fast as {NAMES[name]}" for name, found in pooled.items())
+    facts = f"{quantity(pruned, unit)}: {told}"
+    slow = [name for name, found in pooled.items() if not found.passed]
+    value = pooled[fastest].ratio * medians[fastest]
+    if not slow:
+        return Gate("faster", True, value, medians[fastest], unit, f"{facts}.")
+    message = f"{facts}: not faster than {', '.join(NAMES[name] for name in slow)} beyond the noise."
+    floats = [name for name in slow if name.endswith("fp32")]
+    remedy = (
+        f"INT8 buys nothing here: {NAMES[floats[-1]]} is as fast. Ship artifacts/{floats[-1].replace('_', '-')} of "
+        "the run directory, or choose a runtime with INT8 kernels for this processor."
+        if floats
+        else "Pruning buys nothing here: ship the dense INT8 artifact, or ask for a larger speed-up."
+    )
+    return Gate("faster", False, value, medians[fastest], unit, message, remedy)
+
+
+def _ratio(kept: Sequence[Validation], other: str, unit: str, confidence: float) -> timing.Pooled:
+    def ratio(medians: Mapping[str, float]) -> float:
+        return medians["pruned_int8"] / medians[other]
+
+    found = timing.together(kept, ratio, unit, confidence) or timing.together(_valid(kept), ratio, unit, confidence)
+    assert found is not None
+    return found

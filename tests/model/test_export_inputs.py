@@ -1,0 +1,93 @@
+"""Float graphs of several inputs and outputs: called as the network's are, and equal to PyTorch at every output."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from edgeprune.errors import ModelError
+from edgeprune.model import check_export, export_onnx
+
+
+class Several(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.size = nn.Parameter(torch.ones(1))  # an input is called so too
+        self.ids, self.head = nn.Embedding(9, 6), nn.Linear(8, 3)
+
+    def forward(self, tokens, mask, size):
+        x = (self.ids(tokens) * mask[..., None]).sum(1) * self.size
+        x = self.head(torch.cat([x, size], 1))
+        return {"scores": x, "best": x.argmax(1), "any": mask.any(1)}
+
+
+EXAMPLE = {
+    "tokens": torch.tensor([[1, 2, 8], [0, 3, 4]]),
+    "mask": torch.tensor([[True, True, False], [False, True, True]]),
+    "size": torch.randn(2, 2),
+}
+
+
+@pytest.mark.parametrize("form", ["by name", "by name, another order", "in order"])
+def test_inputs_are_called_as_forwards_arguments_and_outputs_by_number(tmp_path: Path, form: str) -> None:
+    network = Several().train()
+    example = {"in order": tuple(EXAMPLE.values()), "by name": EXAMPLE}.get(form, dict(reversed(EXAMPLE.items())))
+    made = export_onnx(network, example, tmp_path / "x.onnx", ("tokens", "mask", "size"))
+    check_export(network, example, made)
+    assert network.training
+    session = onnxruntime.InferenceSession(made.SerializeToString())
+    assert sorted(value.name for value in session.get_inputs()) == ["mask", "size", "tokens"]
+    assert {value.name: value.type for value in session.get_inputs()}["mask"] == "tensor(bool)"
+    assert [value.name for value in session.get_outputs()] == ["output", "output_1", "output_2"]
+    found = session.run(None, {name: value.numpy() for name, value in EXAMPLE.items()})
+    with torch.no_grad():
+        wanted = network.eval()(**EXAMPLE)
+    for one, two in zip(found, wanted.values(), strict=True):
+        assert np.allclose(one, two.numpy(), atol=1e-5) and one.dtype == two.numpy().dtype
+
+
+def test_a_graph_that_computes_something_else_is_refused(tmp_path: Path) -> None:
+    network = Several().eval()
+    made = export_onnx(network, EXAMPLE, tmp_path / "x.onnx")
+    with torch.no_grad():
+        network.head.bias.add_(0.1)
+    with pytest.raises(ModelError, match="output 0 of the exported network is not the network's own"):
+        check_export(network, EXAMPLE, made)
+
+
+def test_an_input_called_output_is_refused(tmp_path: Path) -> None:
+    class Odd(nn.Module):
+        def forward(self, output):
+            return output * 2
+
+    with pytest.raises(ModelError, match="called 'output'"):
+        export_onnx(Odd(), {"output": torch.ones(1, 2)}, tmp_path / "x.onnx")
+
+
+class Cached(nn.Module):
+    """Keeps its anchors from one forward to the next, as detectors do."""
+
+    anchors = torch.empty(0)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.anchors.shape != x.shape[-1:]:
+            self.anchors = torch.arange(x.shape[-1], dtype=torch.float32)
+        return self.layer(x) + self.anchors
+
+
+def test_a_network_that_keeps_things_in_attributes_runs_as_before_after_its_export(tmp_path: Path) -> None:
+    network, x = Cached().eval(), torch.rand(1, 3, 8, 8)
+    export_onnx(network, x, tmp_path / "network.onnx")
+    assert type(network.anchors) is torch.Tensor and network.anchors.numel() == 0
+    with torch.no_grad():
+        assert network(x).numpy().shape == (1, 4, 8, 8)

@@ -1,0 +1,116 @@
+"""`edgeprune init`: what nobody states is found by the dense network's score, and what is written is a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edgeprune import pipeline, recipe
+from edgeprune.errors import DataError, ModelError, UsageError
+from edgeprune.pipeline import Wanted
+
+COLOURS = """
+import torch
+from torch import nn
+
+def net(scale=4.0):
+    '''Tells red from green from blue: class 0 is blue, by the folders' names.'''
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 3)]
+    model = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), *head)
+    with torch.no_grad():
+        for one in model.parameters():
+            one.zero_()
+        for c in range(3):
+            model[0].weight[c, c, 1, 1] = 1.0
+            model[4].weight[2 - c, c] = scale
+        model[0].bias[:3] = 0.0
+    return model.eval()
+
+def windows():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(1, 8, 3), nn.Flatten(), nn.Linear(80, 1)).eval()
+    with torch.no_grad():
+        model[0].weight.zero_(); model[0].bias.zero_(); model[2].weight.zero_(); model[2].bias.zero_()
+        model[0].weight[0, 0, 1] = 1.0
+        model[2].weight[0, :10] = 0.1
+    return model
+"""
+
+
+def colours(folder, split="", count=12):
+    """Noisy pictures that are brighter in one channel."""
+    rng = np.random.default_rng(0)
+    for number, kind in enumerate(("blue", "green", "red")):
+        place = folder / split / kind
+        place.mkdir(parents=True)
+        for n in range(count):
+            pixels = rng.integers(0, 120, (24, 20, 3))
+            pixels[..., 2 - number] = rng.integers(135, 255, (24, 20))
+            Image.fromarray(pixels.astype(np.uint8)).save(place / f"{n}.png")
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("nets.py").write_text(COLOURS)
+    return tmp_path
+
+
+def test_class_folders_become_a_recipe_that_holds(here):
+    colours(Path("photos"))
+    said = []
+    made = pipeline.draft(
+        Wanted("nets.py:net", "photos", {"scale": 5.0}, name="tones"), Path(), lambda about, text: said.append(text)
+    )
+    Path("recipe.toml").write_text(made.text)
+    read = recipe.load("recipe.toml")
+    assert (read.name, read.model.arguments, read.budget.speedup) == ("tones", {"scale": 5.0}, 1.5)
+    assert read.model.input == (3, 24, 20)  # as the pictures are
+    assert read.data.source == "tones-data"
+    assert Path("tones-data/test/red").is_dir()
+    assert any("36 images in 3 class folders" in text for text in said)
+    assert made.dense.value is not None
+    assert not [finding for finding in made.findings if finding.severity == "error"]
+
+
+def test_arrays_and_a_regression_are_recognised(here):
+    rng = np.random.default_rng(0)
+    inputs = rng.random((200, 12))
+    np.savez("windows.npz", x=inputs, y=inputs[:, 1:11].mean(1) + 0.01 * rng.standard_normal(200))
+    made = pipeline.draft(Wanted("nets.py:windows", "windows.npz"), Path(), lambda about, text: None)
+    assert made.recipe.task.kind == "regression"
+    assert np.load("windows-data.npz")["train_inputs"].shape == (160, 1, 12)
+    assert made.recipe.budget.max_drop > 0
+    assert made.dense.metric == "MAE"
+
+
+def test_a_network_that_knows_nothing_leaves_nothing_behind(here):
+    colours(Path("photos"))
+    Path("nets.py").write_text(COLOURS.replace("model[4].weight[2 - c, c] = scale", "pass"))
+    with pytest.raises(ModelError):
+        pipeline.draft(Wanted("nets.py:net", "photos"), Path(), lambda about, text: None)
+    assert sorted(path.name for path in here.iterdir() if path.name != "__pycache__") == ["nets.py", "photos"]
+    assert len(list(Path("photos").rglob("*.png"))) == 36
+
+
+def test_targets_that_say_nothing_are_asked_for(here):
+    np.savez("odd.npz", x=np.ones((30, 12)), y=np.ones((30, 5, 5)))
+    with pytest.raises(UsageError, match=r"a target is \(5, 5\)"):
+        pipeline.draft(Wanted("nets.py:windows", "odd.npz"), Path(), lambda about, text: None)
+
+
+def test_outputs_in_another_order_than_the_folders_are_noticed(here):
+    colours(Path("photos"), count=24)
+    Path("nets.py").write_text(COLOURS.replace("[2 - c, c]", "[c, c]"))
+    with pytest.raises(DataError, match=r"33\.3% right as they are, 100\.0% as red, green, blue") as told:
+        pipeline.draft(Wanted("nets.py:net", "photos"), Path(), lambda about, text: None)
+    assert "--classes red,green,blue" in told.value.remedy
+    assert not Path("net-data").exists()
+    made = pipeline.draft(
+        Wanted("nets.py:net", "photos", classes=("red", "green", "blue")), Path(), lambda about, text: None
+    )
+    assert made.dense.value == 100
+    assert made.recipe.data.classes == ("red", "green", "blue")

@@ -1,0 +1,96 @@
+"""Graphs that ONNX Runtime accepts and computes in float: each is found, is float by the profile, and is not ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+from edgeprune.quantize import apply, dummy_ranges, lint
+from edgeprune.runtimes import DIALECTS
+
+from . import nets, running
+
+ORT = DIALECTS["ort-x86"]
+IMAGE = {"input": np.random.default_rng(0).random((1, 3, 16, 16), np.float32)}
+
+
+def rules(model: onnx.ModelProto, dialect: str = "ort-x86") -> set[str]:
+    return {finding.rule for finding in lint(model, DIALECTS[dialect])}
+
+
+def dequantised(model: onnx.ModelProto, name: str, index: int) -> None:
+    """Put Q and DQ before an input of a node."""
+    reader = next(node for node in model.graph.node if node.name == name)
+    tensor, own = reader.input[index], f"{name}.{index}"
+    model.graph.initializer.append(numpy_helper.from_array(np.array(0.03, np.float32), f"{own}.scale"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(128, np.uint8), f"{own}.zero"))
+    pair, at = [f"{own}.scale", f"{own}.zero"], list(model.graph.node).index(reader)
+    model.graph.node.insert(at, helper.make_node("QuantizeLinear", [tensor, *pair], [f"{own}.q"], f"{own}/Q"))
+    model.graph.node.insert(at + 1, helper.make_node("DequantizeLinear", [f"{own}.q", *pair], [own], f"{own}/DQ"))
+    reader.input[index] = own
+
+
+def scaled(name: str, value: float) -> onnx.ModelProto:
+    model = nets.residual()
+    next(node for node in model.graph.node if node.op_type == "Gemm").attribute.append(
+        helper.make_attribute(name, value)
+    )
+    return model
+
+
+def attention() -> onnx.ModelProto:
+    net = nets.Net()
+    a, b = net.conv("input", "a", 3, 8), net.conv("input", "b", 3, 8)
+    return net.model(net.node("Softmax", net.node("MatMul", a, b, name="qk"), axis=-1))
+
+
+def recurrent() -> onnx.ModelProto:
+    net = nets.Net()
+    x = net.node("Reshape", net.conv("input", "a", 3, 8), net.constant("to", np.array([16, 1, 128])))
+    w = net.constant("w", net.rng.normal(0, 0.1, (1, 64, 128)).astype(np.float32))
+    r = net.constant("r", net.rng.normal(0, 0.1, (1, 64, 16)).astype(np.float32))
+    return net.model(net.node("LSTM", x, w, r, name="lstm", hidden_size=16))
+
+
+def test_a_float_bias_keeps_a_linear_layer_in_float() -> None:
+    model = nets.residual()
+    floating = apply(model, dummy_ranges(model), replace(ORT, bias="float"))
+    assert rules(floating) == {"bias-float"} and running.kernels(floating, IMAGE)["Gemm"] == 1
+    assert running.kernels(apply(model, dummy_ranges(model), ORT), IMAGE)["QGemm"] == 1
+
+
+@pytest.mark.parametrize(("name", "value"), [("alpha", 0.5), ("beta", 0.5)])
+def test_a_scaled_linear_layer_stays_in_float_by_itself(name: str, value: float) -> None:
+    plain = nets.residual()
+    forced = apply(plain, dummy_ranges(plain), ORT)
+    next(node for node in forced.graph.node if node.op_type == "Gemm").attribute.append(
+        helper.make_attribute(name, value)
+    )
+    assert rules(forced) == {"gemm-scaled"} and running.kernels(forced, IMAGE)["Gemm"] == 1
+    model = scaled(name, value)
+    ours = apply(model, dummy_ranges(model), ORT)
+    assert rules(ours) == set() and running.kernels(ours, IMAGE)["DequantizeLinear"] == 1
+
+
+@pytest.mark.parametrize(
+    ("build", "name", "inputs", "dialect", "rule"),
+    [
+        (attention, "qk", (0, 1), "openvino", "product-int8"),
+        (recurrent, "lstm", (1, 2), "openvino", "recurrent-int8"),
+        (recurrent, "lstm", (0,), "openvino", "recurrent-int8"),
+        (recurrent, "lstm", (1, 2), "ort-x86", "recurrent-int8"),
+    ],
+)
+def test_products_of_activations_and_recurrent_layers_stay_in_float(
+    build: Callable[[], onnx.ModelProto], name: str, inputs: tuple[int, ...], dialect: str, rule: str
+) -> None:
+    model = build()
+    assert rules(apply(model, dummy_ranges(model), DIALECTS[dialect]), dialect) == set()
+    for index in inputs:
+        dequantised(model, name, index)
+    assert rule in rules(model, dialect)

@@ -1,0 +1,73 @@
+"""The front of a tiny network on the device: each point within its budget, what is shared measured once, one picked."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+from tiny_sweep import RECIPE
+
+from edgeprune.cli import main
+
+
+@pytest.fixture
+def searched(project):
+    """The project with a recipe whose search has a front, and whose own budget nobody asks for."""
+    text = RECIPE.format(name="tiny", method="joint").replace("speedup = 1.05", "latency_ms = 1000.0")
+    (project / "recipe.toml").write_text(text)
+    return project
+
+
+def front(*arguments):
+    return CliRunner().invoke(main, ["quick", "front", "recipe.toml", *map(str, arguments)], prog_name="edgeprune")
+
+
+def events(folder):
+    return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_two_points_share_what_does_not_depend_on_the_budget(searched):
+    done = front("--speedup", 1.3, "--speedup", 1.5, "--pick", 1.3, "--json")
+    assert done.exit_code in (0, 8), done.stderr  # a gate may refuse the picked one; it is on the front all the same
+    found = json.loads(done.stdout)
+    first, second = found["points"]
+    assert (first["label"], second["label"]) == ("1.30x", "1.50x")
+    for one in (first, second):
+        assert one["why"] == "" and one["measured"] >= one["speedup"] and one["gap"] < 0.05 and one["networks"] >= 1
+    assert first["latency"] > second["latency"] and first["loss"] <= second["loss"]
+    assert first["verdict"] in ("release", "refused") and first["released"] > 10
+    folder = searched / "runs" / "tiny-quick"
+    page = (folder / "front" / "front.html").read_text()
+    assert "1.50x" in page and "<svg" in page
+    later = events(folder / "front" / "1.50x")
+    assert [one["stage"] for one in later if one["event"] == "adopted"] == ["graph", "latency"]
+    said = [one["message"] for one in later if one["event"] == "line" and one["stage"] == "plan"]
+    assert any("only the verdict on this budget is new" in message for message in said)
+    again = front("--speedup", 1.3, "--speedup", 1.5, "--json", "--quiet")
+    assert again.exit_code == 0, again.stderr
+    assert [one["measured"] for one in json.loads(again.stdout)["points"]] == [first["measured"], second["measured"]]
+    assert [one["verdict"] for one in json.loads(again.stdout)["points"]] == [first["verdict"], ""]
+    begun = [one["stage"] for one in events(folder / "front" / "1.50x") if one["event"] == "begin"]
+    assert begun == ["plan", "search"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--speedup", "0.5"), "a speed-up of 0.5"),
+        (("--points", "0"), "0 is not in the range"),
+        (("--pick", "nan"), "a speed-up of nan"),
+    ],
+)
+def test_what_makes_no_sense_is_said_before_anything_is_measured(searched, arguments, says):
+    done = front(*arguments)
+    assert done.exit_code == 2 and says in done.stderr
+    assert not (searched / "runs").exists()
+
+
+def test_a_uniform_search_has_no_front(searched):
+    (searched / "recipe.toml").write_text(RECIPE.format(name="tiny", method="uniform"))
+    done = front()
+    assert done.exit_code == 2 and "has no front" in done.stderr

@@ -12,7 +12,8 @@ device, as the confirming measurement shows it (`noise.room`): about a percent o
 measurement is repeated, all repeats together, while there is patience and the network may still be the one to take.
 
 Of several networks the one that is taken was measured luckier than the others as a rule (the winner's curse), so it is
-measured once more, loaded anew, and stays only where that figure agrees.
+measured once more, loaded anew, and stays only where that figure agrees. Where luck had been the only one within the
+budget, the rounds begin again with what is known now.
 """
 
 from __future__ import annotations
@@ -133,20 +134,11 @@ def refine(
     timer = _Timer(device, maker, anchor, dense, once, pace, budget, fixed, patience)
     closing = _Closing(table, timer, effort.max_spread, loss, keep)
     with kept_open(device, anchor):
-        for index in range(rounds):
-            try:
-                answer = solve(closing.predictor, closing.asked * closing.predictor.dense)
-            except BudgetError:
-                if closing.best is None:
-                    raise
-                break
-            step = closing.measure(answer)
-            if closing.enough(step):
-                step = closing.again(step)
-                if closing.enough(step):
-                    break
-            closing.ask(index, step)
-        closing.settle()
+        closing.search(solve, rounds)
+        if closing.best is not None and not closing.settle():
+            closing.afresh()
+            closing.search(solve, rounds, REFITS)
+            closing.settle()
     return closing.outcome()
 
 
@@ -180,6 +172,22 @@ class _Closing:
     def aim(self) -> float:
         """The measured latency to arrive at."""
         return (self.timer.room - AIM[self.kind]) * self.budget
+
+    def search(self, solve: Solve, rounds: int, first: int = 0) -> None:
+        """Ask the solver, measure its answer, learn, until one fits; `first`: number of the first of these rounds."""
+        for index in range(first, first + rounds):
+            try:
+                answer = solve(self.predictor, self.asked * self.predictor.dense)
+            except BudgetError:
+                if self.best is None:
+                    raise
+                break
+            step = self.measure(answer)
+            if self.enough(step):
+                step = self.again(step)
+                if self.enough(step):
+                    break
+            self.ask(index, step)
 
     def measure(self, answer: Variant | PlanLike) -> ClosureStep:
         """Measure the solver's answer, unless it was before, and take it where it is the best so far."""
@@ -219,10 +227,17 @@ class _Closing:
         self.steps[self.steps.index(step)] = self.tried[name] = found
         return found
 
-    def settle(self) -> None:
-        """Measure the best once more, until the best is one that was."""
+    def settle(self) -> bool:
+        """Measure the best once more, until the best is one that was; whether one is left."""
         while self.best is not None and (step := self.best) is not self.again(step):
             pass
+        return self.best is not None
+
+    def afresh(self) -> None:
+        """Ask for what the fastest network, as measured now, says: those that were lucky misled the rounds."""
+        fastest = min(self.steps, key=lambda step: step.measured)
+        self.enclosed = Enclosed()
+        self.asked = self.enclosed.after(fastest.asked, fastest.measured, self.aim)
 
     def enough(self, step: ClosureStep) -> bool:
         """The network fits, as closely as this device's noise allows."""

@@ -329,6 +329,24 @@ def test_a_network_that_was_lucky_once_is_not_taken(noisy_table: tuple[ArtifactB
     assert closed.steps[0].measured == pytest.approx(truth(device, made, slow), rel=1e-3)  # all of its measurements
 
 
+def test_where_luck_was_the_only_one_within_the_budget_the_rounds_begin_again(
+    noisy_table: tuple[ArtifactBuilder, Table],
+) -> None:
+    made, table = noisy_table
+    slow, fast = Variant({"first.conv1": 16}), Variant({"first.conv1": 8})
+    device = Lucky(made.target.protocol)
+    budget = 0.97 * truth(device, made, slow)
+    answers, asked = iter([slow] * 4 + [fast]), list[float]()
+
+    def solve(predictor: Predictor, latency: float) -> Variant:
+        asked.append(latency / predictor.dense)
+        return next(answers, fast)
+
+    closed = refine(solve, table, device, made, budget, effort=EFFORT, rounds=4, patience=Patience(1000))
+    assert not device.lucky and closed.variant == fast
+    assert asked[4] < 0.98 * asked[0]  # less than what gave the slow one
+
+
 def test_closure_below_the_floor_says_so(noisy_table: tuple[ArtifactBuilder, Table]) -> None:
     made, table = noisy_table
 

@@ -1,4 +1,4 @@
-"""Tests that measure a latency or train on this machine are tried up to three times: a neighbour may have taken the core.
+"""Tests that measure a latency or train on this machine are tried up to three times: a neighbour may take the core.
 
 What is wrong fails each time. What was tried again is listed at the end of a run.
 """

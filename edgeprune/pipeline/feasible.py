@@ -73,10 +73,9 @@ class Dense:
         """Would it be right far more often if the classes were in another order? Then they probably are."""
         if self.answers is None or len(names) < 2 or len(self.targets) < ENOUGH * len(names):
             return []
-        counts = np.zeros((len(names), max(len(names), int(self.answers.max(initial=0)) + 1)))
-        np.add.at(counts, (np.asarray(self.targets, np.int64), np.maximum(self.answers, 0)), 1)
-        rows, outputs = linear_sum_assignment(-counts[:, : len(names)])
-        found, stated = (float(one) / len(self.targets) for one in (counts[rows, outputs].sum(), np.trace(counts)))
+        targets = np.asarray(self.targets, np.int64)
+        found, outputs = in_best_order(targets, self.answers, len(names))
+        stated = float(np.mean(targets == self.answers))
         if found < stated + ELSEWHERE:
             return []
         named = ", ".join(names[row] for row in np.argsort(outputs))
@@ -85,6 +84,18 @@ class Dense:
         )
         remedy = "State the order of the outputs: [data] classes, or classes.txt beside train/ (init: --classes)."
         return [validate.Finding("order", "warning", "data", f"{message}{found:.1%} as {named}.", remedy)]
+
+
+def in_best_order(
+    targets: NDArray[np.int64], answers: NDArray[np.int64], classes: int
+) -> tuple[float, NDArray[np.int64]]:
+    """The share of right answers if the classes stood in the order that suits them best, and the output that each
+    class then is. Of few examples a class it flatters: any answers suit some order."""
+    counts = np.zeros((classes, classes))
+    known = (answers >= 0) & (answers < classes)
+    np.add.at(counts, (targets[known], answers[known]), 1)
+    rows, outputs = linear_sum_assignment(-counts)
+    return float(counts[rows, outputs].sum()) / max(1, len(targets)), outputs
 
 
 def dense_sanity(subject: Subject, look: int = LOOK) -> validate.Sanity:

@@ -11,6 +11,7 @@ from PIL import Image
 from edgeprune import pipeline, recipe
 from edgeprune.errors import DataError, ModelError, UsageError
 from edgeprune.pipeline import Wanted
+from edgeprune.pipeline.draft import _drawn
 
 COLOURS = """
 import torch
@@ -40,7 +41,7 @@ def windows():
 """
 
 
-def colours(folder, split="", count=12):
+def colours(folder, split="", count=12, dimmest=135):
     """Noisy pictures that are brighter in one channel."""
     rng = np.random.default_rng(0)
     for number, kind in enumerate(("blue", "green", "red")):
@@ -48,7 +49,7 @@ def colours(folder, split="", count=12):
         place.mkdir(parents=True)
         for n in range(count):
             pixels = rng.integers(0, 120, (24, 20, 3))
-            pixels[..., 2 - number] = rng.integers(135, 255, (24, 20))
+            pixels[..., 2 - number] = rng.integers(dimmest, 255, (24, 20))
             Image.fromarray(pixels.astype(np.uint8)).save(place / f"{n}.png")
 
 
@@ -114,3 +115,49 @@ def test_outputs_in_another_order_than_the_folders_are_noticed(here):
     )
     assert made.dense.value == 100
     assert made.recipe.data.classes == ("red", "green", "blue")
+
+
+BRIGHT = """
+import torch
+from torch import nn
+
+class Bright(nn.Module):
+    '''Counts the pixels of each channel in 0.52..1.02, so that it tells colours of pixels as 0..1 alone.'''
+    def __init__(self, order):
+        super().__init__()
+        self.low, self.high = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+        with torch.no_grad():
+            for conv, bound in ((self.low, 0.52), (self.high, 1.02)):
+                conv.weight.copy_(50 * torch.eye(3)[order][:, :, None, None]); conv.bias.fill_(-50 * bound)
+    def forward(self, x):
+        return 20 * (self.low(x).sigmoid() - self.high(x).sigmoid()).mean((2, 3)) + torch.tensor([0.1, 0, 0])
+
+def shifted():
+    return Bright([0, 2, 1]).eval()  # red, blue, green: no folder stands where the output does
+"""
+
+
+def test_pixels_are_ranked_whatever_the_order_of_the_classes(here):
+    """As they are, the right pixels score 0 points here, and ImageNet's, of which the network says one thing, 33."""
+    colours(Path("photos"), count=60, dimmest=200)
+    Path("nets.py").write_text(BRIGHT)
+    said = []
+    with pytest.raises(DataError, match=r" 0\.0% right as they are, 100\.0% as red, blue, green") as told:
+        pipeline.draft(Wanted("nets.py:shifted", "photos"), Path(), lambda about, text: said.append(text))
+    assert "--classes red,blue,green" in told.value.remedy
+    assert any(
+        text.startswith("pixels as 0..1: top-1 0 points (100 if the classes are in another order)") for text in said
+    )
+    stated = Wanted("nets.py:shifted", "photos", classes=("red", "blue", "green"))
+    made = pipeline.draft(stated, Path(), lambda about, text: None)
+    assert made.dense.value == 100 and made.recipe.data.mean == (0.0,)
+
+
+def test_the_order_of_many_classes_shows_on_a_few_of_them():
+    """64 of 200 classes' examples would suit any order; of 16 classes there are four each."""
+    labels = np.repeat(np.arange(200), 5)
+    split = type("Split", (), {"labels": labels})()
+    test = type("Test", (), {"split": split, "__len__": lambda self: len(labels)})()
+    drawn = labels[_drawn(test, 64, True)]
+    assert (len(drawn), len(np.unique(drawn))) == (64, 16)
+    assert len(np.unique(labels[_drawn(test, 64, False)])) > 40

@@ -81,7 +81,7 @@ def rollback(name: str, target_name: str, device: str, folder: str) -> None:
     """Go back to the release before: its files and its samples are checked first."""
     from edgeprune import release
 
-    _show([release.rollback(_profile(target_name, device), device, name, folder)])
+    _show([release.rollback(_profile(target_name, device, name, folder), device, name, folder)])
 
 
 @command.command("status")
@@ -96,22 +96,26 @@ def status(name: str, test: bool, slack: float, target_name: str, device: str, f
     """Which release is in use, and which one before it; every file is held against its sha256."""
     from edgeprune import release
 
-    profile = _profile(target_name, device)
+    if test and not name:
+        raise UsageError("which release?", "Name it: edgeprune device status NAME --test")
+    profile = _profile(target_name, device, name, folder)
     if test:
-        if not name:
-            raise UsageError("which release?", "Name it: edgeprune device status NAME --test")
         _show([release.check(profile, device, name, folder, slack)])
         return
     _show(release.installed(profile, device, name, folder))
 
 
-def _profile(target_name: str, device: str) -> Target:
-    from edgeprune import target
+def _profile(target_name: str, device: str, name: str, folder: str) -> Target:
+    """What the device is: as stated, as the board's entry says, or, on this machine, as its releases say."""
+    from edgeprune import release, target
     from edgeprune.devices import book
 
     named = target_name or (book.find(device).target if device else "")
+    if not named and device in ("", "local"):
+        named = next(iter(release.targets_here(name, folder) or release.targets_here("", folder)), "")
     if not named:
-        raise UsageError("what is the device?", "Say it: --target raspberry-pi-5. See: edgeprune targets")
+        here = ": no release that can be read lies on this machine" if device in ("", "local") else ""
+        raise UsageError(f"what is the device?{here}", "Say it: --target raspberry-pi-5. See: edgeprune targets")
     return target.load(named)
 
 

@@ -8,7 +8,7 @@ from edgeprune.release.device.check import statistics
 from edgeprune.release.policy import Policy, enforce, hold, signer
 from edgeprune.release.policy import load as load_policy
 from edgeprune.release.publish import publish
-from edgeprune.release.rollout import check, install, installed, rollback
+from edgeprune.release.rollout import check, install, installed, rollback, targets_here
 from edgeprune.release.signature import check_key, sign
 from edgeprune.release.signing import sign_by
 from edgeprune.release.trust import Revoked, load_revoked
@@ -36,5 +36,6 @@ __all__ = [
     "sign_by",
     "signer",
     "statistics",
+    "targets_here",
     "verify",
 ]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeprune.errors import DeviceError, GateError, UsageError
+from edgeprune import files
+from edgeprune.errors import BundleError, DeviceError, GateError, UsageError
 from edgeprune.release import archive, evidence, signature
 from edgeprune.release.trust import Revoked
 from edgeprune.release.verify import verify
+from edgeprune.result import Facts
 from edgeprune.target import Target
 
 if TYPE_CHECKING:
@@ -78,6 +82,17 @@ def installed(profile: Target, device: str, name: str = "", folder: str = "") ->
     """What is installed on a device."""
     with _reached(profile, device) as there:
         return there.releases(name, folder)
+
+
+def targets_here(name: str = "", folder: str = "") -> list[str]:
+    """The targets that the releases on this very machine were made for, by their manifests."""
+    from edgeprune.devices.agent.rollout import folder_of
+
+    found: list[str] = []
+    for manifest in sorted(Path(folder_of(folder)).glob(f"{glob.escape(name) or '*'}/current/manifest.json")):
+        with contextlib.suppress(BundleError, TypeError):  # what is damaged, `installed` says
+            found.append(Facts(files.read_json(manifest, BundleError)).part("target").text("name"))
+    return list(dict.fromkeys(filter(None, found)))
 
 
 def _reached(profile: Target, device: str) -> AgentDevice:

@@ -357,7 +357,13 @@ def test_the_commands(ort, tmp_path, capsys):
     code, said = go("rollback", "front-door", "--target", "x86-onnxruntime", "--json")
     assert code == 0 and json.loads(said.out)["releases"][0]["current"]["bundle"] == sums(first)
     assert go("rollback", "front-door", "--target", "x86-onnxruntime")[0] == 2
-    assert go("status")[0] == 2 and go("status", "--test", "--target", "x86-onnxruntime")[0] == 2
+    assert go("status", "--test", "--target", "x86-onnxruntime")[0] == 2
+    code, said = go("status")  # this machine's releases say what it is
+    assert code == 0 and "front-door" in said.out
+    (tmp_path / "there" / "front-door" / "current" / "manifest.json").write_text("{")
+    assert release.targets_here(folder=str(tmp_path / "there")) == []
+    code, said = go("status")
+    assert code == 2 and "no release that can be read lies on this machine" in said.err
     code, said = go("status", "nothing", "--target", "x86-onnxruntime")
     assert code == 0 and "No release is installed" in said.out
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from edgeprune import quantize, runtimes
+from edgeprune.devices import Loaded
 from edgeprune.pipeline import workloads
 from edgeprune.pipeline.bench import Bench
 from edgeprune.pipeline.events import Voice
@@ -41,8 +43,51 @@ def choose_precision(
         return {"method": method, "agreement": agreement, "float": []}
     choice = fallback.choose(method, costs, edges, NOISE)
     kept = sorted(name for name, kind in choice.precision.items() if kind == "float")
+    found = {"method": method, "agreement": agreement, "float": kept, "ms": choice.ms, "loss": choice.loss}
+    if agreement >= AGREEMENT and kept:  # for speed alone: a profile times kernels, and their sum is not the network
+        whole = _whole(bench, folder, network, ranges, kept)
+        found["whole"] = whole
+        if whole["int8"] <= whole["chosen"]:
+            voice.say("quantize", f"{_slower(whole, bench)}: all {len(costs)} layers run in INT8")
+            return {**found, "float": []}
     voice.say("quantize", f"INT8 agrees on {agreement:.1%}; {len(kept)} of {len(costs)} layers stay in float")
-    return {"method": method, "agreement": agreement, "float": kept, "ms": choice.ms, "loss": choice.loss}
+    return found
+
+
+def _whole(
+    bench: Bench, folder: Path, network: onnx.ModelProto, ranges: Ranges, kept: Iterable[str]
+) -> dict[str, float]:
+    """The latency of the network whose layers are all in INT8, and of the one that the profiles chose, interleaved."""
+    with contextlib.ExitStack() as stack:
+        loaded = [
+            stack.enter_context(_opened(bench, folder, f"whole-{name}", quantised, "int8"))
+            for name, quantised in (
+                ("int8", quantize.apply(network, ranges, bench.dialect)),
+                ("chosen", quantize.apply(network, ranges, bench.dialect, dict.fromkeys(kept, "float"))),
+            )
+        ]
+        every, chosen = bench.device.measure(loaded, bench.target.protocol)
+    return {"int8": every.median, "chosen": chosen.median}
+
+
+def _slower(whole: Mapping[str, float], bench: Bench) -> str:
+    unit = bench.target.protocol.unit
+    return f"with layers in float, for speed, it takes {whole['chosen']:.4g} {unit}, without {whole['int8']:.4g}"
+
+
+@contextlib.contextmanager
+def _opened(bench: Bench, folder: Path, name: str, graph: onnx.ModelProto, precision: str) -> Iterator[Loaded]:
+    """The graph on the device, and no file of it afterwards."""
+    path = folder / f"{name}.onnx"
+    onnx.save(graph, path)
+    artifact = runtimes.build(path, folder / "fallback", bench.target, name, precision)
+    loaded = bench.device.load(artifact)
+    try:
+        yield loaded
+    finally:
+        bench.device.unload(loaded)
+        for file in (path, *artifact.files.values()):
+            file.unlink(missing_ok=True)
 
 
 def _agreement(subject: Subject, one: onnx.ModelProto, other: onnx.ModelProto) -> float:
@@ -93,14 +138,8 @@ def _costs(
     quantised = quantize.apply(network, ranges, bench.dialect)
     profiles = {}
     for name, graph, precision in (("float", network, "fp32"), ("int8", quantised, "int8")):
-        path = folder / f"fallback-{name}.onnx"
-        onnx.save(graph, path)
-        artifact = runtimes.build(path, folder / "fallback", bench.target, f"fallback-{name}", precision)
-        loaded = bench.device.load(artifact)
-        profiles[name] = bench.device.profile(loaded)
-        bench.device.unload(loaded)
-        for file in (path, *artifact.files.values()):
-            file.unlink(missing_ok=True)
+        with _opened(bench, folder, f"fallback-{name}", graph, precision) as loaded:
+            profiles[name] = bench.device.profile(loaded)
     if agreement >= AGREEMENT:
         layers = dict.fromkeys((node.name for node in network.graph.node if node.op_type in ("Conv", "Gemm")), 0.0)
     else:

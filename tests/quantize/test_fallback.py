@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
+from edgeprune import target
 from edgeprune.devices.types import KernelTime
 from edgeprune.errors import BudgetError
+from edgeprune.pipeline import precision
 from edgeprune.quantize import apply, calibrate
 from edgeprune.quantize.fallback import (
     LayerCost,
@@ -108,3 +113,45 @@ def test_reformatting_beside_a_layer_that_is_always_float_counts_for_the_other()
     dear = choose("auto", costs, {("a", "b"): 0.3, ("b", "head"): 0.9}, 1.0)
     assert cheap.precision == {"a": "int8", "b": "int8"} and cheap.ms == pytest.approx(1.1)
     assert dear.precision == {"a": "int8", "b": "float"} and dear.ms == pytest.approx(1.8)
+
+
+class Told:
+    """A device whose profiles say that float is faster, and which times whole networks as it is told."""
+
+    def __init__(self, int8: float, chosen: float) -> None:
+        self.ms = {"whole-int8": int8, "whole-chosen": chosen}
+        self.open: list[str] = []
+
+    def load(self, artifact: Any) -> Any:
+        self.open.append(artifact.name)
+        return SimpleNamespace(artifact=artifact)
+
+    def unload(self, loaded: Any) -> None:
+        self.open.remove(loaded.artifact.name)
+
+    def profile(self, loaded: Any) -> list[KernelTime]:
+        each = {"fallback-float": 1.0, "fallback-int8": 2.0}[loaded.artifact.name]
+        layers = [node.name for node in nets.residual().graph.node if node.op_type in ("Conv", "Gemm")]
+        return [KernelTime(name, "Conv", (), each, 0.0, 10) for name in layers]
+
+    def measure(self, loaded: Any, protocol: Any) -> list[Any]:
+        return [SimpleNamespace(median=self.ms[one.artifact.name]) for one in loaded]
+
+
+@pytest.mark.parametrize(("int8", "stay"), [(0.9, False), (1.1, True)])
+def test_layers_stay_in_float_for_speed_only_where_the_whole_network_is_faster(
+    int8: float, stay: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The profiles say float for all; the whole networks, timed, have the last word."""
+    network, images, x86 = nets.residual(), nets.images(8), target.load("x86-onnxruntime")
+    monkeypatch.setattr(precision, "_agreement", lambda *given: 1.0)
+    device, said = Told(int8, 1.0), list[str]()
+    parts = SimpleNamespace(inputs=SimpleNamespace(parts=[SimpleNamespace(shape=(3, 16, 16))]))
+    subject: Any = SimpleNamespace(recipe=SimpleNamespace(quantize=QuantizeSection()), workload=parts)
+    bench: Any = SimpleNamespace(device=device, target=x86, dialect=DIALECTS["ort-x86"])
+    voice: Any = SimpleNamespace(say=lambda stage, line: said.append(line))
+    ranges = calibrate(network, images, bench.dialect, QuantizeSection(method="minmax"))
+    found: Any = precision.choose_precision(subject, bench, voice, tmp_path, network, ranges)
+    assert bool(found["float"]) == stay and found["whole"] == {"int8": int8, "chosen": 1.0}
+    assert ("all" in said[0], "stay in float" in said[0]) == (not stay, stay)
+    assert device.open == [] and not [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -70,7 +70,8 @@ class Lines(Silent):
             left = self._pace.left(event.done, event.total or 0.0, self._clock())
             if self._clock() - self._said >= PLAIN_SECONDS:
                 share = f"{event.done / event.total:4.0%}  " if event.total else ""
-                self._line(event.stage, f"{share}{event.message}{'' if left is None else f', {about(left)} left'}")
+                words = (event.message, "" if left is None else f"{about(left)} left")
+                self._line(event.stage, share + ", ".join(filter(None, words)))
         elif event.kind == "done":
             self._line(event.stage, finished(event.message, self._clock() - self._began))
         elif event.kind == "stage":

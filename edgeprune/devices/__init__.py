@@ -28,6 +28,7 @@ _HOME = {
     "judge": "edgeprune.devices.reach",
     "members": "edgeprune.devices.book",
     "reached": "edgeprune.devices.reach",
+    "releases_folder": "edgeprune.devices.device",
     "way": "edgeprune.devices.reach",
     "wrong_options": "edgeprune.devices.artifact",
 }
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from edgeprune.devices.artifact import wrong_options as wrong_options
     from edgeprune.devices.book import members as members
     from edgeprune.devices.device import AgentDevice as AgentDevice
+    from edgeprune.devices.device import releases_folder as releases_folder
     from edgeprune.devices.emulation.board import install_emulator as install_emulator
     from edgeprune.devices.fleet import Fleet as Fleet
     from edgeprune.devices.reach import connect as connect

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from edgeprune.claims import fits
 from edgeprune.devices import answers, results, settings
+from edgeprune.devices.agent.rollout import folder_of
 from edgeprune.devices.agent.store import sha256
 from edgeprune.devices.answers import Releases
 from edgeprune.devices.fused import layers_of
@@ -36,6 +37,11 @@ COUNTED_RUNS = 3  # at most, on an instruction clock: it repeats, and an emulate
 _USE_A_BOARD = (
     "Use a board (--device ssh://NAME), or the emulated board that counts instructions (--device qemu-board://)."
 )
+
+
+def releases_folder(asked: str = "") -> Path:
+    """Where releases lie on this machine: the folder that was asked for, or one in the user's own."""
+    return Path(folder_of(asked))
 
 
 @dataclass(frozen=True)

@@ -237,7 +237,7 @@ def settle(
 
 def _reason(noisy: Sequence[Measured], effort: Effort) -> str:
     if not noisy:
-        return ""
+        return "networks timed"
     widest = max(one.spread for one in noisy)
     return f"latencies are good to {widest:.0%} so far, wanted are {effort.max_spread:.0%}"
 

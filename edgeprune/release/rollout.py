@@ -86,10 +86,10 @@ def installed(profile: Target, device: str, name: str = "", folder: str = "") ->
 
 def targets_here(name: str = "", folder: str = "") -> list[str]:
     """The targets that the releases on this very machine were made for, by their manifests."""
-    from edgeprune.devices.agent.rollout import folder_of
+    from edgeprune import devices
 
     found: list[str] = []
-    for manifest in sorted(Path(folder_of(folder)).glob(f"{glob.escape(name) or '*'}/current/manifest.json")):
+    for manifest in sorted(devices.releases_folder(folder).glob(f"{glob.escape(name) or '*'}/current/manifest.json")):
         with contextlib.suppress(BundleError, TypeError):  # what is damaged, `installed` says
             found.append(Facts(files.read_json(manifest, BundleError)).part("target").text("name"))
     return list(dict.fromkeys(filter(None, found)))

@@ -184,3 +184,11 @@ def test_nothing_goes_past_the_console():
     allowed = {"console.py"}
     rest = [item for item in found if item[0] not in allowed and not item[1].startswith("click.echo(json.dumps")]
     assert not rest
+
+
+def test_progress_without_words_is_no_comma():
+    said, clock = list[str](), iter(range(0, 10_000, 20))
+    lines = progress.Lines(said.append, lambda: float(next(clock)))
+    for done in (1, 2):
+        lines(type("E", (), {"kind": "progress", "stage": "search", "message": "", "done": done, "total": 4}))
+    assert said[-1].startswith("search      50%  about ") and ", " not in "".join(said)

@@ -39,7 +39,8 @@ RUNS = (
 def plain_solver(made: Any) -> Any:
     """(predictor, latency) -> a variant predicted to be as slow as it may be."""
     from edgeprune.errors import BudgetError
-    from edgeprune.latency import Variant, options
+    from edgeprune.graph import Configuration
+    from edgeprune.latency import options
 
     allowed = options(made.structure, made.target.channels)
     blocks = [block.module for block in made.structure.blocks]
@@ -54,7 +55,7 @@ def plain_solver(made: Any) -> Any:
         fractions = [step / 40 for step in range(1, 41)]
         for count in range(len(blocks) + 1):
             gone = tuple(blocks[int((i + 0.5) * len(blocks) / count)] for i in range(count)) if count else ()
-            fits = [f for f in fractions if predictor.predict(Variant(at(f), gone)) <= latency]
+            fits = [f for f in fractions if predictor.predict(Configuration(at(f), gone)) <= latency]
             if fits and (fits[-1] >= 0.5 or count == len(blocks)):
                 return widen(predictor, latency, at(fits[-1]), gone)
         raise BudgetError(f"no network of the plain solver is predicted to take {latency:.4g}.")
@@ -65,9 +66,9 @@ def plain_solver(made: Any) -> Any:
             changed = False
             for name in sorted(allowed, key=lambda name: widths[name] / allowed[name][-1]):
                 wider = next((u for u in allowed[name] if u > widths[name]), None)
-                if wider and predictor.predict(Variant({**widths, name: wider}, gone)) <= latency:
+                if wider and predictor.predict(Configuration({**widths, name: wider}, gone)) <= latency:
                     widths, changed = {**widths, name: wider}, True
-        return Variant(widths, gone)
+        return Configuration(widths, gone)
 
     return solve
 
@@ -75,9 +76,9 @@ def plain_solver(made: Any) -> Any:
 def measure(name: str, target_name: str, speedup: float, arguments: argparse.Namespace) -> dict[str, Any]:
     """One row."""
     from edgeprune.errors import BudgetError
+    from edgeprune.graph import DENSE
     from edgeprune.latency import profile, refine
     from edgeprune.latency.rounds import Measured, Pace
-    from edgeprune.latency.variants import DENSE
 
     began = time.monotonic()
     with workplace(name, target_name, arguments.site, arguments.tables) as (made, device, table, keep):

@@ -181,7 +181,7 @@ class Bench:
         import torch_pruning
         from methods import _peer_cuts
 
-        from edgeprune.latency import Variant
+        from edgeprune.graph import Configuration
 
         predictor = self.predictor(self.table(name), name)
         found = {}
@@ -190,7 +190,7 @@ class Bench:
             for ratio in (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8):
                 kept = _peer_cuts(torch_pruning, self, ratio, "l2", multiple)
                 widths = {group: len(units) for group, units in kept.items()}
-                predicted = predictor.predict(Variant(widths)) / predictor.dense
+                predicted = predictor.predict(Configuration(widths)) / predictor.dense
                 if predicted < best[0]:
                     best = (predicted, kept)
                 if predicted <= BUDGET:
@@ -211,14 +211,14 @@ def solved(program: Any, ms: float) -> Any:
 def choose(bench: Bench, rows: dict[str, Any], names: Sequence[str]) -> None:
     """Each target's fastest network of the level, as measured there."""
     from edgeprune import devices, latency, target
-    from edgeprune.latency import Variant
+    from edgeprune.graph import Configuration
 
     for name in names:
         table, answers = bench.table(name), {}
 
         def ask(predictor: Any, _: float, name: str = name, answers: dict[str, Any] = answers) -> Any:
             answer = bench.fastest(name, predictor, rows["level"]).choice
-            variant = Variant(dict(answer.widths), tuple(answer.removed))
+            variant = Configuration(dict(answer.widths), tuple(answer.removed))
             answers[repr(variant)] = variant
             return variant
 
@@ -251,14 +251,14 @@ def measure(bench: Bench, rows: dict[str, Any], names: Sequence[str], peers: boo
     import msgspec
 
     from edgeprune import devices, target
-    from edgeprune.latency import Variant
+    from edgeprune.graph import Configuration
 
     for home in names:
         networks = {f"chosen for {name}": rows["chosen"][name] for name in TARGETS}
         if peers:
             networks |= bench.peers(home)
         maker, reached = bench.maker(home), devices.reached(target.load(home))
-        variants = [Variant({}), *(Variant(n["widths"], tuple(n["removed"])) for n in networks.values())]
+        variants = [Configuration({}), *(Configuration(n["widths"], tuple(n["removed"])) for n in networks.values())]
         built = [maker.build(variant, f"network-{index}") for index, variant in enumerate(variants)]
         with devices.connect(target.load(home)) as device:
             protocol = reached.protocol

@@ -22,9 +22,8 @@ from torch import nn
 
 from edgeprune import devices
 from edgeprune import target as targets
-from edgeprune.graph import trace
+from edgeprune.graph import DENSE, trace
 from edgeprune.latency import maker
-from edgeprune.latency.variants import DENSE
 
 HERE = Path(__file__).resolve().parent
 PAIRS = 4

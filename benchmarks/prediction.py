@@ -118,14 +118,13 @@ def measure(name: str, target_name: str, arguments: argparse.Namespace) -> dict[
 def again(device: Any, made: Any, table: Any, count: int) -> list[float]:
     """The last `count` runs of the table, measured once more in another order; latency over the dense one's."""
     from edgeprune.latency import Table
-    from edgeprune.latency.profiling import variant
     from edgeprune.latency.sample import extend
 
     record = table.networks[made.network]
     runs = record.runs[-count:]
     order = np.random.default_rng(0).permutation(count)
     fewer = table.with_network(made.network, replace(record, runs=record.runs[:-count]))
-    found: Table = extend(fewer, device, made, [variant(runs[int(index)]) for index in order])
+    found: Table = extend(fewer, device, made, [runs[int(index)].configuration for index in order])
     ratios = {run.key: run.ratio for run in found.networks[made.network].runs}
     return [ratios.get(run.key, float("nan")) for run in runs]
 

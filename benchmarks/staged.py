@@ -25,10 +25,9 @@ from recovery import splits
 from edgeprune import devices
 from edgeprune import target as targets
 from edgeprune.engine import Session
-from edgeprune.graph import Plan, trace
+from edgeprune.graph import DENSE, Plan, trace
 from edgeprune.latency import Predictor, Table, maker, quick, refine
 from edgeprune.latency import options as grid
-from edgeprune.latency.variants import DENSE
 from edgeprune.recipe import RecoverSection
 from edgeprune.recover.batches import evaluate
 from edgeprune.recover.repair import repair

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -88,6 +88,10 @@ class Moments:
         total = self.yy - 2 * cross + square + intercept * (2 * mean - 2 * self.y + self.count * intercept)
         return float(total.sum()) / self.count
 
+    def second_moments(self, centred: bool) -> Tensor:
+        """Of the inputs, [G, d, d]; about their mean where an intercept takes that."""
+        return self.centred()[0] if centred else self.xx / self.count
+
     def products(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance of x W over the rows, [G, o] each."""
         xx, _, x, _ = self.centred()
@@ -146,6 +150,11 @@ class Samples:
         left = self.targets - self.inputs @ weight.float() - intercept.float()[:, None]
         return float(left.double().square().sum()) / self.count
 
+    def second_moments(self, centred: bool) -> Tensor:
+        """Of the inputs, [G, d, d]; about their mean where an intercept takes that."""
+        x = self._centred[0] if centred else self.inputs
+        return (x.transpose(1, 2) @ x).double() / self.count
+
     def products(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance of x W over the rows, [G, o] each."""
         x, _, mean = self._centred
@@ -192,18 +201,29 @@ class Fit:
     variance: Tensor
 
 
-def fit(parts: Sequence[Data], start: Tensor, intercept: bool = True, ridge: float | None = None) -> Fit:
+def fit(
+    parts: Sequence[Data],
+    start: Tensor,
+    intercept: bool = True,
+    ridge: float | None = None,
+    project: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> Fit:
     """Minimise |y - x W - b|^2 + ridge * mean variance * |W - start|^2; without b when there is nowhere to put it.
 
     Args:
         parts: disjoint images, all of one kind; what one part fits is judged on the others to choose the ridge.
         start: [G, d, o], the weights that are there.
         ridge: taken as given instead.
+        project: (weight, second moments of the inputs) -> the nearest weight that the layer can hold.
     """
     if ridge is None:
         ridge = choose_ridge(parts, start, intercept)
     total = _sum(parts)
     weight, offset = total.solve(start, ridge, intercept)
+    if project is not None:
+        held = project(weight, total.second_moments(intercept))
+        offset = offset + total.products(weight)[0] - total.products(held)[0] if intercept else offset
+        weight = held
     return Fit(weight, offset, *total.products(weight))
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from edgeprune.graph.capture import Capture, as_inputs, capture_error, capture_model, owner_of
+from edgeprune.graph.configuration import DENSE, Configuration
+from edgeprune.graph.options import LayerOption, fill, layer_options, merged, option_of, spelt
 from edgeprune.graph.parts import Block, Frozen, Group, Layer, Member, Operation, Segment, width
 from edgeprune.graph.plan import Plan
 from edgeprune.graph.prove import OutputProof, Proof
@@ -13,13 +15,16 @@ from edgeprune.graph.surgery import Attribute, Cut, Removed
 from edgeprune.graph.tracer import trace
 
 __all__ = [
+    "DENSE",
     "Attribute",
     "Block",
     "Capture",
+    "Configuration",
     "Cut",
     "Frozen",
     "Group",
     "Layer",
+    "LayerOption",
     "Member",
     "Operation",
     "OutputProof",
@@ -32,9 +37,14 @@ __all__ = [
     "attributes_kept",
     "capture_error",
     "capture_model",
+    "fill",
+    "layer_options",
     "load",
+    "merged",
+    "option_of",
     "owner_of",
     "save_pruned",
+    "spelt",
     "trace",
     "width",
 ]

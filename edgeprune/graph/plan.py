@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,13 @@ from torch import nn
 from edgeprune import files
 from edgeprune.errors import PlanError, did_you_mean
 from edgeprune.graph.analysis import Findings
+from edgeprune.graph.configuration import Configuration
+from edgeprune.graph.options import apply_options, option_of
 from edgeprune.graph.parts import Group
 from edgeprune.graph.surgery import Attribute, Cut, narrow
 
 VERSION = 1
+WITH_OPTIONS = 2  # of a plan that has options: an edgeprune that knows none must not read it as one without
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class Plan:
         attributes: sizes to set.
         removed: blocks replaced by an identity.
         kept: kept units by group; groups that stay whole are left out.
+        options: layer -> what it becomes beside narrower, such as "low-rank:16".
     """
 
     structure: str
@@ -38,6 +42,17 @@ class Plan:
     attributes: tuple[Attribute, ...]
     removed: tuple[str, ...] = ()
     kept: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def configuration(self) -> Configuration:
+        """The network in a few words: how many units, which blocks, which options."""
+        return Configuration({name: len(units) for name, units in self.kept.items()}, self.removed, self.options)
+
+    @property
+    def narrowing(self) -> Plan:
+        """The same plan without its options."""
+        return replace(self, options={}) if self.options else self
 
     def apply(self, model: nn.Module) -> nn.Module:
         """A new, narrowed module; the given one is left as it was.
@@ -45,12 +60,12 @@ class Plan:
         Raises:
             PlanError: the plan is for another model, or illegal.
         """
-        return narrow(model, self.cuts, self.attributes, self.removed)
+        return apply_options(narrow(model, self.cuts, self.attributes, self.removed), self.options)
 
     def to_dict(self) -> dict[str, object]:
         """What plan.json holds."""
         return {
-            "version": VERSION,
+            "version": WITH_OPTIONS if self.options else VERSION,
             "structure": self.structure,
             "cuts": [{"parameter": c.parameter, "axis": c.axis, "kept": list(c.kept)} for c in self.cuts],
             "attributes": [
@@ -59,6 +74,7 @@ class Plan:
             ],
             "removed": list(self.removed),
             "kept": {name: list(units) for name, units in self.kept.items()},
+            **({"options": dict(self.options)} if self.options else {}),
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -81,9 +97,10 @@ def read_plan(path: Path) -> Plan:
     """Parse plan.json and check every field's type."""
     data = files.read_json(path, PlanError, "It is damaged; make it again.", missing="Give the path of a plan.json.")
     try:
-        if data["version"] != VERSION:
+        if data["version"] not in (VERSION, WITH_OPTIONS):
             raise PlanError(
-                f"The plan '{path}' has version {data['version']!r}; this is version {VERSION}.", "Make it again."
+                f"The plan '{path}' has version {data['version']!r}; versions {VERSION} and {WITH_OPTIONS} are read.",
+                "Make it again.",
             )
         return Plan(
             _text(data["structure"]),
@@ -91,6 +108,7 @@ def read_plan(path: Path) -> Plan:
             tuple(Attribute(_text(a["module"]), _text(a["name"]), _value(a["value"])) for a in data["attributes"]),
             tuple(_text(r) for r in data["removed"]),
             {_text(k): _ints(v) for k, v in data.get("kept", {}).items()},
+            {_text(k): _text(v) for k, v in data.get("options", {}).items()},
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise PlanError(f"The plan '{path}' is damaged: {type(error).__name__}: {error}.", "Make it again.") from error
@@ -118,7 +136,12 @@ def _value(value: Any) -> int | tuple[int, ...]:
     return _ints(value) if isinstance(value, list) else _int(value)
 
 
-def make_plan(structure: Findings, kept: Mapping[str, Sequence[int]], removed: Sequence[str] = ()) -> Plan:
+def make_plan(
+    structure: Findings,
+    kept: Mapping[str, Sequence[int]],
+    removed: Sequence[str] = (),
+    options: Mapping[str, str] | None = None,
+) -> Plan:
     """Check the choice of units and spell it out as cuts and attributes. See Structure.plan."""
     names = {g.name: g for g in structure.groups}
     whole = {b.module for b in structure.blocks}
@@ -127,7 +150,21 @@ def make_plan(structure: Findings, kept: Mapping[str, Sequence[int]], removed: S
             raise PlanError(f"'{block}' is not a removable block.", did_you_mean(block, whole))
     chosen = {name: units for name, raw in kept.items() if len(units := _units(names, name, raw)) < names[name].size}
     cuts, attributes = structure.analysis.spell(chosen, tuple(removed))
-    return Plan(structure.fingerprint, cuts, attributes, tuple(sorted(set(removed))), chosen)
+    gone = tuple(sorted(set(removed)))
+    return Plan(structure.fingerprint, cuts, attributes, gone, chosen, _options(structure, gone, options or {}))
+
+
+def _options(structure: Findings, removed: Sequence[str], options: Mapping[str, str]) -> dict[str, str]:
+    layers = {layer.name: layer for layer in structure.layers}
+    for name, text in options.items():
+        option, _ = option_of(text)
+        if name not in layers:
+            raise PlanError(f"There is no layer '{name}' in this network.", did_you_mean(name, layers))
+        if not option.settings(layers[name]):
+            raise PlanError(f"Layer '{name}' ({layers[name].kind}) cannot be {option.name}.", "Leave the option out.")
+        if any(f"{name}.".startswith(f"{block}.") for block in removed):
+            raise PlanError(f"Layer '{name}' goes with its block, so that it cannot be {text}.", "Leave one out.")
+    return dict(options)
 
 
 def _units(names: Mapping[str, Group], name: str, raw: Sequence[int]) -> tuple[int, ...]:

@@ -21,6 +21,7 @@ from edgeprune.errors import PlanError
 from edgeprune.graph.analysis import Findings
 from edgeprune.graph.capture import capture_steady, doubled, first_line, quiet, tensors_of
 from edgeprune.graph.opaque import cut_out
+from edgeprune.graph.options import merged
 from edgeprune.graph.plan import Plan
 from edgeprune.graph.reference import Reference
 from edgeprune.graph.state import kept, plain_tensors
@@ -88,7 +89,8 @@ def prove(structure: Findings, model: nn.Module, plan: Plan) -> Proof:
     failures: list[str] = []
     for dtype in (torch.float64, torch.float32):
         try:
-            return _vacuous(structure, plan, _prove(structure, model, plan, dtype))
+            narrowed = _vacuous(structure, plan.narrowing, _prove(structure, model, plan.narrowing, dtype))
+            return _with_options(structure, model, plan, narrowed) if plan.options else narrowed
         except _Refused as refusal:
             failures.append(str(refusal))
     return Proof(False, float("inf"), "not run", (), failures[0])
@@ -101,6 +103,28 @@ def _vacuous(structure: Findings, plan: Plan, proof: Proof) -> Proof:
     why = f"the plan removes nothing. {structure.obstacle()}".strip()
     method = f"nothing was removed, so that nothing was shown ({proof.method})"
     return replace(proof, vacuous=True, method=method, detail=proof.detail or why)
+
+
+def _with_options(structure: Findings, model: nn.Module, plan: Plan, proof: Proof) -> Proof:
+    """The proof of the narrowing, and that layers under an option compute what ordinary layers of their weights do.
+
+    That their weights are other ones than the network's is their purpose: what it costs is for search to measure.
+    """
+    say = f"{proof.method}; {len(plan.options)} layers under an option held against ordinary layers of their weights"
+    if not proof.passed:
+        return proof
+    dtype = torch.float64
+    inputs = tree_map(lambda v: _cast(v, dtype), structure.analysis.inputs)
+    with torch.no_grad(), quiet(), default_dtype(dtype), double_casts(dtype):
+        plain = _private(structure, plan.narrowing.apply(model), dtype, generic=False)
+        other = replace(plan, cuts=(), attributes=(), removed=()).apply(plain)
+        for name, layer in merged(other, plan.options).items():
+            parent, _, leaf = name.rpartition(".")
+            plain.get_submodule(parent)._modules[leaf] = layer
+        made = [_tensors(one(*tree_map(_clone, inputs[0]), **tree_map(_clone, inputs[1]))) for one in (plain, other)]
+    found, why = _errors(made[0], made[1], TOLERANCE[dtype])
+    outputs = (*proof.outputs, *found)
+    return Proof(not why, max(one.max_error for one in outputs), say, outputs, why and f"under options: {why}")
 
 
 class _Refused(Exception):

@@ -8,6 +8,7 @@ from torch import nn
 
 from edgeprune.graph.analysis import Findings
 from edgeprune.graph.describe import describe, to_dict
+from edgeprune.graph.options import choices
 from edgeprune.graph.plan import Plan, make_plan, uniform_plan
 from edgeprune.graph.prove import Proof, prove
 
@@ -15,13 +16,30 @@ from edgeprune.graph.prove import Proof, prove
 class Structure(Findings):
     """Which units of a network may go, what stays and why. Made by `edgeprune.trace`."""
 
-    def plan(self, kept: Mapping[str, Sequence[int]], removed: Sequence[str] = ()) -> Plan:
+    def plan(
+        self,
+        kept: Mapping[str, Sequence[int]],
+        removed: Sequence[str] = (),
+        options: Mapping[str, str] | None = None,
+    ) -> Plan:
         """Make a plan that keeps these units of each group (groups not named stay whole) and removes these blocks.
 
+        Args:
+            options: layer -> what it becomes beside narrower, such as "low-rank:16".
+
         Raises:
-            PlanError: an unknown group or block, a unit out of range or twice, an empty group, an illegal count.
+            PlanError: an unknown group, block, layer or option, a unit out of range or twice, an empty group, an
+                illegal count, an option for a layer that it is not for.
         """
-        return make_plan(self, kept, removed)
+        return make_plan(self, kept, removed, options)
+
+    def options(self, model: nn.Module, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """Layer -> what it may become beside narrower ("low-rank:16", ...), by these options.
+
+        Raises:
+            PlanError: there is no such option.
+        """
+        return choices(model, self.layers, self.analysis.inputs, names)
 
     def uniform(self, fraction: float, multiple: int = 1) -> Plan:
         """Remove this fraction of every group's units: the nearest legal width, ties keep more, at least one unit.

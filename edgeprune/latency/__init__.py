@@ -11,6 +11,7 @@ from edgeprune.latency.feasibility import rejudged as rejudged
 from edgeprune.latency.noise import Patience as Patience
 from edgeprune.latency.noise import deviation as deviation
 from edgeprune.latency.noise import room as room
+from edgeprune.latency.optional import with_options as with_options
 from edgeprune.latency.predict import Predictor as Predictor
 from edgeprune.latency.profiling import QUICK_NETWORKS as QUICK_NETWORKS
 from edgeprune.latency.profiling import Profile as Profile
@@ -24,6 +25,4 @@ from edgeprune.latency.store import sound as sound
 from edgeprune.latency.table import Table as Table
 from edgeprune.latency.table import check_device as check_device
 from edgeprune.latency.timing import Effort as Effort
-from edgeprune.latency.variants import DENSE as DENSE
-from edgeprune.latency.variants import Variant as Variant
 from edgeprune.latency.variants import options as options

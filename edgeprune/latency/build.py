@@ -12,12 +12,12 @@ import onnx
 from edgeprune import quantize, runtimes
 from edgeprune.devices import Artifact
 from edgeprune.engine import parts
-from edgeprune.graph import Structure
+from edgeprune.graph import Configuration, Structure
 from edgeprune.latency.kernels import precisions
 from edgeprune.latency.network import FloatGraph, read_network
 from edgeprune.latency.sites import Example
 from edgeprune.latency.slicing import narrow
-from edgeprune.latency.variants import Variant, draw
+from edgeprune.latency.variants import draw
 from edgeprune.model import Ends, export_onnx
 from edgeprune.target import Target
 
@@ -33,7 +33,7 @@ EXAMPLES = 11  # seed
 class Built:
     """A variant as an artifact, and what the join with a profile needs."""
 
-    variant: Variant
+    variant: Configuration
     artifact: Artifact
     network: FloatGraph
     precision: Mapping[str, str]
@@ -70,16 +70,16 @@ class ArtifactBuilder:
         ends = f" {self.ends.title}" if self.ends else ""
         return f"{self.structure.fingerprint} {shape} {self.precision}{mixed}{ends}"
 
-    def float_graph(self, variant: Variant) -> onnx.ModelProto:
+    def float_graph(self, variant: Configuration) -> onnx.ModelProto:
         """The variant's float ONNX: the dense one sliced, or, where that is not valid, cut and exported."""
-        sliced = narrow(self.dense, self.structure, variant)
+        sliced = narrow(self.dense, self.structure, variant) if not variant.options else None
         if sliced is not None:
             return sliced
         kept = {name: range(units) for name, units in variant.widths.items()}
-        plan = self.structure.plan(kept, variant.removed)
+        plan = self.structure.plan(kept, variant.removed, variant.options)
         return export_onnx(plan.apply(self.model), self.example, self.folder / "variant.float.onnx")
 
-    def build(self, variant: Variant, name: str) -> Built:
+    def build(self, variant: Configuration, name: str) -> Built:
         """Make one artifact.
 
         Raises ModelError where the runtime refuses the graph, RunError where the folder cannot be written.

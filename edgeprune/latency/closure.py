@@ -27,15 +27,15 @@ import numpy as np
 
 from edgeprune.devices import Device, Loaded
 from edgeprune.errors import BudgetError
+from edgeprune.graph import DENSE, Configuration
 from edgeprune.latency.build import ArtifactBuilder, Built
 from edgeprune.latency.noise import Patience, deviation, room
-from edgeprune.latency.predict import PlanLike, Predictor, as_variant
+from edgeprune.latency.predict import PlanLike, Predictor, as_configuration
 from edgeprune.latency.rounds import Measured, Pace
 from edgeprune.latency.sample import start
 from edgeprune.latency.spread import kept_open
 from edgeprune.latency.table import Table
 from edgeprune.latency.timing import Effort, measure_quietly, measure_together, record
-from edgeprune.latency.variants import DENSE, Variant
 
 # Shares of the budget, from above: good enough to stop (from), acceptable, both below the room that noise needs.
 GOOD, LEAST = {"ms": 0.013, "repeats": 0.008}, {"ms": 0.97, "repeats": 0.99}
@@ -45,7 +45,7 @@ SURE = 0.006  # the confirming measurement is repeated until its own standard de
 CLEAR = 2  # or the network is so many of them outside of what would be taken: it is one to learn from
 CONFIRM = 6  # times at most, while there is patience
 SLACK = (0.93, 1.05)  # what is wanted, while there is no verdict yet
-Solve = Callable[[Predictor, float], Variant | PlanLike]
+Solve = Callable[[Predictor, float], Configuration | PlanLike]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class ClosureStep:
         confirmed: measured under the target's own protocol as well; then `measured` is that figure.
     """
 
-    variant: Variant
+    variant: Configuration
     asked: float
     predicted: float
     measured: float
@@ -81,8 +81,8 @@ class Closure:
         table, predictor: with everything that was measured.
     """
 
-    answer: Variant | PlanLike
-    variant: Variant
+    answer: Configuration | PlanLike
+    variant: Configuration
     ratio: float
     budget: float
     of_budget: float
@@ -163,7 +163,7 @@ class _Closing:
         self.predictor = Predictor(table, self.maker.structure, self.maker.network)
         self.steps: list[ClosureStep] = []
         self.tried: dict[str, ClosureStep] = {}
-        self.answers: dict[str, Variant | PlanLike] = {}
+        self.answers: dict[str, Configuration | PlanLike] = {}
         self.twice: set[str] = set()  # measured again, to know that it was not luck
         self.enclosed = Enclosed()
         self.asked = self.aim
@@ -189,16 +189,16 @@ class _Closing:
                     break
             self.ask(index, step)
 
-    def measure(self, answer: Variant | PlanLike) -> ClosureStep:
+    def measure(self, answer: Configuration | PlanLike) -> ClosureStep:
         """Measure the solver's answer, unless it was before, and take it where it is the best so far."""
-        variant = as_variant(answer)
-        step = self.tried.get(_name(variant))
+        variant = as_configuration(answer)
+        step = self.tried.get(variant.key)
         if step is None:
             found, ratio, confirmed = self.timer(variant, self.table.unit == "ms")
             predicted = self.predictor.predict(variant) / self.predictor.dense
             step = ClosureStep(variant, self.asked, predicted, ratio, found[1].spread, confirmed)
             self.table = record(self.table, self.maker, found, self.max_spread)
-            self.tried[_name(variant)], self.answers[_name(variant)] = step, answer
+            self.tried[variant.key], self.answers[variant.key] = step, answer
             self.steps.append(step)
             if self.keep:
                 self.keep(self.table)
@@ -209,7 +209,7 @@ class _Closing:
         """Of the networks within the budget, those first that leave room for noise: the one of least loss."""
 
         def rank(step: ClosureStep) -> tuple[bool, float]:
-            loss = -step.measured if self.loss is None else self.loss(self.answers[_name(step.variant)])
+            loss = -step.measured if self.loss is None else self.loss(self.answers[step.variant.key])
             return step.measured > self.timer.room * self.budget, loss
 
         return min((one for one in self.steps if one.measured <= self.budget), key=rank, default=None)
@@ -219,7 +219,7 @@ class _Closing:
 
         A clock that repeats itself is not asked again, nor is a network that was.
         """
-        name = _name(step.variant)
+        name = step.variant.key
         if self.table.unit != "ms" or name in self.twice:
             return step
         self.twice.add(name)
@@ -264,7 +264,7 @@ class _Closing:
                 f"latency; the budget is {self.budget:.3f}.",
                 "Ask for less speed-up, or let blocks go: [search] blocks = true.",
             )
-        answer = self.answers[_name(step.variant)]
+        answer = self.answers[step.variant.key]
         of_budget = step.measured / self.budget
         within = of_budget >= min(LEAST[self.kind], self.timer.room - GOOD[self.kind])
         return Closure(
@@ -333,7 +333,7 @@ class _Timer:
         typical = float(np.median(self.deviations)) if self.deviations else deviation((), self.unit)
         return room(typical, self.unit)
 
-    def __call__(self, variant: Variant, judged: bool) -> tuple[list[Measured], float, bool]:
+    def __call__(self, variant: Configuration, judged: bool) -> tuple[list[Measured], float, bool]:
         """What was found (anchor first), latency over the dense artifact's, and whether the network seemed to fit.
 
         `judged`: the release will be judged by medians of this clock; one that counts instructions repeats itself.
@@ -358,7 +358,7 @@ class _Timer:
             self.maker.forget(candidate)
         return found, ratio, fits
 
-    def again(self, variant: Variant) -> float:
+    def again(self, variant: Configuration) -> float:
         """Latency over the dense one's: built and loaded anew, with what was found before."""
         candidate = self.maker.build(variant, "candidate")
         try:
@@ -366,12 +366,12 @@ class _Timer:
         finally:
             self.maker.forget(candidate)
 
-    def _verdict(self, variant: Variant, candidate: Built) -> float:
+    def _verdict(self, variant: Configuration, candidate: Built) -> float:
         """Latency over the dense one's under the target's protocol; several times where it is noisy.
 
         Ratios of one network that differ by more than their rounds tell are noise as well.
         """
-        ratios = self.judged.setdefault(_name(variant), [])
+        ratios = self.judged.setdefault(variant.key, [])
         loaded = [self.device.load(one.artifact) for one in (self.dense, candidate)]
         try:
             ratios.append(self._judged(loaded))
@@ -399,7 +399,3 @@ class _Timer:
         dense, pruned = self.device.measure(loaded, self.maker.target.protocol)
         self.deviations.append(deviation((pruned, dense), self.unit))
         return pruned.median / (dense.median if self.fixed is None else self.fixed)
-
-
-def _name(variant: Variant) -> str:
-    return repr((sorted(variant.widths.items()), sorted(variant.removed)))

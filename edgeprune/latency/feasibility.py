@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edgeprune.devices import Device, Unit
-from edgeprune.graph import Structure
+from edgeprune.graph import DENSE, Configuration, Structure
 from edgeprune.latency.build import ArtifactBuilder, Built
 from edgeprune.latency.kernels import entries
 from edgeprune.latency.rounds import Measured
 from edgeprune.latency.sites import find_sites
 from edgeprune.latency.table import Site
 from edgeprune.latency.timing import Effort, attribute, measure_together
-from edgeprune.latency.variants import DENSE, Variant, options
+from edgeprune.latency.variants import options
 from edgeprune.recipe import BudgetSection
 from edgeprune.target import Channels
 
@@ -177,7 +177,7 @@ def rejudged(found: Feasibility, structure: Structure, budget: BudgetSection, bl
     )
 
 
-def floors(structure: Structure, channels: Channels) -> list[Variant]:
+def floors(structure: Structure, channels: Channels) -> list[Configuration]:
     """Small networks, one of which should be the fastest.
 
     The narrowest is not always that: some runtimes are slower at 8 channels than at 16. So three widths are tried, each
@@ -187,9 +187,9 @@ def floors(structure: Structure, channels: Channels) -> list[Variant]:
     found = []
     for least in (channels.minimum, channels.step, 2 * channels.step):
         widths = {name: next((u for u in units if u >= least), units[-1]) for name, units in allowed.items()}
-        found.append(Variant(widths))
+        found.append(Configuration(widths))
         if structure.blocks:
-            found.append(Variant(widths, tuple(block.module for block in structure.blocks)))
+            found.append(Configuration(widths, tuple(block.module for block in structure.blocks)))
     return list({repr(variant): variant for variant in found}.values())
 
 

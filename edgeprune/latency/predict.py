@@ -10,19 +10,18 @@ All values are in the table's unit (milliseconds, or instructions on an emulated
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeprune.errors import GraphError, MeasurementError, did_you_mean
-from edgeprune.graph import Structure, width
+from edgeprune.graph import DENSE, Configuration, Structure, option_of, width
 from edgeprune.latency.fit import Array, Calibration, Cells, calibrate, fit_surface
 from edgeprune.latency.kernels import Family
 from edgeprune.latency.sites import alive, channels, of_outputs
 from edgeprune.latency.table import NetworkRuns, Site, Table
-from edgeprune.latency.variants import DENSE, Variant
 
 DOUBTFUL = 0.06  # half of a run's interval, relative, beyond which it counts in proportion
 
@@ -31,10 +30,7 @@ class PlanLike(Protocol):
     """What `predict` needs of a plan."""
 
     @property
-    def kept(self) -> Mapping[str, Sequence[int]]: ...
-
-    @property
-    def removed(self) -> Sequence[str]: ...
+    def configuration(self) -> Configuration: ...
 
 
 class Predictor:
@@ -53,10 +49,14 @@ class Predictor:
         self.unit = table.unit
         self._layers = {layer.name: layer for layer in structure.layers}
         self._structure = structure
-        self._surfaces = {family: fit_surface(cells) for family, cells in _cells(table, self.record.sites).items()}
+        every = (*self.record.sites, *self.record.optional)
+        self._surfaces = {family: fit_surface(cells) for family, cells in _cells(table, every).items()}
         self._own: dict[str, list[Site]] = {}
         for site in self.record.sites:
             self._own.setdefault(site.layer, []).append(site)
+        self._parts: dict[tuple[str, str], list[Site]] = {}
+        for site in self.record.optional:
+            self._parts.setdefault((site.layer, site.option), []).append(site)
         self._memo: dict[tuple[Family, int, int], float] = {}
         self._prefill()
         self.calibration = self._calibrate()
@@ -73,11 +73,15 @@ class Predictor:
         """Measured latency of the dense artifact, the anchor."""
         return self.record.dense
 
-    def kernel(self, layer: str, c_in: int, c_out: int) -> float:
+    def kernel(self, layer: str, c_in: int, c_out: int, option: str = "") -> float:
         """What one layer costs with these channels: its own kernel, and the additions and pools that follow it."""
-        return float(self.matrix(layer, (c_in,), (c_out,))[0, 0])
+        return float(self.matrix(layer, (c_in,), (c_out,), option)[0, 0])
 
-    def matrix(self, layer: str, c_ins: Sequence[int], c_outs: Sequence[int]) -> Array:
+    def offers(self, layer: str, option: str) -> bool:
+        """Does the table know the kernels of this layer under this option ("low-rank:16")?"""
+        return (layer, option.partition(":")[0]) in self._parts
+
+    def matrix(self, layer: str, c_ins: Sequence[int], c_outs: Sequence[int], option: str = "") -> Array:
         """`kernel` for all pairs: [len(c_ins), len(c_outs)]. A depthwise layer takes its channels from `c_outs`."""
         if layer not in self._layers:
             raise GraphError(f"There is no layer '{layer}' in this network.", did_you_mean(layer, self._layers))
@@ -86,7 +90,11 @@ class Predictor:
         described = self._layers[layer]
         for site in self._own.get(layer, []):
             alpha = self._alpha(site.family)
-            if site.side == "both":
+            if option and site.side == "both":
+                pairs = np.stack([ins, np.round(outs * of_outputs(site, described))], -1).reshape(-1, 2)
+                times = [sum(self._scaled(*part) for part in self._under(option, site, *pair)) for pair in pairs]
+                total = total + np.array(times).reshape(ins.shape)
+            elif site.side == "both":
                 made = np.round(outs * of_outputs(site, described))
                 total = total + alpha * self._surfaces[site.family](ins if site.family.paired else made, made)
             else:
@@ -101,32 +109,50 @@ class Predictor:
         """What vanishes with a block beyond the `kernel` of its layers."""
         return sum(self._scaled(site, site.c_in, site.c_out) for site in self._own.get("", []) if site.block == module)
 
-    def predict(self, network: Variant | PlanLike | Mapping[str, int]) -> float:
+    def predict(self, network: Configuration | PlanLike | Mapping[str, int]) -> float:
         """Latency of a variant, a plan, or widths by group."""
-        variant = as_variant(network)
+        variant = as_configuration(network)
         sums = self._sums(variant)
         return self.calibration.beta + sum(
             self.calibration.alpha.get(name, 1.0) * value for name, value in sums.items()
         )
 
-    def layers(self, network: Variant | PlanLike | Mapping[str, int] = DENSE) -> dict[str, float]:
+    def layers(self, network: Configuration | PlanLike | Mapping[str, int] = DENSE) -> dict[str, float]:
         """Layer -> its `kernel` in this network, in graph order; layers of removed blocks are left out."""
-        variant = as_variant(network)
+        variant = as_configuration(network)
         result: dict[str, float] = {}
-        for site in alive(self.record.sites, variant.removed):
+        for site, c_in, c_out in self._kernels(variant):
             if site.layer:
-                c_in, c_out = channels(site, self._layers, variant.widths)
                 result[site.layer] = result.get(site.layer, 0.0) + self._scaled(site, c_in, c_out)
         return result
 
-    def unmeasured(self, network: Variant | PlanLike | Mapping[str, int]) -> list[Site]:
+    def unmeasured(self, network: Configuration | PlanLike | Mapping[str, int]) -> list[Site]:
         """The sites whose cell in this network was never measured: what a lazy table still has to fill."""
-        variant = as_variant(network)
+        variant = as_configuration(network)
         found = []
-        for site in alive(self.record.sites, variant.removed):
-            if self._surfaces[site.family].distance(*channels(site, self._layers, variant.widths)) > 1e-9:
+        for site, c_in, c_out in self._kernels(variant):
+            if self._surfaces[site.family].distance(c_in, c_out) > 1e-9:
                 found.append(site)
         return found
+
+    def _kernels(self, network: Configuration) -> Iterator[tuple[Site, int, int]]:
+        """The network's kernels with their channels, those of options in place of their layers' own."""
+        for site in alive(self.record.sites, network.removed):
+            c_in, c_out = channels(site, self._layers, network.widths)
+            option = network.options.get(site.layer, "") if site.side == "both" else ""
+            yield from self._under(option, site, c_in, c_out) if option else ((site, c_in, c_out),)
+
+    def _under(self, text: str, site: Site, c_in: float, c_out: float) -> list[tuple[Site, int, int]]:
+        """The kernels in place of a layer's own, with their channels."""
+        option, setting = option_of(text)
+        if not self.offers(site.layer, text):
+            raise MeasurementError(
+                f"the latency table has no kernels of {option.name} for layer '{site.layer}'.",
+                "Measure some: [search] options in the recipe, then profile again.",
+            )
+        made = option.parts(int(c_in), int(c_out), setting)
+        own = self._parts[site.layer, option.name]
+        return [(one, *made[one.node.removeprefix(f"{site.layer}.")]) for one in own]
 
     def _alpha(self, family: Family) -> float:
         return self.calibration.alpha.get(family.cls, 1.0)
@@ -153,17 +179,17 @@ class Predictor:
             ):
                 self._memo[family, c_in, c_out] = float(value)
 
-    def _sums(self, variant: Variant) -> dict[str, float]:
+    def _sums(self, variant: Configuration) -> dict[str, float]:
         """Kernel class -> sum of uncalibrated kernel times."""
         sums: dict[str, float] = {}
-        for site in alive(self.record.sites, variant.removed):
-            time = self._time(site.family, *channels(site, self._layers, variant.widths))
+        for site, c_in, c_out in self._kernels(variant):
+            time = self._time(site.family, c_in, c_out)
             sums[site.family.cls] = sums.get(site.family.cls, 0.0) + time
         return sums
 
     def _calibrate(self) -> Calibration:
         runs = self.record.runs
-        sums = [self._sums(Variant(run.widths, run.removed)) for run in runs]
+        sums = [self._sums(run.configuration) for run in runs]
         weight = [_weight(run.spread) for run in runs]
         middle = float(np.median(weight)) if weight else 1.0
         if not runs:
@@ -178,13 +204,14 @@ def _weight(spread: float) -> float:
     return float(1.0 / max(spread, 0.01) ** 0.5 / max(1.0, spread / DOUBTFUL))
 
 
-def as_variant(network: Variant | PlanLike | Mapping[str, int] | Any) -> Variant:
-    """A plan or widths by group as a variant."""
-    if isinstance(network, Variant):
+def as_configuration(network: Configuration | PlanLike | Mapping[str, int] | Any) -> Configuration:
+    """A plan or widths by group in a few words."""
+    if isinstance(network, Configuration):
         return network
     if isinstance(network, Mapping):
-        return Variant(network)
-    return Variant({name: len(units) for name, units in network.kept.items()}, tuple(network.removed))
+        return Configuration(network)
+    found: Configuration = network.configuration
+    return found
 
 
 def _cells(table: Table, sites: Sequence[Site]) -> dict[Family, Cells]:

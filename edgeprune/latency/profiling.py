@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from edgeprune.devices import Device
-from edgeprune.graph import Structure
+from edgeprune.graph import DENSE, Configuration, Structure
 from edgeprune.latency.build import ArtifactBuilder
 from edgeprune.latency.fit import Array
 from edgeprune.latency.noise import Patience
@@ -29,7 +29,7 @@ from edgeprune.latency.rounds import SLOWER, Pace
 from edgeprune.latency.sample import Progress, extend, settle
 from edgeprune.latency.table import Run, Table
 from edgeprune.latency.timing import QUICK, Effort
-from edgeprune.latency.variants import Variant, draw
+from edgeprune.latency.variants import draw
 
 log = logging.getLogger(__name__)
 
@@ -199,7 +199,7 @@ def _test(
     table: Table,
     device: Device,
     maker: ArtifactBuilder,
-    others: Sequence[Variant],
+    others: Sequence[Configuration],
     effort: Effort | None,
     progress: Progress | None,
     keep: Callable[[Table], None] | None,
@@ -214,7 +214,7 @@ def _test(
     new = [run for run in full.networks[maker.network].runs if run.key not in seen]
     return _Tested(
         table=full,
-        predicted=np.array([predictor.predict(variant(run)) / predictor.dense for run in new]),
+        predicted=np.array([predictor.predict(run.configuration) / predictor.dense for run in new]),
         measured=np.array([run.ratio for run in new]),
         predicted_by_macs=macs_model(maker.structure, table.networks[maker.network].runs, new),
         faster=pace.fastest * SLOWER <= before,
@@ -246,27 +246,22 @@ def quick(
     )
 
 
-def without(table: Table, maker: ArtifactBuilder, variants: Sequence[Variant]) -> Table:
+def without(table: Table, maker: ArtifactBuilder, variants: Sequence[Configuration]) -> Table:
     """The table without the runs of these variants; their cells stay, and so does the dense run."""
     record = table.networks[maker.network]
-    gone = {Run(one.widths, tuple(one.removed), 0.0, 0.0, "").key for one in variants if one.widths or one.removed}
+    gone = {one.key for one in variants if one != DENSE}
     runs = tuple(run for run in record.runs if run.key not in gone)
     return table.with_network(maker.network, replace(record, runs=runs))
 
 
 def surprising(
     predictor: Predictor, table: Table, maker: ArtifactBuilder, known: Collection[str] = ()
-) -> list[Variant]:
+) -> list[Configuration]:
     """Networks whose measurement differs most from the prediction, at most a quarter of those that are not `known`."""
-    runs = [run for run in table.networks[maker.network].runs if run.key not in known and (run.widths or run.removed)]
-    errors = {run.key: abs(predictor.predict(variant(run)) / predictor.dense / run.ratio - 1) for run in runs}
+    runs = [run for run in table.networks[maker.network].runs if run.key not in known and run.configuration != DENSE]
+    errors = {run.key: abs(predictor.predict(run.configuration) / predictor.dense / run.ratio - 1) for run in runs}
     runs.sort(key=lambda run: -errors[run.key])
-    return [variant(run) for run in runs[: -(-len(runs) // 4)] if errors[run.key] > SURPRISE]
-
-
-def variant(run: Run) -> Variant:
-    """The network of a run."""
-    return Variant(run.widths, run.removed)
+    return [run.configuration for run in runs[: -(-len(runs) // 4)] if errors[run.key] > SURPRISE]
 
 
 def errors(predicted: Array, measured: Array) -> Errors:
@@ -280,7 +275,7 @@ def errors(predicted: Array, measured: Array) -> Errors:
     )
 
 
-def macs(structure: Structure, network: Variant) -> float:
+def macs(structure: Structure, network: Configuration) -> float:
     """Multiply-accumulates of one example."""
     gone = {layer for block in structure.blocks if block.module in network.removed for layer in block.layers}
     return float(sum(layer.macs_at(network.widths) for layer in structure.layers if layer.name not in gone))
@@ -288,9 +283,11 @@ def macs(structure: Structure, network: Variant) -> float:
 
 def macs_model(structure: Structure, runs: Sequence[Run], new: Sequence[Run]) -> Array:
     """Latency as an affine function of MACs, least squares of relative errors on `runs`, predicted for `new`."""
-    x = np.array([[1.0, macs(structure, variant(run))] for run in runs])
+    x = np.array([[1.0, macs(structure, run.configuration)] for run in runs])
     y = np.array([run.ratio for run in runs])
     scale = x.max(axis=0)
     solution, *_ = np.linalg.lstsq(x / scale / y[:, None], np.ones_like(y), rcond=None)
-    result: Array = np.array([[1.0, macs(structure, variant(run))] for run in new]).reshape(-1, 2) / scale @ solution
+    result: Array = (
+        np.array([[1.0, macs(structure, run.configuration)] for run in new]).reshape(-1, 2) / scale @ solution
+    )
     return result

@@ -27,6 +27,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import numpy as np
 
 from edgeprune.devices import Device
+from edgeprune.graph import DENSE, Configuration
 from edgeprune.latency.build import ArtifactBuilder, Built
 from edgeprune.latency.noise import Patience
 from edgeprune.latency.rounds import Measured, Pace
@@ -34,7 +35,7 @@ from edgeprune.latency.sites import find_sites
 from edgeprune.latency.spread import measured, shares, side_by_side
 from edgeprune.latency.table import NetworkRuns, Run, Table
 from edgeprune.latency.timing import Effort, attribute, cells, profiler_cost, raw, record, today
-from edgeprune.latency.variants import DENSE, Variant, floor, half
+from edgeprune.latency.variants import floor, half
 
 log = logging.getLogger(__name__)
 
@@ -57,9 +58,9 @@ def start(
     if maker.network not in table.networks:
         table = _first(table, device, maker, anchor, effort, pace)
     known = {run.key: run.ratio for run in table.networks[maker.network].runs}
-    if (key := _key(anchor.variant)) not in known:  # a table of a version whose anchor was the dense network
+    if (key := anchor.variant.key) not in known:  # a table of a version whose anchor was the dense network
         known[key] = pace.weigh(_dense(device, maker, anchor, effort, pace))
-        table = table.with_runs(maker.network, [Run(dict(anchor.variant.widths), (), known[key], 0.01, today())])
+        table = table.with_runs(maker.network, [Run.of(anchor.variant, known[key], 0.01, today())])
     pace.share = known[key]
     if pace.dense is None and pace.earlier is None:
         pace.earlier = pace.share
@@ -81,9 +82,9 @@ def _first(table: Table, device: Device, maker: ArtifactBuilder, anchor: Built, 
     cost = profiler_cost(raw(least_of_all, table, maker), least_of_all.latency)
     joined = attribute(raw(whole, table, maker), whole.latency, cost)
     sites = find_sites(joined, dense.network, maker.structure, maker.examples())
-    runs = [Run({}, (), 1.0, 0.01, today())]
+    runs = [Run.of(DENSE, 1.0, 0.01, today())]
     if dense is not anchor:
-        runs.append(Run(dict(anchor.variant.widths), (), pace.weigh(whole), 0.01, today()))
+        runs.append(Run.of(anchor.variant, pace.weigh(whole), 0.01, today()))
     table = table.with_cells(cells([joined]))
     return table.with_network(maker.network, NetworkRuns(whole.latency, cost, sites, tuple(runs)))
 
@@ -104,7 +105,7 @@ def _weighed(table: Table, device: Device, maker: ArtifactBuilder, anchor: Built
         return table
     before = pace.share
     by = pace.weigh(_dense(device, maker, anchor, effort, pace)) / before
-    runs = [run for run in table.networks[maker.network].runs if run.widths or run.removed]
+    runs = [run for run in table.networks[maker.network].runs if run.configuration != DENSE]
     return table.with_runs(maker.network, [dataclasses.replace(run, ratio=run.ratio * by) for run in runs])
 
 
@@ -112,7 +113,7 @@ def extend(
     table: Table,
     device: Device,
     maker: ArtifactBuilder,
-    variants: Sequence[Variant],
+    variants: Sequence[Configuration],
     effort: Effort | None = None,
     progress: Progress | None = None,
     keep: Callable[[Table], None] | None = None,
@@ -138,7 +139,7 @@ def extend(
     table, anchor = start(table, device, maker, effort or Effort(), pace)
     effort = (effort or Effort()).for_latency(table.networks[maker.network].dense, table.unit)
     known = {run.key for run in table.networks[maker.network].runs}
-    wanted = {_key(variant): variant for variant in variants if _key(variant) not in known}
+    wanted = {variant.key: variant for variant in variants if variant.key not in known}
     waiting, every = list(wanted), dict[str, tuple[str, Measured]]()
     for attempt in itertools.count():
         with contextlib.ExitStack() as stack:
@@ -170,7 +171,7 @@ def extend(
 
 def _with_before(every: dict[str, tuple[str, Measured]], board: str, one: Measured) -> Measured:
     """Together with what the same board measured of this network; rounds of two boards do not mix."""
-    key = _key(one.built.variant)
+    key = one.built.variant.key
     if key in every and every[key][0] == board:
         one = every[key][1].and_again(one)
     every[key] = board, one
@@ -210,7 +211,7 @@ def settle(
     table: Table,
     device: Device,
     maker: ArtifactBuilder,
-    variants: Sequence[Variant],
+    variants: Sequence[Configuration],
     effort: Effort | None = None,
     pace: Pace | None = None,
 ) -> Table:
@@ -222,13 +223,13 @@ def settle(
     effort, pace = (effort or Effort()).for_latency(table.networks[maker.network].dense, table.unit), pace or Pace()
     once = dataclasses.replace(effort, retries=0)
     ratios: dict[str, list[float]] = {
-        run.key: [run.ratio] for run in table.networks[maker.network].runs if run.key in {_key(v) for v in variants}
+        run.key: [run.ratio] for run in table.networks[maker.network].runs if run.key in {v.key for v in variants}
     }
     table, anchor = start(table, device, maker, effort, pace)
     twice = shares(device, variants, effort.batch) * 2
     for _, found in measured(device, maker, anchor, twice, once, pace):
         for again in found[1:]:
-            ratios.setdefault(_key(again.built.variant), []).append(again.ratio)
+            ratios.setdefault(again.built.variant.key, []).append(again.ratio)
         table = record(table, maker, found, effort.max_spread)
     runs = [run for run in table.networks[maker.network].runs if run.key in ratios]
     middle = [dataclasses.replace(run, ratio=float(np.median(ratios[run.key]))) for run in runs]
@@ -240,7 +241,3 @@ def _reason(noisy: Sequence[Measured], effort: Effort) -> str:
         return "networks timed"
     widest = max(one.spread for one in noisy)
     return f"latencies are good to {widest:.0%} so far, wanted are {effort.max_spread:.0%}"
-
-
-def _key(variant: Variant) -> str:
-    return Run(variant.widths, tuple(variant.removed), 0.0, 0.0, "").key

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from edgeprune.graph import Layer, Structure, width
+from edgeprune.graph import Configuration, Layer, Structure, option_of, width
 from edgeprune.latency.kernels import Entry, cell_channels
 from edgeprune.latency.network import FloatGraph
 from edgeprune.latency.table import Site
@@ -56,6 +56,24 @@ def _misfit(site: Site, layers: Mapping[str, Layer], examples: Sequence[Example]
             said = channels(site, layers, widths)
             total += sum(abs(math.log(max(a, 1) / max(b, 1))) for a, b in zip(said, seen, strict=True))
     return round(total, 6)
+
+
+def option_sites(entries: Sequence[Entry], network: Configuration, sites: Sequence[Site]) -> list[Site]:
+    """Kernels that stand in place of a layer's own where it became something else.
+
+    Args:
+        entries: of a network that has options; its modules in place of layer `x` are called `x.NAME`.
+        sites: of the dense network.
+    """
+    blocks, found = {site.layer: site.block for site in sites if site.side == "both"}, []
+    for layer, text in network.options.items():
+        option, setting = option_of(text)
+        names = {f"{layer}.{name}" for name in option.parts(1, 1, setting)}
+        for entry in entries:
+            if entry.node in names and not entry.family.kind.startswith("reformat"):
+                own = (entry.node, entry.family, entry.c_in, entry.c_out, layer, "part", blocks.get(layer, ""))
+                found.append(Site(*own, entry.time, option.name))
+    return found
 
 
 def own_layer(node: str, network: FloatGraph, layers: Mapping[str, Layer]) -> str:

@@ -15,14 +15,13 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from edgeprune.graph import Structure, width
+from edgeprune.graph import Configuration, Structure, width
 from edgeprune.latency.left import Removed, resize_constants
-from edgeprune.latency.variants import Variant
 
 UNNAMED = ("embedding", "lstm", "gru", "rnn_tanh", "rnn_relu")  # no node bears the name of such a layer
 
 
-def narrow(dense: onnx.ModelProto, structure: Structure, variant: Variant) -> onnx.ModelProto | None:
+def narrow(dense: onnx.ModelProto, structure: Structure, variant: Configuration) -> onnx.ModelProto | None:
     """The variant's float graph by slicing the dense one, or None where that does not give a sound graph.
 
     Args:
@@ -111,7 +110,7 @@ def removed_positions(structure: Structure, widths: Mapping[str, int]) -> Remove
     return {name: {axis: np.concatenate(parts) for axis, parts in axes.items()} for name, axes in found.items()}
 
 
-def _groups(graph: onnx.GraphProto, structure: Structure, variant: Variant) -> None:
+def _groups(graph: onnx.GraphProto, structure: Structure, variant: Configuration) -> None:
     """The `group` attribute of grouped and depthwise convolutions."""
     counts = {la.name: width(la.group_axis, variant.widths) for la in structure.layers if la.group_axis}
     for node in graph.node:
@@ -121,7 +120,7 @@ def _groups(graph: onnx.GraphProto, structure: Structure, variant: Variant) -> N
                     attribute.i = counts[node.name]
 
 
-def _sound(model: onnx.ModelProto, dense: onnx.ModelProto, structure: Structure, variant: Variant) -> bool:
+def _sound(model: onnx.ModelProto, dense: onnx.ModelProto, structure: Structure, variant: Configuration) -> bool:
     """Every layer has the channels that the structure says, and the outputs kept their shapes."""
     made = {n.name: n.output[0] for n in model.graph.node}
     known = (*model.graph.value_info, *model.graph.output)

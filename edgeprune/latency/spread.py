@@ -14,17 +14,17 @@ from collections.abc import Generator, Iterator, Sequence
 
 from edgeprune.devices import Device, Fleet, Loaded
 from edgeprune.errors import DeviceBusy, DeviceUnreachable
+from edgeprune.graph import Configuration
 from edgeprune.latency.build import ArtifactBuilder, Built
 from edgeprune.latency.rounds import Measured, Pace, quiet
 from edgeprune.latency.store import GRADE
 from edgeprune.latency.timing import Effort, measure_quietly
-from edgeprune.latency.variants import Variant
 
 LEAST = 2  # rounds of a board
 BUILDING = threading.Lock()  # the host makes one artifact at a time
 
 
-def shares(device: Device, variants: Sequence[Variant], size: int) -> list[Sequence[Variant]]:
+def shares(device: Device, variants: Sequence[Configuration], size: int) -> list[Sequence[Configuration]]:
     """Batches of `size` at most; on a fleet as many as keep every board busy to the end."""
     boards = len(device.boards) if isinstance(device, Fleet) else 1
     if boards > 1 and variants:
@@ -36,7 +36,7 @@ def measured(
     device: Device,
     maker: ArtifactBuilder,
     anchor: Built,
-    batches: Sequence[Sequence[Variant]],
+    batches: Sequence[Sequence[Configuration]],
     effort: Effort,
     pace: Pace,
 ) -> Generator[tuple[str, list[Measured]], None, None]:
@@ -68,13 +68,13 @@ def _on_fleet(
     fleet: Fleet,
     maker: ArtifactBuilder,
     anchor: Built,
-    batches: Sequence[Sequence[Variant]],
+    batches: Sequence[Sequence[Configuration]],
     effort: Effort,
     pace: Pace,
 ) -> Generator[tuple[str, list[Measured]], None, None]:
     kept: dict[str, Loaded] = {}
 
-    def work(name: str, board: Device, batch: Sequence[Variant]) -> list[Measured]:
+    def work(name: str, board: Device, batch: Sequence[Configuration]) -> list[Measured]:
         if name not in kept:
             kept[name] = board.load(anchor.artifact)
         with contextlib.ExitStack() as stack:
@@ -130,7 +130,7 @@ def _set_aside(fleet: Fleet, pace: Pace) -> None:
 
 
 @contextlib.contextmanager
-def _built(maker: ArtifactBuilder, variants: Sequence[Variant], prefix: str = "") -> Iterator[list[Built]]:
+def _built(maker: ArtifactBuilder, variants: Sequence[Configuration], prefix: str = "") -> Iterator[list[Built]]:
     """Their artifacts, deleted afterwards."""
     built: list[Built] = []
     try:

@@ -17,6 +17,7 @@ from typing import Any
 
 from edgeprune import files
 from edgeprune.errors import RunError, TargetError
+from edgeprune.graph import Configuration
 from edgeprune.latency.kernels import Family
 
 VERSION = 1
@@ -67,9 +68,11 @@ class Site:
         family: the kernel's family.
         c_in, c_out: channels of the dense network.
         layer: the layer whose channels it follows; "" when no group changes it.
-        side: "both" for the layer's own kernel; "out" or "in" for one that follows the layer's output or input.
+        side: "both" for the layer's own kernel; "out" or "in" for one that follows the layer's output or input; "part"
+            for one that stands in its place under an option.
         block: the removable block that it vanishes with, or "".
-        time: dense, as measured when the network was first seen.
+        time: as measured when it was first seen.
+        option: the option of its layer that it belongs to, "" for the dense network's.
     """
 
     node: str
@@ -80,6 +83,7 @@ class Site:
     side: str
     block: str
     time: float
+    option: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ class Run:
     """One network measured end to end, interleaved with the anchor.
 
     Attributes:
-        widths, removed: what was kept; both empty for the dense network.
+        widths, removed, options: what was kept; all empty for the dense network.
         ratio: latency over the dense artifact's, by way of the anchor (`sample.py`).
         spread: median absolute deviation of the rounds' ratios over their median.
     """
@@ -97,11 +101,22 @@ class Run:
     ratio: float
     spread: float
     date: str
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    @staticmethod
+    def of(network: Configuration, ratio: float, spread: float, date: str) -> Run:
+        """A measurement of this network."""
+        return Run(dict(network.widths), tuple(network.removed), ratio, spread, date, dict(network.options))
+
+    @property
+    def configuration(self) -> Configuration:
+        """The network."""
+        return Configuration(self.widths, self.removed, self.options)
 
     @property
     def key(self) -> str:
         """Equal for equal networks."""
-        return json.dumps([dict(sorted(self.widths.items())), sorted(self.removed)])
+        return self.configuration.key
 
 
 @dataclass(frozen=True)
@@ -112,12 +127,14 @@ class NetworkRuns:
         dense: latency of the dense artifact when the network was first seen.
         profiler_cost: what the profiler added to each kernel then.
         sites: its kernels; runs: the networks cut from it.
+        optional: kernels that stand in place of a layer's own under an option.
     """
 
     dense: float
     profiler_cost: float
     sites: tuple[Site, ...]
     runs: tuple[Run, ...] = ()
+    optional: tuple[Site, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -149,6 +166,12 @@ class Table:
         merged = {run.key: run for run in (*record.runs, *runs)}
         return self.with_network(name, dataclasses.replace(record, runs=tuple(merged.values())))
 
+    def with_optional(self, name: str, sites: Iterable[Site]) -> Table:
+        """A table with these kernels of options added; one that is known already stays."""
+        record = self.networks[name]
+        known = {(site.node, site.option): site for site in (*sites, *record.optional)}
+        return self.with_network(name, dataclasses.replace(record, optional=tuple(known.values())))
+
     def merge(self, other: Table) -> Table:
         """Both tables' measurements; raises TargetError when they are of different devices."""
         check_device(self, other.fingerprint, other.unit, "the other table")
@@ -157,9 +180,10 @@ class Table:
             if self.cells.get((family, c_in, c_out)) != cell:
                 merged = merged.with_cells([(other.families[family], c_in, c_out, cell)])
         for name, record in other.networks.items():
-            merged = (
-                merged.with_runs(name, record.runs) if name in merged.networks else merged.with_network(name, record)
-            )
+            if name in merged.networks:
+                merged = merged.with_runs(name, record.runs).with_optional(name, record.optional)
+            else:
+                merged = merged.with_network(name, record)
         return merged
 
     def save(self, path: Path) -> None:
@@ -239,16 +263,22 @@ def _rows(table: Table) -> Iterable[dict[str, object]]:
             "dense": _short(record.dense),
             "profiler_cost": _short(record.profiler_cost),
         }
-        for site in record.sites:
-            yield {"row": "site", "network": name, **asdict(site), "family": site.family.id, "time": _short(site.time)}
+        for site in (*record.sites, *record.optional):
+            fields = {**_set(asdict(site), "option"), "family": site.family.id, "time": _short(site.time)}
+            yield {"row": "site", "network": name, **fields}
         for run in sorted(record.runs, key=lambda run: run.key):
             yield {
                 "row": "run",
                 "network": name,
-                **asdict(run),
+                **_set(asdict(run), "options"),
                 "ratio": _short(run.ratio),
                 "spread": _short(run.spread),
             }
+
+
+def _set(fields: dict[str, object], name: str) -> dict[str, object]:
+    """The fields without this one where it is empty: a table without options is as it was before there were any."""
+    return fields if fields[name] else {key: value for key, value in fields.items() if key != name}
 
 
 def _short(value: float) -> float:
@@ -287,7 +317,12 @@ def _parse(rows: list[dict[str, Any]]) -> Table:
         else:
             raise ValueError(f"a line of kind {kind!r}")
     networks = {
-        name: NetworkRuns(*value, tuple(sites.get(name, ())), tuple(runs.get(name, ())))
+        name: NetworkRuns(
+            *value,
+            tuple(site for site in sites.get(name, ()) if not site.option),
+            tuple(runs.get(name, ())),
+            tuple(site for site in sites.get(name, ()) if site.option),
+        )
         for name, value in dense.items()
     }
     return Table(header["fingerprint"], header["unit"], families, cells, networks)

@@ -19,6 +19,7 @@ from edgeprune.devices import Device, KernelTime, Loaded
 from edgeprune.latency.build import ArtifactBuilder, Built
 from edgeprune.latency.kernels import Entry, Family, entries
 from edgeprune.latency.rounds import Measured, Pace, least
+from edgeprune.latency.sites import option_sites
 from edgeprune.latency.table import Cell, Run, Site, Table
 from edgeprune.target import Protocol
 
@@ -126,11 +127,15 @@ def record(table: Table, maker: ArtifactBuilder, found: Sequence[Measured], max_
         for one, ratio in profiled
         if one.kernels
     ]
-    runs = [
-        Run(dict(one.built.variant.widths), tuple(one.built.variant.removed), one.ratio, one.spread, today())
-        for one in good
+    runs = [Run.of(one.built.variant, one.ratio, one.spread, today()) for one in good]
+    with_kernels = [one for one, _ in profiled if one.kernels]
+    optional = [
+        site
+        for one, kernels in zip(with_kernels, joined, strict=True)
+        for site in option_sites(kernels, one.built.variant, network.sites)
     ]
-    return table.with_cells(cells(joined)).with_runs(maker.network, runs)
+    table = table.with_cells(cells(joined)).with_runs(maker.network, runs)
+    return table.with_optional(maker.network, optional) if optional else table
 
 
 def profiler_cost(raw: Sequence[Entry], latency: float) -> float:

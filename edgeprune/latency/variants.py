@@ -2,29 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 
-from edgeprune.graph import Structure
+from edgeprune.graph import Configuration, Structure
 from edgeprune.target import Channels
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One narrowed network.
-
-    Attributes:
-        widths: group -> units kept; groups not named stay whole.
-        removed: blocks replaced by identity.
-    """
-
-    widths: Mapping[str, int]
-    removed: tuple[str, ...] = ()
-
-
-DENSE = Variant({})
 
 
 def options(structure: Structure, channels: Channels) -> dict[str, tuple[int, ...]]:
@@ -54,23 +37,25 @@ def options(structure: Structure, channels: Channels) -> dict[str, tuple[int, ..
     return result
 
 
-def floor(structure: Structure, channels: Channels, blocks: bool = True) -> Variant:
+def floor(structure: Structure, channels: Channels, blocks: bool = True) -> Configuration:
     """The smallest network: every group at its least width and, if `blocks`, every removable block gone."""
     least = {name: allowed[0] for name, allowed in options(structure, channels).items()}
-    return Variant(least, tuple(block.module for block in structure.blocks) if blocks else ())
+    return Configuration(least, tuple(block.module for block in structure.blocks) if blocks else ())
 
 
-def half(structure: Structure, channels: Channels) -> Variant:
+def half(structure: Structure, channels: Channels) -> Configuration:
     """Every group at half of its width or less, every block there; groups that cannot be stay whole."""
     middle = {
         name: max((units for units in allowed if 2 * units <= allowed[-1]), default=allowed[-1])
         for name, allowed in options(structure, channels).items()
     }
     sizes = {group.name: group.size for group in structure.groups}
-    return Variant({name: units for name, units in middle.items() if units < sizes[name]})
+    return Configuration({name: units for name, units in middle.items() if units < sizes[name]})
 
 
-def draw(structure: Structure, channels: Channels, count: int, seed: int = 0, blocks: bool = True) -> list[Variant]:
+def draw(
+    structure: Structure, channels: Channels, count: int, seed: int = 0, blocks: bool = True
+) -> list[Configuration]:
     """Random variants: an overall fraction from small to dense, each group's own around it, some blocks removed.
 
     The overall fractions are stratified, so that the whole range of latencies is covered; every third variant draws
@@ -88,7 +73,7 @@ def draw(structure: Structure, channels: Channels, count: int, seed: int = 0, bl
             widths[group.name] = _pick(allowed[group.name], share * group.size, channels.step, random)
         rate = random.random() * (1 - overall) if blocks and index % 2 else 0.0
         gone = tuple(block.module for block in structure.blocks if random.random() < rate)
-        result.append(Variant(widths, _legal(structure, gone)))
+        result.append(Configuration(widths, _legal(structure, gone)))
     order = random.permutation(count)
     return [result[i] for i in order]
 

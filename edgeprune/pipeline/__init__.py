@@ -15,7 +15,7 @@ from edgeprune import result as results
 from edgeprune import stage
 from edgeprune import target as targets
 from edgeprune.errors import EdgepruneError, GateError, InputError, UsageError, did_you_mean
-from edgeprune.pipeline import ends, objects, processes, reading, recovery, stages
+from edgeprune.pipeline import choose, ends, objects, processes, reading, recovery, stages
 from edgeprune.pipeline.context import Context, lock_recipe
 from edgeprune.pipeline.draft import Drafted, Wanted, draft, run_name
 from edgeprune.pipeline.events import Event, Listener, Voice, silent
@@ -226,6 +226,7 @@ def default_run_dir(recipe: Recipe, target: Target) -> Path:
 
 def _run_stages(context: Context, until: str, last: str = "") -> None:
     reading.check_kind(context.recipe)
+    choose.check_options(context.recipe.search)
     order = [one for one in stage.until(until) if one.work]
     if last:
         order = order[: [one.name for one in order].index(last) + 1]

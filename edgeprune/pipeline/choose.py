@@ -12,18 +12,18 @@ from pathlib import Path
 
 import torch
 
-from edgeprune import latency, validate
+from edgeprune import graph, latency, validate
 from edgeprune.devices import Loaded
-from edgeprune.errors import BudgetError, PlanError
-from edgeprune.graph import Layer, Plan
-from edgeprune.latency import DENSE, ArtifactBuilder, Closure, Predictor, Table, Variant
+from edgeprune.errors import BudgetError, PlanError, RecipeError, did_you_mean
+from edgeprune.graph import DENSE, Layer, Plan
+from edgeprune.latency import ArtifactBuilder, Closure, Predictor, Table
 from edgeprune.pipeline import warm, workloads
 from edgeprune.pipeline.bench import Bench
 from edgeprune.pipeline.events import Voice
 from edgeprune.pipeline.feasible import load_variant, variant_maker
 from edgeprune.pipeline.rundir import RunDirectory, read_json, write_json
 from edgeprune.pipeline.subject import Subject
-from edgeprune.recipe import Recipe
+from edgeprune.recipe import Recipe, SearchSection
 from edgeprune.report import write_profile
 from edgeprune.search import Again, Evaluator, Sensitivity, find, measure
 
@@ -73,8 +73,13 @@ def build_table(subject: Subject, bench: Bench, run: RunDirectory, voice: Voice,
         max_error=measure.max_error,
         patience=patience(subject.recipe, voice, "latency"),
     )
-    found.table.save(path)
-    warm.tell_fleet(voice, "latency", found.table)
+    table = found.table
+    if ways := layer_options(subject):
+        names = ", ".join(subject.recipe.search.options)
+        voice.say("latency", f"{sum(map(len, ways.values()))} choices for {len(ways)} layers beside widths: {names}")
+        table = latency.with_options(table, bench.device, maker, ways, report, lambda new: new.save(path))
+    table.save(path)
+    warm.tell_fleet(voice, "latency", table)
     shutil.rmtree(folder / "variants", ignore_errors=True)
     errors, by_macs = asdict(found.errors), asdict(found.by_macs)
     account = {
@@ -179,14 +184,19 @@ def joint(
     )
     closed.table.save(folder / TABLE)
     warm.tell_fleet(voice, "search", closed.table)
+    return Chosen(closed.answer, "joint", closed.ratio, closed.budget, {**found.to_dict(), **_answer(closed, loss)})
+
+
+def _answer(closed: Closure, loss: float) -> dict[str, object]:
+    """What closure took, in place of the search's own answer, and how it came to it."""
     steps = [
         {"asked": step.asked, "predicted": step.predicted, "measured": step.measured, "spread": step.spread}
         for step in closed.steps
     ]
-    widths = {name: len(kept) for name, kept in closed.answer.kept.items()}
-    answer = {"widths": widths, "removed": list(closed.answer.removed)}
-    details = {**found.to_dict(), **answer, "closure": {"of_budget": closed.of_budget, "loss": loss, "steps": steps}}
-    return Chosen(closed.answer, "joint", closed.ratio, closed.budget, details)
+    network = closed.answer.configuration if isinstance(closed.answer, Plan) else closed.variant
+    options = {"options_of_layers": dict(network.options)} if network.options else {}
+    closure = {"of_budget": closed.of_budget, "loss": loss, "steps": steps}
+    return {"widths": dict(network.widths), "removed": list(network.removed), **options, "closure": closure}
 
 
 def _curves(subject: Subject, voice: Voice, widths: Mapping[str, Sequence[int]], cache: Path) -> Sensitivity:
@@ -199,9 +209,26 @@ def _curves(subject: Subject, voice: Voice, widths: Mapping[str, Sequence[int]],
         saliency=options.saliency,
         blocks=options.blocks,
         labels=_labels(subject),
+        options=layer_options(subject),
         cache=cache,
         progress=lambda done, total: report(done, total, "loss curves"),
     )
+
+
+def check_options(section: SearchSection) -> None:
+    """[search] options must name options there are, for a search that knows them; raises RecipeError."""
+    known = graph.layer_options()
+    for name in section.options:
+        if name not in known:
+            raise RecipeError(f"[search] options: there is no '{name}'.", did_you_mean(name, known))
+    if section.options and section.method != "joint":
+        raise RecipeError('[search] options is for method = "joint".', "Leave one of them out.")
+
+
+def layer_options(subject: Subject) -> dict[str, tuple[str, ...]]:
+    """Layer -> what it may become beside narrower, as [search] options asks."""
+    names = subject.recipe.search.options
+    return subject.structure.options(subject.model, names) if names else {}
 
 
 def _closed(
@@ -267,7 +294,7 @@ def uniform(subject: Subject, bench: Bench, voice: Voice, maker: ArtifactBuilder
             continue
         plans.setdefault(str(sorted((name, len(kept)) for name, kept in plan.kept.items())), (fraction, plan))
     candidates = [entry for entry in plans.values() if entry[1].kept]
-    anchor = load_variant(bench, maker, Variant({}, ()), "dense")
+    anchor = load_variant(bench, maker, DENSE, "dense")
     tried: dict[int, Uniform] = {}
     wait = patience(subject.recipe, voice, "search")
 
@@ -318,8 +345,7 @@ def _measure(
     recipe: Recipe, bench: Bench, maker: ArtifactBuilder, plan: Plan, anchor: Loaded, name: str, wait: latency.Patience
 ) -> Uniform:
     """The plan's network beside dense INT8; again, while noise could hide whether it fits."""
-    variant = Variant({group: len(kept) for group, kept in plan.kept.items()}, tuple(plan.removed))
-    loaded = load_variant(bench, maker, variant, name)
+    loaded = load_variant(bench, maker, plan.configuration, name)
     ratios, deadlines, deviations = list[float](), list[float](), list[float]()
     try:
         while True:

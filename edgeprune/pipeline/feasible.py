@@ -18,7 +18,8 @@ from scipy.optimize import linear_sum_assignment
 from edgeprune import latency, validate
 from edgeprune.devices import Loaded
 from edgeprune.errors import BudgetError, DataError, ModelError
-from edgeprune.latency import ArtifactBuilder, Variant
+from edgeprune.graph import Configuration
+from edgeprune.latency import ArtifactBuilder
 from edgeprune.pipeline import estimate, images, warm, workloads
 from edgeprune.pipeline.bench import Bench
 from edgeprune.pipeline.events import Progress, Voice, untold
@@ -247,6 +248,6 @@ def refuse(known: Iterable[Mapping[str, object]]) -> None:
             raise ERRORS[finding.text("about")](finding.text("message"), finding.text("remedy"))
 
 
-def load_variant(bench: Bench, maker: ArtifactBuilder, variant: Variant, name: str) -> Loaded:
+def load_variant(bench: Bench, maker: ArtifactBuilder, variant: Configuration, name: str) -> Loaded:
     """Build one narrowed network and open it on the device."""
     return bench.device.load(maker.build(variant, name).artifact)

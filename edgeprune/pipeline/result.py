@@ -9,7 +9,7 @@ import msgspec
 
 from edgeprune import result as results
 from edgeprune import runtimes, validate
-from edgeprune.graph import Plan, width
+from edgeprune.graph import Plan, option_of, width
 from edgeprune.pipeline import flavours
 from edgeprune.pipeline.bench import Bench, environment
 from edgeprune.pipeline.rundir import RunDirectory, read_json
@@ -104,7 +104,10 @@ def layers(
     """
     plan = Plan.load(run.folder("search") / "plan.json")
     units = {name: len(kept) for name, kept in plan.kept.items()}
-    known = {layer.name for layer in subject.structure.layers}
+    known = {layer.name: layer.name for layer in subject.structure.layers}
+    for layer_name, text in plan.options.items():
+        option, setting = option_of(text)
+        known |= {f"{layer_name}.{part}": layer_name for part in option.parts(1, 1, setting)}
     dense, pruned = (
         by_layer(kernels[name], known, read.network(name.replace("-", "_")).latency(read.unit).median)
         for name in ("dense-int8", "pruned-int8")
@@ -123,17 +126,22 @@ def layers(
                 "pruned_ms": pruned.get(layer.name, 0.0),
                 "group": groups[0] if groups else None,
                 "removed": removed,
+                **({"option": plan.options[layer.name]} if layer.name in plan.options else {}),
             }
         )
     rows.append({"name": "(other)", "dense_ms": dense.get("", 0.0), "pruned_ms": pruned.get("", 0.0), "removed": False})
     return rows
 
 
-def by_layer(kernels: Sequence[Mapping[str, object]], known: set[str], latency: float) -> dict[str, float]:
-    """Kernel times by the layer whose weights they use, '' for the rest; they add up to `latency`."""
+def by_layer(kernels: Sequence[Mapping[str, object]], known: Mapping[str, str], latency: float) -> dict[str, float]:
+    """Kernel times by the layer whose weights they use, '' for the rest; they add up to `latency`.
+
+    Args:
+        known: a name in the artifact -> the layer that it belongs to.
+    """
     total: dict[str, float] = {}
     for kernel in map(results.Facts, kernels):
-        layer = next((str(name) for name in kernel.listed("layers") if name in known), "")
+        layer = next((known[str(name)] for name in kernel.listed("layers") if name in known), "")
         total[layer] = total.get(layer, 0.0) + (kernel.number("median") or 0.0)
     scale = latency / whole if (whole := sum(total.values())) else 0.0
     return {layer: time * scale for layer, time in total.items()}

@@ -35,12 +35,14 @@ from edgeprune.engine import (
     fit,
     goal_of,
     install,
+    layout,
     positions,
     positions_each,
     results,
     rows,
     weights_of,
 )
+from edgeprune.graph import fill, merged, option_of
 
 if TYPE_CHECKING:
     from edgeprune.graph import Plan, Structure
@@ -76,14 +78,23 @@ def repair(
     session = session or Session(model, examples)
     narrow = same_steps(session, structure, plan)
     with torch.no_grad():
-        new = repair_weights(
-            session, narrow, weights_of(pruned), session.tape.route(plan.removed), kept_outputs(plan, session.device),
-            session.batches(examples), ridge=ridge, seed=seed, progress=progress,
-        )  # fmt: skip
+        ordinary = merged(pruned, plan.options)  # of layers that became something else
         own = {**dict(pruned.named_parameters()), **dict(pruned.named_buffers())}
+        for layer, module in ordinary.items():
+            own |= {f"{layer}.{name}": value for name, value in module.named_parameters()}
+        now = {**weights_of(pruned), **{name: layout(own[name].detach()) for name in _names(ordinary)}}
+        new = repair_weights(
+            session, narrow, now, session.tape.route(plan.removed), kept_outputs(plan, session.device),
+            session.batches(examples), options=plan.options, ridge=ridge, seed=seed, progress=progress,
+        )  # fmt: skip
         for name, value in new.items():
             own[name].copy_(value)
+        fill(pruned, ordinary, plan.options)
     return pruned
+
+
+def _names(layers: Mapping[str, nn.Module]) -> list[str]:
+    return [f"{layer}.{name}" for layer, module in layers.items() for name, _ in module.named_parameters()]
 
 
 def kept_outputs(plan: Plan, device: torch.device | None = None) -> dict[str, Tensor]:
@@ -107,7 +118,8 @@ def same_steps(session: Session, structure: Structure, plan: Plan) -> Tape:
 
 
 def _narrowed(model: nn.Module, structure: Structure, plan: Plan) -> nn.Module:
-    """The plan's widths without its removed blocks."""
+    """The plan's widths without its removed blocks and options."""
+    plan = plan.narrowing
     if not plan.removed:
         return plan.apply(model)
     cuts = {(cut.parameter, cut.axis): list(cut.kept) for cut in plan.cuts}
@@ -129,6 +141,7 @@ def repair_weights(
     kept: Mapping[str, Tensor],
     examples: Sequence[Batch],
     *,
+    options: Mapping[str, str] | None = None,
     ridge: float | None = None,
     ridges: dict[str, float] | None = None,
     seed: int = 0,
@@ -142,6 +155,7 @@ def repair_weights(
         route: round the removed blocks.
         kept: parameter -> outputs kept, where not all.
         examples: whole batches.
+        options: layer -> what it became; its new weight is one that it can hold.
         ridges: layer -> ridge that an earlier repair chose; taken where it is there, noted where it is not.
     """
     ridges = {} if ridges is None else ridges
@@ -165,8 +179,11 @@ def repair_weights(
             for values in theirs:
                 dense.run(values, full, before, ahead, goal.dense + 1, keep=pending)
             ahead = goal.dense + 1
-        if _touched(layer, before, weights, goal, bool(changed)):
-            new = _refit(layer, goal, weights, kept.get(layer.weight), source, mine, theirs, ridge, ridges, generator)
+        option = (options or {}).get(layer.name, "")
+        if option or _touched(layer, before, weights, goal, bool(changed)):
+            new = _refit(
+                layer, goal, weights, kept.get(layer.weight), source, mine, theirs, ridge, ridges, generator, option
+            )
             weights.update(new)
             changed.update(new)
         pending = {goals[later.step].dense for later in todo[k + 1 :]}
@@ -196,6 +213,7 @@ def _refit(
     ridge: float | None,
     ridges: dict[str, float],
     generator: torch.Generator,
+    option: str = "",
 ) -> dict[str, Tensor]:
     if layer.groups > 1:
         layer = replace(layer, groups=mine[0][source].shape[1] // weights[layer.weight].shape[1])
@@ -215,7 +233,14 @@ def _refit(
     if ridge is None:
         ridge = ridges[layer.name] if layer.name in ridges else choose_ridge(data.parts, start, intercept)
         ridges[layer.name] = ridge
-    return install(layer, fit(data.parts, start, intercept, ridge), weights)
+    project = projection(option) if option else None
+    return install(layer, fit(data.parts, start, intercept, ridge, project), weights)
+
+
+def projection(text: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """(weight, second moments of its inputs) -> the nearest weight that a layer can hold under this option."""
+    option, setting = option_of(text)
+    return lambda weight, moments: option.project(weight, moments, setting)
 
 
 def _outputs(value: Tensor, kept: Tensor | None, layer: AffineLayer) -> Tensor:

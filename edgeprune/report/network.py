@@ -58,7 +58,8 @@ def widths(result: Facts) -> Html:
     bars = []
     for layer in layers:
         before, after, gone = _width(layer, "before"), _width(layer, "after"), bool(layer.get("removed"))
-        change = "removed" if gone else f"{after} of {before} channels"
+        form = f", {layer.get('option')}" if layer.get("option") else ""
+        change = "removed" if gone else f"{after} of {before} channels{form}"
         bars.append(plot.Bar(f"{layer.get('name')}: {change}", float(before), float(after), gone))
     rows = [
         [

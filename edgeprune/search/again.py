@@ -40,7 +40,7 @@ class Again:
         self.programs: list[tuple[Mapping[str, float], Cuts]] = [
             (item.factors, item.cuts) for item in sorted(found.rounds, key=lambda item: item.loss)[:programs]
         ]
-        self._losses = {_name(found.plan): found.loss}
+        self._losses = {found.plan.configuration.key: found.loss}
 
     def __call__(self, cost: Cost, budget: float) -> Plan:
         """The best evaluated answer within `budget`, in the unit of `cost`.
@@ -74,11 +74,7 @@ class Again:
 
     def loss(self, plan: Plan) -> float:
         """KL of the repaired network, as the judge has it."""
-        name = _name(plan)
+        name = plan.configuration.key
         if name not in self._losses:
             self._losses[name] = self.judge(plan).loss
         return self._losses[name]
-
-
-def _name(plan: Plan) -> str:
-    return repr((sorted(plan.kept.items()), sorted(plan.removed)))

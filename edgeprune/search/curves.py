@@ -47,7 +47,7 @@ from edgeprune.engine import (
 )
 from edgeprune.engine import examples as stacks
 from edgeprune.errors import GraphError, RunError
-from edgeprune.graph import Group, Structure
+from edgeprune.graph import Group, Structure, option_of
 from edgeprune.search.saliency import Kind, consumers, obs_orders, orders
 
 RIDGE = 1e-3  # of a consumer's own fit: its targets are exact functions of its inputs
@@ -70,6 +70,7 @@ class Sensitivity:
             KL in nats, or the task's distance.
         blocks: removable block -> loss without it. Blocks that cannot be bypassed are not listed.
         seconds: what the measurement took.
+        options: layer -> what it may become beside narrower ("low-rank:16") -> loss at the dense widths.
     """
 
     saliency: str
@@ -81,6 +82,7 @@ class Sensitivity:
     blocks: Mapping[str, float]
     seconds: float = 0.0
     key: Mapping[str, object] = field(default_factory=dict)
+    options: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def loss(self, group: str, width: int) -> float:
         """Loss at a width, interpolated linearly; below the narrowest one measured it rises as 1 / width."""
@@ -101,7 +103,8 @@ class Sensitivity:
 
     def to_dict(self) -> dict[str, object]:
         """Plain data."""
-        return asdict(self)
+        plain = asdict(self)
+        return plain if self.options else {name: value for name, value in plain.items() if name != "options"}
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Sensitivity:
@@ -120,6 +123,7 @@ def measure(
     saliency: Kind = "obs",
     blocks: bool = True,
     labels: Tensor | None = None,
+    options: Mapping[str, Sequence[str]] | None = None,
     cache: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Sensitivity:
@@ -129,6 +133,7 @@ def measure(
         session: the dense network with its examples; 256 to 512 of them.
         widths: group -> allowed widths (`latency.options`); at most `POINTS` of each are measured.
         labels: of the session's examples; only taylor and fisher use them.
+        options: layer -> what it may become beside narrower (`Structure.options`); each choice is measured.
         cache: a JSON file that the finished curves stay in, and that is taken instead when it was made for the same
             structure, order, examples and seed. Unfinished ones stay beside it, so that a killed run goes on.
         progress: called with (candidates done, candidates in all).
@@ -148,24 +153,35 @@ def measure(
         "seed": session.seed,
         "distance": session.distance.title,
         "widths": {name: list(values) for name, values in widths.items()},
+        **({"options": {name: list(texts) for name, texts in options.items()}} if options else {}),
     }
     known = _read(cache, key)
     if known is not None and "orders" in known:
         return Sensitivity.from_dict(known)
-    start = time.perf_counter()
+    start, options = time.perf_counter(), options or {}
     with torch.no_grad():
         work = _Measurement(structure, session, saliency, labels)
         points = {group.name: spread(widths[group.name]) for group in structure.groups}
-        todo = work.candidates(points, structure.blocks if blocks else ())
+        todo = work.candidates(points, structure.blocks if blocks else (), options)
         partial = Partial(cache, key, known)
         values = work.measure(todo, partial, progress)
     losses = {name: isotonic([*(values[f"{name}={w}"] for w in ws[:-1]), 0.0]) for name, ws in points.items()}
     removals = {b.module: values[b.module] for b in structure.blocks if b.module in values}
     allowed = {name: tuple(values) for name, values in widths.items()}
     seconds = time.perf_counter() - start
-    result = Sensitivity(saliency, count, work.orders, allowed, points, losses, removals, seconds, key)
+    result = Sensitivity(
+        saliency, count, work.orders, allowed, points, losses, removals, seconds, key, _ways(values, options)
+    )
     _write(cache, result.to_dict())
     return result
+
+
+def _ways(values: Mapping[str, float], options: Mapping[str, Sequence[str]]) -> dict[str, dict[str, float]]:
+    """Layer -> choice beside its widths -> loss."""
+    return {
+        name: {text: max(values[f"{name} {text}"], 0.0) for text in texts if f"{name} {text}" in values}
+        for name, texts in options.items()
+    }
 
 
 def spread(allowed: Sequence[int]) -> tuple[int, ...]:
@@ -208,8 +224,12 @@ class _Measurement:
         self.nested: dict[str, tuple[Tensor, Tensor, Tensor]] = {}  # of one group's consumers
         self.nested_of = ""
 
-    def candidates(self, points: Mapping[str, Sequence[int]], blocks: Sequence[Any]) -> list[Candidate]:
+    def candidates(
+        self, points: Mapping[str, Sequence[int]], blocks: Sequence[Any], options: Mapping[str, Sequence[str]]
+    ) -> list[Candidate]:
         found = []
+        for layer in self.session.layers:
+            found += [self._under(layer, text) for text in options.get(layer.name, ())]
         for group in self.structure.groups:
             found += [self._narrowed(group, width) for width in points[group.name][:-1]]
         for block in blocks:
@@ -263,7 +283,24 @@ class _Measurement:
         gain = torch.cholesky_solve(sorted_xx[:, :count, count:] @ flat[:, dead], factor[:, :count, :count])
         new = torch.zeros_like(flat)
         new[:, live] = flat[:, live] + gain
-        shift = ((data.mean[:, None, :] @ (new - flat))[:, 0]).reshape(-1)
+        return self._changed(layer, new)
+
+    def _under(self, layer: AffineLayer, text: str) -> Candidate:
+        """The layer with the nearest weight that it can hold under an option."""
+        data = self.session.moments[layer.name]
+        option, setting = option_of(text)
+
+        def make(_: Sequence[Values]) -> dict[str, Tensor]:
+            intercept = layer.norm is not None or bool(layer.bias)
+            xx = data.xx if intercept else data.xx + data.mean[:, :, None] * data.mean[:, None, :]
+            return self._changed(layer, option.project(matrix(layer, self.weights[layer.weight]), xx, setting))
+
+        return Candidate(f"{layer.name} {text}", layer.step, self.tape.route(), make)
+
+    def _changed(self, layer: AffineLayer, new: Tensor) -> dict[str, Tensor]:
+        """The tensors of a layer with this weight in place of its own, the mean of its outputs kept."""
+        data, old = self.session.moments[layer.name], self.weights[layer.weight]
+        shift = ((data.mean[:, None, :] @ (new - matrix(layer, old)))[:, 0]).reshape(-1)
         changed = {layer.weight: layout(tensor(layer, new, old))}
         if layer.norm is not None:
             mean = self.weights[layer.norm.mean]

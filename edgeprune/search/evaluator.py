@@ -47,7 +47,7 @@ class Evaluator:
             narrow = narrowed(session.weights, plan)
             narrow |= repair_weights(
                 session, tape, narrow, route, kept_outputs(plan, session.device), session.fit,
-                ridges=session.ridges, seed=session.seed,
+                options=plan.options, ridges=session.ridges, seed=session.seed,
             )  # fmt: skip
             loss, same, positions = 0.0, 0, 0
             for batch, dense in zip(session.judge, session.dense, strict=True):

@@ -118,6 +118,7 @@ class SearchResult:
             "widths": dict(self.widths),
             "options": list(self.options),
             "removed": list(self.plan.removed),
+            **({"options_of_layers": dict(self.plan.options)} if self.plan.options else {}),
             "rounds": rounds,
             "front": [vars(item) for item in self.front],
         }
@@ -226,11 +227,11 @@ class _Answers:
         """Solve with the present factors and judge the answer; None where it is known already."""
         scaled = _scaled(program, self.stage_of, self.present)
         answer = solve(scaled, [self.budget], max_bytes=self.max_bytes, seconds=self.time_limit)[0]
-        key = repr((sorted(answer.choice.widths.items()), answer.choice.removed))
+        plan = to_plan(self.structure, self.curves, answer.choice)
+        key = plan.configuration.key
         if key in self.seen:
             return None
         self.seen.add(key)
-        plan = to_plan(self.structure, self.curves, answer.choice)
         verdict = self.judge(plan) if self.judge is not None else Verdict(float("nan"), None)
         predicted, removed = program.totals(answer.choice).loss, tuple(answer.choice.removed)
         item = Round(predicted, verdict.loss, verdict.agreement, answer.ms, dict(self.present), removed, cuts)

@@ -10,9 +10,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgeprune.graph import Layer, Structure, width
+from edgeprune.graph import Layer, Structure, option_of, width
 from edgeprune.search.curves import Sensitivity
-from edgeprune.search.program import Array, Assignment, ChannelGroup, Cost, Kernel, Program, RemovableBlock, kernel
+from edgeprune.search.program import (
+    Array,
+    Assignment,
+    ChannelGroup,
+    Cost,
+    Kernel,
+    KernelPrecision,
+    Program,
+    RemovableBlock,
+    kernel,
+)
 
 if TYPE_CHECKING:
     from edgeprune.graph import Plan
@@ -51,7 +61,8 @@ def formulate(
     for layer in {layer.name: layer for layer in structure.layers}.values():
         counts = sizes and layer.weight not in weighed
         weighed.add(layer.weight)
-        kernels += _kernels(layer, cost, known, inside.get(layer.name, ""), counts)
+        ways = curves.options.get(layer.name, {})
+        kernels += _kernels(layer, cost, known, inside.get(layer.name, ""), counts, ways)
     overhead = getattr(cost, "block_overhead", None)
     for block in removable:
         extra = max(0.0, float(overhead(block.module))) if overhead is not None else 0.0
@@ -62,9 +73,11 @@ def formulate(
 
 
 def to_plan(structure: Structure, curves: Sensitivity, choice: Assignment) -> Plan:
-    """The plan that a choice of widths and blocks means: each group keeps its most valuable units."""
+    """The plan that a choice of widths, blocks and options means: each group keeps its most valuable units."""
     kept = {name: curves.keep(name, value) for name, value in choice.widths.items()}
-    return structure.plan(kept, choice.removed)
+    known = curves.options
+    options = {name: text for name, text in choice.precisions.items() if text in known.get(name, {})}
+    return structure.plan(kept, choice.removed, options)
 
 
 def stages(structure: Structure) -> dict[str, str]:
@@ -78,13 +91,21 @@ def stages(structure: Structure) -> dict[str, str]:
     }
 
 
-def _kernels(layer: Layer, cost: Cost, widths: Mapping[str, Sequence[int]], block: str, sizes: bool) -> list[Kernel]:
+def _kernels(
+    layer: Layer,
+    cost: Cost,
+    widths: Mapping[str, Sequence[int]],
+    block: str,
+    sizes: bool,
+    ways: Mapping[str, float],
+) -> list[Kernel]:
     names = list(dict.fromkeys(s.group for s in (*layer.inputs, *layer.outputs) if s.group in widths))
     axes = [name for name in names if name is not None]
     cells = int(np.prod([len(widths[name]) for name in axes])) if axes else 1
     if len(axes) <= 2 or cells <= CELLS // 10:
         size = _weights(layer, axes, widths) if sizes else None
-        return [kernel(layer.name, axes, _table(layer, cost, axes, widths), block, size)]
+        own = kernel(layer.name, axes, _table(layer, cost, axes, widths), block, size)
+        return [_with_options(own, layer, cost, axes, widths, ways) if ways else own]
     # Too many inputs for one table (a long concat): the first-order sum over pairs of one input group and the output.
     outputs = [name for name in axes if any(s.group == name for s in layer.outputs)][:1]
     inputs = [name for name in axes if name not in outputs]
@@ -96,6 +117,26 @@ def _kernels(layer: Layer, cost: Cost, widths: Mapping[str, Sequence[int]], bloc
         lighter = None if all_weights is None else _weights(layer, [name, *outputs], widths) - all_weights[None]
         parts.append(kernel(f"{layer.name} <- {name}", (name, *outputs), saved, block, lighter))
     return _lifted(parts)
+
+
+def _with_options(
+    own: Kernel,
+    layer: Layer,
+    cost: Cost,
+    axes: Sequence[str],
+    widths: Mapping[str, Sequence[int]],
+    ways: Mapping[str, float],
+) -> Kernel:
+    """The layer's kernel with what it may become beside narrower, as far as `cost` knows it."""
+    offers = getattr(cost, "offers", None)
+    found = list(own.precisions)
+    for text, loss in ways.items():
+        if offers is not None and offers(layer.name, text):
+            option, setting = option_of(text)
+            whole = option.elements(layer.weight_shape, setting) / max(1, math.prod(layer.weight_shape))
+            size = None if found[0].bytes is None else found[0].bytes * whole
+            found.append(KernelPrecision(text, _table(layer, cost, axes, widths, text), loss, size))
+    return replace(own, precisions=tuple(found))
 
 
 def _lifted(parts: list[Kernel]) -> list[Kernel]:
@@ -126,8 +167,10 @@ def _elements(layer: Layer, units: Mapping[str, int]) -> float:
     return math.prod(layer.weight_shape) * area(units) / (area({}) or 1.0)
 
 
-def _table(layer: Layer, cost: Cost, axes: Sequence[str], widths: Mapping[str, Sequence[int]]) -> Array:
-    """Milliseconds over the options of `axes`; other groups stay whole."""
+def _table(
+    layer: Layer, cost: Cost, axes: Sequence[str], widths: Mapping[str, Sequence[int]], option: str = ""
+) -> Array:
+    """Milliseconds over the options of `axes`; other groups stay whole. `option`: what the layer becomes."""
     choices = [widths[name] for name in axes]
     cells = list(product(*choices))
     pairs = []
@@ -138,7 +181,8 @@ def _table(layer: Layer, cost: Cost, axes: Sequence[str], widths: Mapping[str, S
     matrix = getattr(cost, "matrix", None)
     if matrix is not None:
         ins, outs = sorted({a for a, _ in distinct}), sorted({b for _, b in distinct})
-        whole = np.asarray(matrix(layer.name, ins, outs), dtype=np.float64)
+        extra = (option,) if option else ()
+        whole = np.asarray(matrix(layer.name, ins, outs, *extra), dtype=np.float64)
         row, column = {a: i for i, a in enumerate(ins)}, {b: i for i, b in enumerate(outs)}
         time = {(a, b): float(whole[row[a], column[b]]) for a, b in distinct}
     else:

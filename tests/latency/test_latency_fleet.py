@@ -15,11 +15,11 @@ from test_latency_sample import EFFORT, empty, truth
 from edgeprune.devices import Fleet, Timing
 from edgeprune.devices.types import Probe
 from edgeprune.errors import DeviceUnreachable, JobFailed, TargetError
+from edgeprune.graph import DENSE
 from edgeprune.latency.build import ArtifactBuilder
 from edgeprune.latency.profiling import profile
 from edgeprune.latency.sample import extend
-from edgeprune.latency.table import Run
-from edgeprune.latency.variants import DENSE, draw
+from edgeprune.latency.variants import draw
 from edgeprune.target import Protocol
 
 
@@ -83,7 +83,7 @@ def test_one_board_drops_and_the_table_ends_on_the_other(made: ArtifactBuilder, 
     runs = {run.key: run.ratio for run in found.table.networks[made.network].runs}
     assert len(runs) >= 16
     for variant in variants[:4]:
-        ratio = runs[Run(variant.widths, tuple(variant.removed), 0.0, 0.0, "").key]
+        ratio = runs[variant.key]
         assert ratio == pytest.approx(truth(SimulatedDevice(), made, variant), rel=1e-3)
 
 

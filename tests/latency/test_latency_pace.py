@@ -10,6 +10,7 @@ import pytest
 from simulated import SimulatedDevice
 
 from edgeprune.devices.types import Timing
+from edgeprune.graph import DENSE, Configuration
 from edgeprune.latency.build import ArtifactBuilder
 from edgeprune.latency.closure import refine
 from edgeprune.latency.predict import Predictor
@@ -18,7 +19,7 @@ from edgeprune.latency.rounds import Measured, Pace
 from edgeprune.latency.sample import extend
 from edgeprune.latency.table import Table
 from edgeprune.latency.timing import Effort
-from edgeprune.latency.variants import DENSE, Variant, draw, half, options
+from edgeprune.latency.variants import draw, half, options
 from edgeprune.target import Protocol
 
 EFFORT = Effort(profile_runs=4, rounds=8, runs=2, retries=0)
@@ -40,14 +41,14 @@ class TwoPaces(SimulatedDevice):
         return [self._timing(found) for found in rounds]
 
 
-def ratios(made: ArtifactBuilder, device: TwoPaces, variants: Sequence[Variant]) -> tuple[np.ndarray, np.ndarray]:
+def ratios(made: ArtifactBuilder, device: TwoPaces, variants: Sequence[Configuration]) -> tuple[np.ndarray, np.ndarray]:
     """Of each variant, over the dense one: as the table has it, and at the device's faster pace."""
     table = extend(Table(device.probe().fingerprint), device, made, variants, EFFORT)
     anchor = half(made.structure, made.target.channels).widths
     runs = [run for run in table.networks[made.network].runs if run.removed or run.widths not in ({}, anchor)]
     opened = [device.load(made.build(DENSE, "dense").artifact)]
     opened += [
-        device.load(made.build(Variant(run.widths, run.removed), f"r{i}").artifact) for i, run in enumerate(runs)
+        device.load(made.build(Configuration(run.widths, run.removed), f"r{i}").artifact) for i, run in enumerate(runs)
     ]
     truths = np.array([one.truth for one in opened])
     for one in opened:
@@ -110,12 +111,12 @@ def test_a_deadline_in_milliseconds_is_met_whatever_the_dense_network_does(made:
     groups, dense = options(made.structure, steps), table.networks[made.network].dense
     shares = np.linspace(0.1, 1, 40)
     narrowed = [{n: max(u for u in w if u <= max(w[0], share * w[-1])) for n, w in groups.items()} for share in shares]
-    allowed = [Variant(widths) for widths in narrowed]
+    allowed = [Configuration(widths) for widths in narrowed]
 
-    def widest(predictor: Predictor, latency: float) -> Variant:
+    def widest(predictor: Predictor, latency: float) -> Configuration:
         return max((v for v in allowed if predictor.predict(v) <= latency), key=predictor.predict)
 
-    def milliseconds(variant: Variant) -> float:
+    def milliseconds(variant: Configuration) -> float:
         opened = device.load(made.build(variant, "asked").artifact)
         device.unload(opened)
         return float(opened.truth)

@@ -13,6 +13,7 @@ from simulated import SimulatedDevice
 
 from edgeprune.devices import Timing
 from edgeprune.errors import BudgetError, MeasurementError
+from edgeprune.graph import DENSE, Configuration
 from edgeprune.latency import Patience
 from edgeprune.latency.build import ArtifactBuilder
 from edgeprune.latency.closure import Enclosed, refine
@@ -22,7 +23,7 @@ from edgeprune.latency.profiling import profile, surprising
 from edgeprune.latency.sample import extend, settle
 from edgeprune.latency.table import Table
 from edgeprune.latency.timing import Effort
-from edgeprune.latency.variants import DENSE, Variant, draw, floor, options
+from edgeprune.latency.variants import draw, floor, options
 from edgeprune.recipe import BudgetSection
 from edgeprune.target import Protocol
 
@@ -33,7 +34,7 @@ def empty(device: SimulatedDevice) -> Table:
     return Table(device.probe().fingerprint)
 
 
-def truth(device: SimulatedDevice, maker: ArtifactBuilder, variant: Variant) -> float:
+def truth(device: SimulatedDevice, maker: ArtifactBuilder, variant: Configuration) -> float:
     """The simulated device's latency of a variant over the dense one's, without noise."""
     found = []
     for which in (variant, DENSE):
@@ -111,8 +112,8 @@ def test_plans_variants_and_widths_are_predicted_alike(noisy_table: tuple[Artifa
     made, table = noisy_table
     predictor = Predictor(table, made.structure, made.network)
     plan = made.structure.plan({"first.conv1": range(16)}, ["second"])
-    assert predictor.predict(plan) == predictor.predict(Variant({"first.conv1": 16}, ("second",)))
-    assert predictor.predict({"first.conv1": 16}) == predictor.predict(Variant({"first.conv1": 16}))
+    assert predictor.predict(plan) == predictor.predict(Configuration({"first.conv1": 16}, ("second",)))
+    assert predictor.predict({"first.conv1": 16}) == predictor.predict(Configuration({"first.conv1": 16}))
 
 
 def test_sampling_resumes_and_measures_nothing_twice(made: ArtifactBuilder) -> None:
@@ -173,7 +174,7 @@ def test_patience_narrows_the_intervals_of_a_noisy_device(made: ArtifactBuilder)
     for table in tables:
         runs = [run for run in table.networks[made.network].runs if run.widths or run.removed]
         spreads.append(max(run.spread for run in runs))
-        true = np.array([truth(hasty, made, Variant(run.widths, run.removed)) for run in runs])
+        true = np.array([truth(hasty, made, Configuration(run.widths, run.removed)) for run in runs])
         errors.append(float(np.abs(np.array([run.ratio for run in runs]) / true - 1).max()))
     assert spreads[1] <= EFFORT.max_spread < spreads[0]
     assert errors[1] <= EFFORT.max_spread
@@ -205,7 +206,7 @@ def test_what_disturbs_for_a_while_costs_time_but_no_table(made: ArtifactBuilder
     measured = table.networks[made.network].runs
     assert len(measured) > 4
     for run in measured:
-        assert run.ratio == pytest.approx(truth(device, made, Variant(run.widths, run.removed)), rel=0.25)
+        assert run.ratio == pytest.approx(truth(device, made, Configuration(run.widths, run.removed)), rel=0.25)
 
 
 def test_an_unknown_network_is_refused(made: ArtifactBuilder) -> None:
@@ -229,13 +230,13 @@ def uniform(maker: ArtifactBuilder) -> Any:
     """The simplest solver: the largest uniform fraction that is predicted to fit."""
     allowed = options(maker.structure, maker.target.channels)
 
-    def solve(predictor: Predictor, latency: float) -> Variant:
+    def solve(predictor: Predictor, latency: float) -> Configuration:
         best = None
         for fraction in np.linspace(0.02, 1, 150):
             wanted = {name: max(w[0], fraction * w[-1]) for name, w in allowed.items()}
             widths = {name: max(u for u in allowed[name] if u <= wanted[name]) for name in allowed}
-            if predictor.predict(Variant(widths)) <= latency:
-                best = Variant(widths)
+            if predictor.predict(Configuration(widths)) <= latency:
+                best = Configuration(widths)
         if best is None:
             raise BudgetError("no width fits.")
         return best
@@ -315,7 +316,7 @@ class Lucky(SimulatedDevice):
 def test_a_network_that_was_lucky_once_is_not_taken(noisy_table: tuple[ArtifactBuilder, Table]) -> None:
     """The winner's curse: of the networks within the budget, the one of least loss was measured too fast."""
     made, table = noisy_table
-    slow, fast = Variant({"first.conv1": 16}), Variant({"first.conv1": 8})
+    slow, fast = Configuration({"first.conv1": 16}), Configuration({"first.conv1": 8})
     device = Lucky(made.target.protocol)
     budget = 0.97 * truth(device, made, slow)
     assert truth(device, made, fast) < budget
@@ -333,12 +334,12 @@ def test_where_luck_was_the_only_one_within_the_budget_the_rounds_begin_again(
     noisy_table: tuple[ArtifactBuilder, Table],
 ) -> None:
     made, table = noisy_table
-    slow, fast = Variant({"first.conv1": 16}), Variant({"first.conv1": 8})
+    slow, fast = Configuration({"first.conv1": 16}), Configuration({"first.conv1": 8})
     device = Lucky(made.target.protocol)
     budget = 0.97 * truth(device, made, slow)
     answers, asked = iter([slow] * 4 + [fast]), list[float]()
 
-    def solve(predictor: Predictor, latency: float) -> Variant:
+    def solve(predictor: Predictor, latency: float) -> Configuration:
         asked.append(latency / predictor.dense)
         return next(answers, fast)
 
@@ -350,8 +351,8 @@ def test_where_luck_was_the_only_one_within_the_budget_the_rounds_begin_again(
 def test_closure_below_the_floor_says_so(noisy_table: tuple[ArtifactBuilder, Table]) -> None:
     made, table = noisy_table
 
-    def stubborn(predictor: Predictor, latency: float) -> Variant:
-        return Variant({"first.conv1": 8})
+    def stubborn(predictor: Predictor, latency: float) -> Configuration:
+        return Configuration({"first.conv1": 8})
 
     with pytest.raises(BudgetError, match="the budget is"):
         refine(stubborn, table, SimulatedDevice(), made, 0.1, effort=EFFORT, rounds=3)
@@ -397,10 +398,10 @@ def test_of_the_networks_within_the_budget_the_one_of_least_loss_is_taken(
     noisy_table: tuple[ArtifactBuilder, Table],
 ) -> None:
     made, table = noisy_table
-    narrow, wide = Variant({"first.conv1": 8}), Variant({"first.conv1": 16})
+    narrow, wide = Configuration({"first.conv1": 8}), Configuration({"first.conv1": 16})
     answers = iter([narrow, wide] * 3)
 
-    def closed(loss: Callable[[Variant], float] | None) -> Variant:
+    def closed(loss: Callable[[Configuration], float] | None) -> Configuration:
         nonlocal answers
         answers = iter([narrow, wide] * 3)
         return refine(
@@ -417,10 +418,10 @@ def test_a_network_too_near_to_the_budget_is_taken_only_where_no_other_fits(
 ) -> None:
     made, table = noisy_table
     device = SimulatedDevice()
-    near, room = Variant({"first.conv1": 16}), Variant({"first.conv1": 8})
+    near, room = Configuration({"first.conv1": 16}), Configuration({"first.conv1": 8})
     dearest = truth(device, made, near) / 0.997  # so that `near` takes 0.997 of the budget
 
-    def closed(*given: Variant) -> Variant:
+    def closed(*given: Configuration) -> Configuration:
         answers = iter(given * 4)
         return refine(
             lambda predictor, latency: next(answers), table, device, made, dearest, effort=EFFORT, rounds=4

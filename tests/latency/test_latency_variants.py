@@ -8,10 +8,10 @@ import torch
 from latency_net import Prepared
 from onnx import numpy_helper
 
-from edgeprune.graph import trace
+from edgeprune.graph import Configuration, trace
 from edgeprune.latency.build import ArtifactBuilder
 from edgeprune.latency.slicing import narrow
-from edgeprune.latency.variants import Variant, draw, floor, options
+from edgeprune.latency.variants import draw, floor, options
 from edgeprune.target import Channels
 
 STEPS = Channels(step=16, input_step=8, depthwise_step=16, minimum=8)
@@ -74,7 +74,7 @@ def test_a_graph_that_cannot_be_sliced_is_refused_and_exported_instead(
             tensor.name = "folded"
     for node in strange.graph.node:
         node.input[:] = ["folded" if name == "first.conv2.weight" else name for name in node.input]
-    variant = Variant({"first.conv1": 16})
+    variant = Configuration({"first.conv1": 16})
     assert narrow(strange, prepared.structure, variant) is None
     graph = dataclasses.replace(made, dense=strange).float_graph(variant)
     shapes = {t.name: list(numpy_helper.to_array(t).shape) for t in graph.graph.initializer}
@@ -100,7 +100,7 @@ def test_a_flattened_map_is_cut_by_whole_channels(tmp_path: object) -> None:
     model, example = Flat().eval(), torch.zeros(1, 3, 8, 8)
     structure = trace(model, example)
     dense = export_onnx(model, example, Path(str(tmp_path)) / "flat.onnx")
-    graph = narrow(dense, structure, Variant({"conv": 8}))
+    graph = narrow(dense, structure, Configuration({"conv": 8}))
     assert graph is not None
     image = np.random.default_rng(0).random((1, 3, 8, 8), np.float32)
     with torch.no_grad():

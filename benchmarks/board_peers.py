@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
+from common import EXAMPLES, RESULTS, save, with_site
+
 RATIOS = tuple(step / 40 for step in range(2, 38))
 
 
@@ -32,9 +32,9 @@ def main() -> None:
     parser.add_argument("--shares", type=float, nargs="+", default=[0.8, 0.65, 0.5], help="of the dense INT8 latency")
     parser.add_argument("--multiple", type=int, default=16, help="Torch-Pruning's round_to")
     parser.add_argument("--images", type=int, default=512, help="for the repair")
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "board_peers.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "board_peers.json")
     options = parser.parse_args()
-    sys.path += [options.site, str(HERE)]
+    with_site(options.site)
     options.work.mkdir(parents=True, exist_ok=True)
     bench = Bench(options.run, options.work, options.images)
     plans = bench.plans(options.shares, options.multiple)
@@ -54,7 +54,7 @@ def main() -> None:
         "accuracy": "top-1 of the INT8 artifact on the test images, exact pre-check",
         "rows": {name: {**facts[name], **row} for name, row in rows.items()},
     }
-    options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    save(options.out, found)
     for name, row in found["rows"].items():
         print(f"{name:32} {row['accuracy']:.2%} {row['instructions'] / 1e6:8.3f} M {row['speedup']:.3f}x", flush=True)
 
@@ -71,7 +71,7 @@ class Bench:
 
         torch.set_num_threads(1)
         self.run, self.work = run, work
-        self.recipe = recipe.load(HERE.parent / "examples" / "cifar10" / "recipe.toml")
+        self.recipe = recipe.load(EXAMPLES / "cifar10" / "recipe.toml")
         self.target = target.load(json.loads((run / "result.json").read_text("utf-8"))["target"])
         self.model, self.data = load_model(self.recipe), load_data(self.recipe)
         self.images = torch.from_numpy(self.data.train.take(images).arrays())

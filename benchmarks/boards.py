@@ -19,7 +19,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
+from common import RESULTS, save
+
 NETWORKS = ("dense_fp32", "dense_int8", "pruned_fp32", "pruned_int8", "pruned_int8_b")  # the last: flavour B
 
 
@@ -70,12 +71,12 @@ def differ(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "boards.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "boards.json")
     options = parser.parse_args()
     runs = [account(run) for run in options.runs]
     found = {"runs": runs, "differences": [differ(*pair) for pair in combinations(runs, 2)]}
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    save(options.out, found)
     for run in runs:
         int8 = run["networks"]["pruned_int8"]
         images = (int8["emulated"] or {"images": 0})["images"]

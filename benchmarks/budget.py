@@ -20,7 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from prediction import HERE, keep_row, patiently, workplace
+from common import HERE
+from prediction import keep_row, patiently, workplace
 
 RUNS = (
     ("resnet56", "x86-onnxruntime", 1.5),

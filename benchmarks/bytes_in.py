@@ -14,10 +14,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -26,15 +24,14 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from common import EXAMPLES, RESULTS, ROOT, beside, heads, kept, line, put, ratios, save
 
-from edgeprune import devices, files, model, quantize, runtimes
+from edgeprune import devices, model, quantize, runtimes
 from edgeprune import target as targets
 from edgeprune.devices import Artifact
 from edgeprune.model import Ends
 
-HERE = Path(__file__).resolve().parent
-OUT, PAGE = HERE / "results" / "bytes_in.json", HERE.parent / "docs" / "data.md"
-BEGIN, END = "<!-- benchmarks/bytes_in.py: begin -->", "<!-- benchmarks/bytes_in.py: end -->"
+OUT, PAGE = RESULTS / "bytes_in.json", ROOT / "docs" / "data.md"
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CASES = {  # name: (file and factory below examples/, weights, side, mean, std)
     "U-Net, 96 x 96": ("segmentation/unet.py:unet", "segmentation/unet.safetensors", 96, (0.0,), (1.0,)),
@@ -90,9 +87,9 @@ def host(ends: Ends, side: int, scores: Any) -> dict[str, float]:
 def row(name: str, target: Any, rounds: int, folder: Path) -> dict[str, Any]:
     """One network on one target: form -> its ratios to the network as it is, all rounds."""
     factory, weights, side, mean, std = CASES[name]
-    network = model.load_factory(str(HERE.parent / "examples" / factory))()
+    network = model.load_factory(str(EXAMPLES / factory))()
     if weights:
-        network.load_state_dict(model.load_weights(HERE.parent / "examples" / weights))
+        network.load_state_dict(model.load_weights(EXAMPLES / weights))
     graph = model.export_onnx(network.eval(), torch.zeros(1, 3, side, side), folder / "float.onnx")
     quantised = quantize.apply(graph, quantize.dummy_ranges(graph), runtimes.DIALECTS[target.dialect])
     made: dict[str, Artifact] = {}
@@ -105,21 +102,15 @@ def row(name: str, target: Any, rounds: int, folder: Path) -> dict[str, Any]:
         made["uint8 NHWC in, PrePostProcessor"] = by_openvino(
             folder / "form-0.onnx", folder / "own", forms(mean, std)["both"]
         )
-    ratios: dict[str, list[float]] = {form: [] for form in made}
-    medians = []
     with devices.connect(target, "local") as device:
-        loaded = [device.load(one) for one in made.values()]
-        for _ in range(rounds):
-            timings = device.measure(loaded, target.protocol)
-            medians.append(timings[0].median)
-            for form, one in zip(made, timings, strict=True):
-                ratios[form].append(one.median / timings[0].median)
+        found, medians = ratios(device, [device.load(one) for one in made.values()], target.protocol, rounds)
+    each = dict(zip(made, found, strict=True))
     with torch.inference_mode():
         scores = network(torch.zeros(1, 3, side, side)).numpy()
     numpy_ms = host(forms(mean, std)["both"], side, scores)
     return {
-        "ratios": ratios,
-        "median": {form: statistics.median(found) for form, found in ratios.items()},
+        "ratios": each,
+        "median": {form: statistics.median(times) for form, times in each.items()},
         "numpy": {name: one / statistics.median(medians) for name, one in numpy_ms.items()},
         "load": round(os.getloadavg()[0], 1),
     }
@@ -127,16 +118,13 @@ def row(name: str, target: Any, rounds: int, folder: Path) -> dict[str, Any]:
 
 def table(rows: dict[str, Any]) -> str:
     """Markdown: a line a network and target."""
-    heads = ["uint8 NHWC in", "argmax out", "both", "uint8 NHWC in, PrePostProcessor"]
-    lines = [
-        "| dense INT8 network | bytes in | best class out | both | bytes in, OpenVINO's own way | numpy: bytes "
-        "| numpy: best class |",
-        "|---" * 7 + "|",
-    ]
+    forms = ["uint8 NHWC in", "argmax out", "both", "uint8 NHWC in, PrePostProcessor"]
+    own = ("bytes in", "best class out", "both", "bytes in, OpenVINO's own way")
+    lines = heads("dense INT8 network", *own, "numpy: bytes", "numpy: best class")
     for name, one in rows.items():
-        cells = [f"{one['median'][head]:.2f}" if head in one["median"] else "" for head in heads]
-        cells += [f"{one['numpy'][head]:.2f}" for head in heads[:2]]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        cells = [f"{one['median'][head]:.2f}" if head in one["median"] else "" for head in forms]
+        cells += [f"{one['numpy'][head]:.2f}" for head in forms[:2]]
+        lines.append(line(name, *cells))
     return "\n".join(lines)
 
 
@@ -150,18 +138,16 @@ def main() -> None:
     parser.add_argument("--table", action="store_true")
     given = parser.parse_args()
     if given.table:
-        before, _, rest = PAGE.read_text().partition(BEGIN)
-        text = f"{before}{BEGIN}\n\n{table(json.loads(OUT.read_text()))}\n\n{END}{rest.partition(END)[2]}"
-        files.write_text(PAGE, text)
+        put(PAGE, "bytes_in.py", table(kept(OUT)))
         return
-    sys.path.insert(0, str(HERE.parent / "examples"))
-    found = json.loads(given.out.read_text()) if given.out.exists() else {}
+    beside("examples")
+    found = kept(given.out)
     for target in map(targets.load, given.targets):
         for name in given.only:
             with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
                 found[f"{name} on {target.name}"] = made = row(name, target, given.rounds, Path(folder))
             print(name, target.name, {form: round(one, 3) for form, one in made["median"].items()}, made["numpy"])
-            files.write_text(given.out, json.dumps(found, indent=1) + "\n")
+            save(given.out, found)
 
 
 if __name__ == "__main__":

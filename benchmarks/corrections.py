@@ -11,12 +11,12 @@ benchmarks/results/corrections.json: for each runtime and speed-up the answers i
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from head_to_head import HERE, load, save, splits
+from common import RESULTS, kept, save
+from head_to_head import load, splits
 
 from edgeprune import devices
 from edgeprune import target as targets
@@ -34,12 +34,12 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--trials", type=int, default=24)
     parser.add_argument("--speedups", type=float, nargs="+", default=[1.5, 2.0, 3.0])
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "corrections.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "corrections.json")
     options = parser.parse_args()
     model, (images, *_) = load("resnet56", None), splits(options.data, options.images, 1)
     structure, session = trace(model, images[:1]), Session(model, images)
     judge = Evaluator(structure, session)
-    rows: dict[str, Any] = json.loads(options.out.read_text("utf-8")) if options.out.exists() else {}
+    rows: dict[str, Any] = kept(options.out)
     for name in ("intel-cpu", "x86-onnxruntime"):
         predictor, curves = prepared(name, structure, session, options.tables)
         for speedup in options.speedups:

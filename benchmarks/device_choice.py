@@ -28,7 +28,8 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
+from common import EXAMPLES, RESULTS, kept, save, with_site
+
 TARGETS = ("intel-cpu", "x86-onnxruntime", "raspberry-pi-4", "raspberry-pi-5")
 LEVEL_OF, BUDGET = "raspberry-pi-5", 0.5  # all lose what this target's network of this share of the latency loses
 ROUNDS = 4  # networks that closure measures, at most
@@ -44,7 +45,7 @@ class Bench:
     def recipe(self) -> Any:
         from edgeprune import recipe
 
-        return recipe.load(HERE.parent / "examples" / "cifar10" / "recipe.toml")
+        return recipe.load(EXAMPLES / "cifar10" / "recipe.toml")
 
     @cached_property
     def model(self) -> Any:
@@ -235,7 +236,7 @@ def choose(bench: Bench, rows: dict[str, Any], names: Sequence[str]) -> None:
             "closure": steps,
         }
         print(name, {k: v for k, v in rows["chosen"][name].items() if k != "widths"}, flush=True)
-        save(bench, rows)
+        keep(bench, rows)
 
 
 def loss(bench: Bench, name: str, network: Mapping[str, Any], level: Mapping[str, Any]) -> float:
@@ -280,7 +281,7 @@ def measure(bench: Bench, rows: dict[str, Any], names: Sequence[str], peers: boo
             },
         }
         print(home, {k: round(v["ratio"], 4) for k, v in rows["measured"][home]["networks"].items()}, flush=True)
-        save(bench, rows)
+        keep(bench, rows)
 
 
 def report(rows: Mapping[str, Any]) -> dict[str, Any]:
@@ -299,16 +300,14 @@ def report(rows: Mapping[str, Any]) -> dict[str, Any]:
 def stored(work: Path) -> dict[str, Any]:
     """What earlier calls, and others that run now, have left."""
     known = work / "rows.json"
-    return json.loads(known.read_text(encoding="utf-8")) if known.exists() else {}
+    return kept(known)
 
 
-def save(bench: Bench, rows: dict[str, Any]) -> None:
+def keep(bench: Bench, rows: dict[str, Any]) -> None:
     """Keep the rows; those of a call that measures another device at the same time stay."""
     for section, found in stored(bench.work).items():
         rows[section] = {**found, **rows[section]}
-    part = bench.work / "rows.part"
-    part.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    part.replace(bench.work / "rows.json")
+    keep(bench.work / "rows.json", rows)
 
 
 def main() -> None:
@@ -317,7 +316,7 @@ def main() -> None:
     parser.add_argument("--site", default="", help="folder with torch_pruning, to measure its networks beside ours")
     parser.add_argument("--rounds", type=int, default=200, help="of a measurement in time: its scatter averages out")
     parser.add_argument("--images", type=int, default=256, help="for curves and judging")
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "device_choice.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "device_choice.json")
     parser.add_argument("step", choices=("level", "choose", "measure", "report"))
     parser.add_argument("targets", nargs="*", default=TARGETS, metavar="TARGET")
     options = parser.parse_args()
@@ -336,16 +335,16 @@ def main() -> None:
             "date": datetime.now(UTC).date().isoformat(),
         }
         found = {"conditions": conditions, **report(rows)}
-        options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        save(options.out, found)
         print(json.dumps({"ratio": found["ratio"], "advantage": found["advantage"]}, indent=1))
     elif options.step == "level":
         rows["level"] = bench.level()
-        save(bench, rows)
+        keep(bench, rows)
         print(rows["level"])
     elif options.step == "choose":
         choose(bench, rows, options.targets)
     else:
-        sys.path += [options.site, str(HERE)] if options.site else []
+        with_site(options.site)
         measure(bench, rows, options.targets, bool(options.site), options.rounds)
 
 

@@ -16,12 +16,11 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from edgeprune import files
+from common import EXAMPLES, RESULTS, kept, put, save
+
 from edgeprune import result as results
 
-HERE = Path(__file__).resolve().parent
-OUT, EXAMPLES = HERE / "results" / "examples.json", HERE.parent / "examples"
-BEGIN, END = "<!-- benchmarks/examples_run.py: begin -->", "<!-- benchmarks/examples_run.py: end -->"
+OUT, EXAMPLES = RESULTS / "examples.json", EXAMPLES
 NETWORKS = ("dense_fp32", "dense_int8", "pruned_fp32", "pruned_int8")
 
 
@@ -75,12 +74,6 @@ def table(rows: dict[str, dict[str, Any]], named: bool) -> str:
     return "\n".join(lines)
 
 
-def put(page: Path, text: str) -> None:
-    """Between the marks of a page."""
-    before, _, rest = page.read_text().partition(BEGIN)
-    files.write_text(page, f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.partition(END)[2]}")
-
-
 def main() -> None:
     """Collect runs, or write the pages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -88,15 +81,15 @@ def main() -> None:
     parser.add_argument("runs", nargs="*", type=Path)
     parser.add_argument("--load", type=float, default=0.0)
     given = parser.parse_args()
-    known = json.loads(OUT.read_text()) if OUT.exists() else {}
+    known = kept(OUT)
     if given.step == "keep":
         known.update(row(run, given.load) for run in given.runs)
-        files.write_text(OUT, json.dumps(dict(sorted(known.items())), indent=1) + "\n")
+        save(OUT, dict(sorted(known.items())))
         return
-    put(EXAMPLES / "README.md", table(known, True))
+    put(EXAMPLES / "README.md", "examples_run.py", table(known, True))
     for name in sorted({key.partition(" on ")[0] for key in known}):
         mine = {key: one for key, one in known.items() if key.partition(" on ")[0] == name}
-        put(EXAMPLES / name / "README.md", table(mine, False))
+        put(EXAMPLES / name / "README.md", "examples_run.py", table(mine, False))
 
 
 if __name__ == "__main__":

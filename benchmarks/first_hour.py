@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import HERE, RESULTS, kept
 
 from edgeprune import pipeline, recipe, target
 from edgeprune.errors import EdgepruneError
 
-HERE = Path(__file__).resolve().parent
 NETWORKS = {  # name -> its recipe
     "resnet56": "examples/cifar10/recipe.toml",
     "keywords": "examples/keywords/recipe.toml",
@@ -136,9 +136,9 @@ def main() -> None:
     parser.add_argument("--loaded", action="store_true")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--runs", type=Path, default=Path("runs/first-hour"))
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "first_hour.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "first_hour.json")
     given = parser.parse_args()
-    rows: dict[str, Any] = json.loads(given.out.read_text()) if given.out.is_file() else {}
+    rows: dict[str, Any] = kept(given.out)
     load = subprocess.Popen([sys.executable, str(HERE / "load.py"), "--seconds", "7200"]) if given.loaded else None
     try:
         for name in given.networks:

@@ -20,7 +20,6 @@ import json
 import os
 import signal
 import statistics
-import sys
 import tempfile
 import threading
 import time
@@ -28,9 +27,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import beside, save
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "examples" / "cifar10"), str(ROOT / "tests" / "latency")]
+beside("examples/cifar10", "tests/latency")
 
 from resnet import resnet20  # noqa: E402
 from simulated import SimulatedDevice  # noqa: E402
@@ -167,7 +166,7 @@ def main() -> None:
     }
     print(json.dumps({key: value for key, value in found.items() if key != "rows"}, indent=1))
     if given.out:
-        given.out.write_text(json.dumps(found, indent=1) + "\n")
+        save(given.out, found)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ import argparse
 import json
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
+from common import HERE, ROOT
+
 PANELS = (
     ("resnet56", "intel-cpu", "ResNet-56, OpenVINO"),
     ("resnet56", "x86-onnxruntime", "ResNet-56, ONNX Runtime"),
@@ -72,7 +73,7 @@ def draw(found: dict, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=HERE.parent / "docs" / "front.svg")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "front.svg")
     given = parser.parse_args()
     draw(json.loads((HERE / "head_to_head.json").read_text()), given.out)
     print(f"{given.out}: {given.out.stat().st_size / 1000:.0f} kB")

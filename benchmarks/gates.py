@@ -9,6 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
+from common import save
 from scipy.stats import binom
 
 from edgeprune.workload import paired
@@ -57,7 +58,7 @@ def main() -> None:
             )
             print(json.dumps(rows[-1]), flush=True)
     facts = {"confidence": asked.confidence, "dense_errors": ERRORS, "pruned_alone_right": CHANCES, "rows": rows}
-    asked.out.write_text(json.dumps(facts, indent=1) + "\n")
+    save(asked.out, facts)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,7 @@ Rows are kept as they come: a killed run goes on where it stopped. Writes benchm
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -27,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import EXAMPLES, HERE, beside, kept, save, with_site
 from methods import EVALUATED, METHODS, Bench
 
-HERE = Path(__file__).resolve().parent
 RUNS = (
     ("resnet56", "intel-cpu", (1.5, 2.0, 3.0)),
     ("resnet56", "x86-onnxruntime", (1.5, 2.0, 3.0)),
@@ -44,12 +42,12 @@ def load(name: str, weights: Path | None) -> Any:
     from safetensors.torch import load_file
 
     torch.set_num_threads(1)
-    sys.path.insert(0, str(HERE.parent / "examples" / "cifar10"))
+    beside("examples/cifar10")
     import resnet
     import vgg
 
     model = resnet.resnet56() if name == "resnet56" else vgg.vgg16_bn()
-    file = weights or HERE.parent / "examples" / "cifar10" / f"{name}.safetensors"
+    file = weights or EXAMPLES / "cifar10" / f"{name}.safetensors"
     model.load_state_dict(load_file(file))
     return model.eval()
 
@@ -201,12 +199,6 @@ def measured_together(made: Any, device: Any, target: Any, plans: Mapping[str, A
     return {key: timing.median / dense.median for key, timing in zip(plans, others, strict=True)}
 
 
-def save(out: Path, rows: Any) -> None:
-    temporary = out.with_suffix(".tmp")
-    temporary.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(out)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
@@ -225,9 +217,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "head_to_head.json")
     options = parser.parse_args()
     if options.site:
-        sys.path.append(options.site)
+        with_site(options.site)
     options.work.mkdir(parents=True, exist_ok=True)
-    rows = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {}
+    rows = kept(options.out)
     rows["conditions"] = {
         "images": options.images,
         "repair_images": options.repair,

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from head_to_head import HERE
+from common import HERE
 from methods import METHODS
 
 Rows = dict[tuple[str, str, float, str], dict[str, Any]]

@@ -34,9 +34,9 @@ from typing import Any
 
 import int8_peers
 import numpy as np
+from common import HERE, ROOT, save
 from numpy.typing import NDArray
 
-HERE = Path(__file__).resolve().parent
 TARGETS = {"openvino": "intel-cpu", "ort-x86": "x86-onnxruntime"}  # runtimes that this machine has
 OURS = ("edgeprune", "edgeprune-reconstruct")
 FALLBACK = "edgeprune-fallback"
@@ -393,8 +393,8 @@ def table(given: argparse.Namespace) -> None:
     report = importlib.import_module("int8_report")
     found = report.collect(list(cases(given)), environment(given.folder))
     out: Path = given.out
-    out.write_text(json.dumps(found, indent=1) + "\n")
-    report.write(found, HERE.parent / "docs" / "int8.md")
+    save(out, found)
+    report.write(found, ROOT / "docs" / "int8.md")
 
 
 STEPS = {

@@ -32,13 +32,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import ROOT, beside
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from edgeprune.model import export_onnx
 
-ROOT = Path(__file__).resolve().parents[1]
 CIFAR = ROOT / ".cache" / "cifar10"
 CALIBRATION = 256
 HELD_OUT = 200  # photos before this one calibrate
@@ -97,7 +97,7 @@ def photos(folder: Path, mean: float | tuple[float, ...], deviation: float | tup
 
 def example(file: str, factory: str) -> nn.Module:
     """A network of examples/cifar10 with the weights that fetch.py wrote."""
-    sys.path.insert(0, str(ROOT / "examples" / "cifar10"))
+    beside("examples/cifar10")
     model: nn.Module = getattr(importlib.import_module(file), factory)()
     model.load_state_dict(load_file(CIFAR / f"{factory}.safetensors"))
     return model
@@ -105,7 +105,7 @@ def example(file: str, factory: str) -> nn.Module:
 
 def resnet18(wheels: Path) -> nn.Module:
     """ResNet-18 for CIFAR-10: the blocks of examples/cifar10, 64 to 512 channels wide."""
-    sys.path.insert(0, str(ROOT / "examples" / "cifar10"))
+    beside("examples/cifar10")
     base = importlib.import_module("resnet").ResNet
 
     class ResNet18(base):  # type: ignore[misc, valid-type]

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import heads, put
 from numpy.typing import NDArray
 
-BEGIN, END = "<!-- benchmarks/int8.py: begin -->", "<!-- benchmarks/int8.py: end -->"
 TITLES = {
     "openvino": "OpenVINO",
     "ort-x86": "ONNX Runtime, x86",
@@ -143,12 +143,7 @@ def place(row: Row) -> str:
 
 def write(found: Row, path: Path) -> None:
     """Put the tables between the marks of a Markdown file."""
-    text = path.read_text()
-    if BEGIN not in text or END not in text:
-        raise SystemExit(f"{path.name}: no place for the tables; put the lines {BEGIN} and {END} there.")
-    before, _, rest = text.partition(BEGIN)
-    after = rest.partition(END)[2]
-    path.write_text(f"{before}{BEGIN}\n{tables(found)}\n{END}{after}")
+    put(path, "int8.py", tables(found))
 
 
 def tables(found: Row) -> str:
@@ -172,7 +167,7 @@ def grid(title: str, body: Sequence[Row], cell: Any, dense: str) -> str:
     """Networks down, makers across."""
     seen = dict.fromkeys(row["artifact"] for row in body if row["artifact"] != "fp32")
     makers = [*(maker for maker in OWN if maker in seen), *(maker for maker in seen if maker not in OWN)]
-    lines = [f"**{title}**", "", f"| network | {dense} | {' | '.join(makers)} |", "|---" * (len(makers) + 2) + "|"]
+    lines = [f"**{title}**", "", *heads("network", dense, *makers)]
     for network in dict.fromkeys(row["network"] for row in body):
         cells = {row["artifact"]: row for row in body if row["network"] == network}
         images = cells["fp32"].get("images")
@@ -199,8 +194,7 @@ def compiled(body: Sequence[Row]) -> str:
     lines = [
         f"**TensorRT-RTX {version} for SM86: convolutions in INT8 / intended**",
         "",
-        "| network | A | B |",
-        "|---|---|---|",
+        *heads("network", "A", "B"),
     ]
     for network in dict.fromkeys(row["network"] for row in body):
         cells = {row["runtime"]: row for row in body if row["network"] == network}
@@ -218,8 +212,7 @@ def fell_back(row: Row) -> str:
     lines = [
         f"**Fallback, {row['network']}, {TITLES[row['runtime']]}: sum of profiled kernels, noise over signal**",
         "",
-        "| | layers in float | ms | noise |",
-        "|---|---|---|---|",
+        *heads("", "layers in float", "ms", "noise"),
     ]
     for kind, name in (("none", "all INT8"), ("auto", "program"), ("greedy", "greedy")):
         part = row[kind]

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-BEGIN, END = "<!-- benchmarks/int8_tasks.py: begin -->", "<!-- benchmarks/int8_tasks.py: end -->"
+from common import heads, put
+
 TITLES = {"ort": "ONNX Runtime, x86", "openvino": "OpenVINO"}
 MAKERS = ("edgeprune", "edgeprune-task", "ort-minmax", "nncf", "nncf-transformer")
 Row = dict[str, Any]
@@ -14,12 +15,7 @@ Row = dict[str, Any]
 
 def write(found: Row, path: Path) -> None:
     """Put the tables between the marks of a Markdown file."""
-    text = path.read_text()
-    if BEGIN not in text or END not in text:
-        raise SystemExit(f"{path.name}: no place for the tables; put the lines {BEGIN} and {END} there.")
-    before, _, rest = text.partition(BEGIN)
-    after = rest.partition(END)[2]
-    path.write_text(f"{before}{BEGIN}\n{tables(found)}\n{END}{after}")
+    put(path, "int8_tasks.py", tables(found))
 
 
 def tables(found: Row) -> str:
@@ -37,8 +33,7 @@ def table(title: str, rows: dict[str, Row]) -> str:
     lines = [
         f"**{title}**",
         "",
-        "| network | graph | metric | lost to FP32 (95 %) | times FP32's speed | KB | CPU seconds |",
-        "|---|---|---|---|---|---|---|",
+        *heads("network", "graph", "metric", "lost to FP32 (95 %)", "times FP32's speed", "KB", "CPU seconds"),
     ]
     for name, row in rows.items():
         unit = f", {row['unit']}" if row["unit"] else ""

@@ -34,6 +34,7 @@ import int8_peers
 import int8_task_report
 import numpy as np
 import onnx
+from common import HERE, RESULTS, ROOT, kept, save
 from int8_task_cases import NAMES, Feed, Sources, TaskCase, load, session
 from numpy.typing import NDArray
 
@@ -41,8 +42,7 @@ from edgeprune import quantize
 from edgeprune.runtimes import for_cpu
 from edgeprune.workload import Score
 
-HERE = Path(__file__).resolve().parent
-OUT = HERE / "results" / "int8_tasks.json"
+OUT = RESULTS / "int8_tasks.json"
 ROUNDS = 30
 LEAST = 0.01  # seconds of a measurement: small networks are called several times
 Row = dict[str, Any]
@@ -208,11 +208,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             case = load(name, sources)
             for runtime in given.runtime:
                 row = measure(case, runtime, given)
-                table = json.loads(OUT.read_text()) if OUT.exists() else {}
+                table = kept(OUT)
                 table |= {"cpu": "VNNI" if vnni() else "AVX2, no VNNI", f"{name} {runtime}": row}
-                OUT.write_text(json.dumps(table, indent=1) + "\n")
+                save(OUT, table)
                 print(name, runtime, json.dumps(row), flush=True)
-    int8_task_report.write(json.loads(OUT.read_text()), HERE.parent / "docs" / "int8.md")
+    int8_task_report.write(json.loads(OUT.read_text()), ROOT / "docs" / "int8.md")
 
 
 if __name__ == "__main__":

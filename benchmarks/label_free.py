@@ -11,15 +11,14 @@ benchmarks/head_to_head.py, at 1.15 and 1.3 times the speed of dense INT8. Weigh
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from head_to_head import HERE, closed_row, measured_together, save
+from common import HERE, kept, save, with_site
+from head_to_head import closed_row, measured_together
 from int8_cases import HELD_OUT, IMAGENET, mobilenet_v2, photos, prepare_vision
 from methods import METHODS, Bench
 
@@ -111,9 +110,9 @@ def main() -> None:
     parser.add_argument("--closure", type=int, default=6, help="networks that closure may measure for one method")
     parser.add_argument("--out", type=Path, default=HERE / "label_free.json")
     options = parser.parse_args()
-    sys.path.append(options.site)
+    with_site(options.site)
     options.work.mkdir(parents=True, exist_ok=True)
-    rows = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {}
+    rows = kept(options.out)
     compare(options, rows)
 
 

@@ -12,12 +12,12 @@ survives is not asked: the second kind is exact, the first changes the function.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from common import RESULTS, ratios, save
 from torch import nn
 
 from edgeprune import devices
@@ -25,7 +25,6 @@ from edgeprune import target as targets
 from edgeprune.graph import DENSE, trace
 from edgeprune.latency import maker
 
-HERE = Path(__file__).resolve().parent
 PAIRS = 4
 ROUNDS = 4  # of the target's own protocol; the median ratio counts
 # name: (channels outside, channels between, kernel, side)
@@ -64,13 +63,9 @@ def ratio(device: Any, target: Any, case: tuple[int, int, int, int], folder: Pat
         made = maker(model, structure, example, target, folder / str(merged))
         loaded.append(device.load(made.build(DENSE, "dense").artifact))
         macs.append(sum(layer.macs for layer in structure.layers))
-    found = []
-    for _ in range(ROUNDS):
-        separate, one = device.measure(loaded, target.protocol)
-        found.append(one.median / separate.median)
+    found = sorted(ratios(device, loaded, target.protocol, ROUNDS)[0][1])
     for item in loaded:
         device.unload(item)
-    found.sort()
     return {
         "time": (found[ROUNDS // 2 - 1] + found[ROUNDS // 2]) / 2,
         "least": found[0],
@@ -81,7 +76,7 @@ def ratio(device: Any, target: Any, case: tuple[int, int, int, int], folder: Pat
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "merged_blocks.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "merged_blocks.json")
     options = parser.parse_args()
     rows: dict[str, dict[str, dict[str, float]]] = {}
     for name in ("intel-cpu", "x86-onnxruntime"):
@@ -91,7 +86,7 @@ def main() -> None:
                 with tempfile.TemporaryDirectory() as folder:
                     rows.setdefault(case, {})[name] = ratio(device, target, shape, Path(folder))
                 print(f"{case}, {name}: {rows[case][name]}", flush=True)
-    options.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    save(options.out, rows)
 
 
 if __name__ == "__main__":

@@ -19,15 +19,14 @@ import argparse
 import contextlib
 import json
 import os
-import sys
 import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import HERE, beside, save, with_site
 
-HERE = Path(__file__).resolve().parent
 NETWORKS = ("resnet56", "vgg16", "resnet18", "mobilenetv2", "minilm", "dscnn", "tcresnet", "detector")
 TARGETS = ("x86-onnxruntime", "intel-cpu")
 
@@ -39,7 +38,7 @@ def network(name: str, site: str) -> tuple[Any, tuple[int, ...]]:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     if name in ("resnet56", "vgg16"):
-        sys.path.insert(0, str(HERE.parent / "examples" / "cifar10"))
+        beside("examples/cifar10")
         import resnet
         import vgg
 
@@ -48,7 +47,7 @@ def network(name: str, site: str) -> tuple[Any, tuple[int, ...]]:
         import shipped
 
         return shipped.build(name)
-    sys.path.append(site)
+    with_site(site)
     if "_library" not in globals():  # on a CPU build of torch these two operators are missing
         library = torch.library.Library("torchvision", "DEF")
         for operator in ("nms", "qnms"):
@@ -183,7 +182,7 @@ def keep_row(path: Path, row: dict[str, Any], keys: tuple[str, ...]) -> list[dic
     rows = json.loads(path.read_text()) if path.exists() else []
     rows = [old for old in rows if any(old[key] != row[key] for key in keys)] + [row]
     rows.sort(key=lambda one: [str(one[key]) for key in keys])
-    path.write_text(json.dumps(rows, indent=1) + "\n")
+    save(path, rows)
     return rows
 
 

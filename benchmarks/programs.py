@@ -13,12 +13,12 @@ benchmarks/results/programs.json.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from corrections import HERE, load, prepared, save, splits
+from common import RESULTS, kept, save
+from corrections import load, prepared, splits
 
 from edgeprune.engine import Session
 from edgeprune.graph import trace
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--tables", type=Path, required=True)
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--only", nargs="+", default=["intel-cpu/2", "intel-cpu/3", "x86-onnxruntime/3"])
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "programs.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "programs.json")
     options = parser.parse_args()
     model, (images, *_) = load("resnet56", None), splits(options.data, options.images, 1)
     unseen = torch_images(options.data, UNSEEN)
@@ -42,7 +42,7 @@ def main() -> None:
     session = Session(model, images)
     judge = Evaluator(structure, session)
     outside = Evaluator(structure, Session(model, unseen))
-    rows: dict[str, Any] = json.loads(options.out.read_text("utf-8")) if options.out.exists() else {}
+    rows: dict[str, Any] = kept(options.out)
     for key in options.only:
         name, _, speedup = key.partition("/")
         predictor, curves = prepared(name, structure, session, options.tables)

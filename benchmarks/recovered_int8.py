@@ -15,7 +15,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from head_to_head import HERE, load, plan_file, save
+from common import HERE, save
+from head_to_head import load, plan_file
 from recovery import splits
 
 

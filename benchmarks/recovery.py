@@ -14,13 +14,13 @@ stay in --work, and --start goes on from them.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from head_to_head import HERE, load, plan_file, save
+from common import HERE, kept, save
+from head_to_head import load, plan_file
 
 TRAINING = 45_000  # images that the published ResNet-56 was trained on; the others choose
 
@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=HERE / "recovery.json")
     options = parser.parse_args()
-    rows = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {}
+    rows = kept(options.out)
     data = splits(options.data, options.images, options.selection, options.test)
     for seed in options.seeds:
         for method in options.methods:

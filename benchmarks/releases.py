@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import save
 
 from edgeprune import compare, release, validate
 from edgeprune import target as targets
@@ -105,7 +106,7 @@ def main() -> None:
             rows = [metric(old, new, planted, random, more) for _ in range(given.repeats)]
             found["rows"][f"metric, {planted:g} points planted, {count:,} examples"] = errors(rows, planted > 0)
     if given.out:
-        given.out.write_text(json.dumps(found, indent=1) + "\n")
+        save(given.out, found)
     if not given.measurements[0]:
         return
     load = [os.getloadavg()[0]]
@@ -120,7 +121,7 @@ def main() -> None:
     found["load"], found["cpus"], found["ratios"] = load, os.cpu_count(), made
     print(json.dumps({key: value for key, value in found.items() if key != "ratios"}, indent=1))
     if given.out:
-        given.out.write_text(json.dumps(found, indent=1) + "\n")
+        save(given.out, found)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ import resource
 import time
 from pathlib import Path
 
+from common import save
+
 from edgeprune.scale import engines, tasks
 from edgeprune.scale.spec import SweepResources, SweepRun
 from edgeprune.scale.tasks import SweepTask, TaskDone, plan_tasks
@@ -79,7 +81,7 @@ def main() -> None:
         known = json.loads(given.out.read_text())["rows"] if given.out.is_file() else []
         kept = [row for row in known if row["engine"] != given.engine]
         machine = {"machine": platform.machine(), "python": platform.python_version()}
-        given.out.write_text(json.dumps({**machine, "rows": [*kept, *rows]}, indent=1) + "\n")
+        save(given.out, {**machine, "rows": [*kept, *rows]})
 
 
 if __name__ == "__main__":

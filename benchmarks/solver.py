@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import platform
 import sys
 import time
@@ -20,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import HERE, ROOT, save
 
 from edgeprune.search.program import Kernel, KernelPrecision, Program
 from edgeprune.search.solve import floor, solve
 
-ROOT = Path(__file__).resolve().parent.parent
 SIZES = (
     ("resnet50", 64),
     ("resnet50", 32),
@@ -191,7 +190,7 @@ def _equal_latency(program: Program, blind: Program, budget: float) -> float | N
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "solver.json")
+    parser.add_argument("--out", type=Path, default=HERE / "solver.json")
     parser.add_argument("--programs", type=int, default=200)
     parser.add_argument("--limit", type=float, default=60.0, help="seconds for one solve")
     options = parser.parse_args()
@@ -206,7 +205,7 @@ def main() -> None:
         "seconds": 0.0,
     }
     result["seconds"] = time.perf_counter() - start
-    options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    save(options.out, result)
 
 
 if __name__ == "__main__":

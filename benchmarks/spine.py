@@ -12,6 +12,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from common import kept, save
+
 import edgeprune
 from edgeprune.errors import EdgepruneError
 
@@ -25,13 +27,13 @@ def main() -> None:
     parser.add_argument("--targets", nargs="+", default=["intel-cpu", "x86-onnxruntime"])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/spine.json"))
     arguments = parser.parse_args()
-    rows: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+    rows: dict[str, Any] = kept(arguments.out)
     for recipe in arguments.recipes:
         for target in arguments.targets:
             row = one(recipe, target)
             rows[f"{row['recipe']} {target}"] = row
             arguments.out.parent.mkdir(parents=True, exist_ok=True)
-            arguments.out.write_text(json.dumps(rows, indent=1) + "\n")
+            save(arguments.out, rows)
             print(line(row), flush=True)
 
 

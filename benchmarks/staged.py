@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from head_to_head import HERE, load, save
+from common import RESULTS, save
+from head_to_head import load
 from recovery import splits
 
 from edgeprune import devices
@@ -94,7 +95,7 @@ def main() -> None:
     parser.add_argument("--repair", type=int, default=1024)
     parser.add_argument("--curves", type=int, default=256, help="images for loss curves and judging")
     parser.add_argument("--test", type=int, default=10_000)
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "staged.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "staged.json")
     options = parser.parse_args()
     began = time.perf_counter()
     dense, target = load("resnet56", None), targets.load("intel-cpu")

@@ -29,9 +29,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import beside, save
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests" / "scale"))
+beside("tests/scale")
 
 from tiny_sweep import NETWORK, QUICK, RECIPE  # noqa: E402
 
@@ -194,7 +194,7 @@ def main() -> None:
             shutil.copytree(folder, given.keep / name, dirs_exist_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
         if given.out:
-            given.out.write_text(json.dumps(found, indent=1) + "\n")
+            save(given.out, found)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import ROOT
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.numpy import load_file
@@ -27,7 +28,6 @@ from torch import nn
 
 import edgeprune
 
-ROOT = Path(__file__).resolve().parent.parent
 TASKS = Path(os.environ.get("EDGEPRUNE_TASKS", ROOT.parent / "shared" / "data" / "tasks"))
 PACKAGES = ROOT / ".cache" / "examples"  # wheels that examples/text fetches
 MFCC = ["down", "go", "left", "no", "off", "on", "right", "stop", "up", "yes", "_silence_", "_unknown_"]

@@ -11,7 +11,6 @@ the speed-ups are ratios of measurements that were interleaved, and the load sta
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from collections.abc import Sequence
@@ -19,15 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from common import HERE, RESULTS, ROOT, heads, kept, line, put, save
 
 import edgeprune
 from edgeprune import recipe as recipes
 from edgeprune import result as results
 from edgeprune.errors import EdgepruneError, GateError
 
-HERE = Path(__file__).resolve().parent
-OUT, PAGE = HERE / "results" / "tasks.json", HERE.parent / "docs" / "tasks.md"
-BEGIN, END = "<!-- benchmarks/tasks.py: begin -->", "<!-- benchmarks/tasks.py: end -->"
+OUT, PAGE = RESULTS / "tasks.json", ROOT / "docs" / "tasks.md"
 ADAM = {"optimizer": "adamw", "lr": 0.0005}
 TITLES = {"dense_fp32": "dense FP32", "dense_int8": "dense INT8", "pruned_int8": "pruned INT8"}
 CASES: dict[str, dict[str, Any]] = {
@@ -112,20 +110,18 @@ def _told(event: Any) -> None:
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """Markdown: a line a network and target."""
-    lines = [
-        "| network on target | metric | dense FP32 | dense INT8 | pruned INT8 | times dense INT8's speed | verdict |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    scored = ("dense FP32", "dense INT8", "pruned INT8")
+    lines = heads("network on target", "metric", *scored, "times dense INT8's speed", "verdict")
     for key, row in rows.items():
         if "ended" in row:
-            lines.append(f"| {key} | | | | | | {row['ended'].replace('|', '/')} |")
+            lines.append(line(key, *[""] * 5, row["ended"]))
             continue
         scores = [f"{row['networks'][name]['score']:.2f}" for name in TITLES]
         open_gates = [name for name, passed in row["gates"].items() if not passed]
         verdict = row["verdict"] + (f": {', '.join(open_gates)}" if open_gates else "")
         speed = f"{row['speedup']:.2f} of {row['wanted']:g} wanted"
         metric = f"{row['metric']}, {row['unit']}".rstrip(", ")
-        lines.append(f"| {key} | {metric} | {' | '.join(scores)} | {speed} | {verdict} |")
+        lines.append(line(key, metric, *scores, speed, verdict))
     return "\n".join(lines)
 
 
@@ -138,16 +134,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--target", default="intel-cpu")
     parser.add_argument("--speedup", type=float, default=1.5)
     given = parser.parse_args(arguments)
-    rows = json.loads(OUT.read_text()) if OUT.exists() else {}
+    rows = kept(OUT)
     if given.step == "table":
-        before, _, rest = PAGE.read_text().partition(BEGIN)
-        PAGE.write_text(f"{before}{BEGIN}\n\n{table(rows)}\n\n{END}{rest.partition(END)[2]}")
+        put(PAGE, "tasks.py", table(rows))
         return
     for name in given.only:
         row = run(name, given.target, given.speedup, given.work)
-        rows = json.loads(OUT.read_text()) if OUT.exists() else {}
+        rows = kept(OUT)
         rows[f"{name} {given.target}"] = row
-        OUT.write_text(json.dumps(rows, indent=1) + "\n")
+        save(OUT, rows)
 
 
 if __name__ == "__main__":

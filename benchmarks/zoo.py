@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import zoo_report
+from common import kept, save, with_site
 
 FRACTION = 0.3
 SIDES = {
@@ -46,7 +47,7 @@ SIDES = {
 
 def prepare(site: str) -> None:
     """Make torchvision and timm importable on a CPU build of torch."""
-    sys.path.append(site)
+    with_site(site)
     import torch
 
     torch.set_num_threads(1)
@@ -498,7 +499,7 @@ def main() -> None:
         listing.write_text(json.dumps(names(options.site), indent=1))
     plans = options.plans or listing.parent / "zoo-plans"
     plans.mkdir(exist_ok=True, parents=True)
-    results = json.loads(options.out.read_text()) if options.out.exists() else {}
+    results = kept(options.out)
     prepare(options.site)
     warm()
 
@@ -523,11 +524,9 @@ def main() -> None:
                 plans,
                 options.peer_limit if kind == "peer" else options.limit,
             )
-            results = json.loads(options.out.read_text()) if options.out.exists() else {}
+            results = kept(options.out)
             results.setdefault(key, {"entry": entry})[kind] = row[kind]
-            temporary = options.out.with_suffix(".tmp")
-            temporary.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
-            temporary.replace(options.out)
+            save(options.out, results, sort_keys=True)
             said = {k: v for k, v in row[kind].items() if k in ("proved", "equal", "runs", "removed", "detail")}
             print(key, kind, said, flush=True)
     page = zoo_report.PAGE if options.suite == "shipped" else options.out.with_suffix(".md")

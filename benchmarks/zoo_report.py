@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import json
 import statistics
-from pathlib import Path
 from typing import Any
 
 import zoo_shipped
+from common import HERE, ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
-SHIPPED = ROOT / "benchmarks" / "results" / "shipped.json"
+SHIPPED = HERE / "results" / "shipped.json"
 PAGE = ROOT / "docs" / "networks.md"
 ENOUGH = 0.15  # of the parameters removed
 INTRO = """# The networks that people ship

@@ -88,7 +88,8 @@ def measure(name: str, target_name: str, speedup: float, arguments: argparse.Nam
             table = profile(table, device, made, arguments.count, 4, keep=keep).table
         row["table_seconds"] = round(time.monotonic() - began, 1)
         try:
-            closed = refine(plain_solver(made), table, device, made, 1 / speedup, keep=keep)
+            closed = refine(plain_solver(made), table, device, made, 1 / speedup)
+            keep(closed.table)
         except BudgetError as error:
             return {**row, "of_budget": None, "error": error.message, "load_average": os.getloadavg()[1]}
         dense, pruned = made.build(DENSE, "dense"), made.build(closed.variant, "chosen")

@@ -271,7 +271,7 @@ def answers(folder: Path) -> Attempt:
     usual = json.dumps({"protocol": 1, "id": 0, "ok": True, "result": given}).replace('"id": 0', '"id": %d')
 
     def attempt(chance: random.Random) -> tuple[str, Work]:
-        operation = chance.choice(("hello", "missing", "probe", "load", "measure", "profile", "infer", "memory"))
+        operation = chance.choice(("hello", "missing", "probe", "load", "measure", "profile", "infer"))
         good = {"protocol": 1, "id": 0, "ok": True, "result": given if operation == "infer" else GOOD[operation]}
         line = json.dumps(mutate.data_of(good, chance)).replace('"id": 0', '"id": %d')
         if chance.random() < 0.1:
@@ -311,7 +311,6 @@ def asked_everything(python: Path, graph: Path) -> str:
                 attempt(lambda: device.measure([loaded], known.protocol))
                 attempt(lambda: device.profile(loaded))
                 attempt(lambda: device.infer(loaded, images))
-                attempt(lambda: device.memory(loaded))
 
     attempt(session)
     if errors:

@@ -149,12 +149,6 @@ class Profiled(msgspec.Struct, frozen=True):
     sha256: Text = ""
 
 
-class Memory(msgspec.Struct, frozen=True):
-    """memory."""
-
-    bytes: Whole
-
-
 class Installed(msgspec.Struct, frozen=True):
     """A release on the device, and what it was held against when it was taken."""
 

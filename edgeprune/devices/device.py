@@ -211,12 +211,6 @@ class AgentDevice:
         ]
         return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
-    def memory(self, loaded: Loaded) -> int:
-        """Peak resident bytes of a fresh process that runs the artifact, less the runtime's own."""
-        if self._transport.emulation == "qemu-user":
-            raise MeasurementError(f"{self._transport.where}: memory there is the emulator's.", _USE_A_BOARD)
-        return self._ask({"op": "memory", "handle": _opened(loaded).handle}, answers.Memory).bytes
-
     def timing_cache(self, loaded: Loaded) -> bytes:
         """TensorRT's timing cache after this artifact's engine was built; ship it as a file called timing.cache."""
         found = self._ask({"op": "timing_cache", "handle": _opened(loaded).handle}, answers.FetchAnswer)

@@ -272,10 +272,6 @@ class Fleet:
         """Run every example."""
         return self._somewhere(lambda name, board: board.infer(_open(_mine(loaded), name, board), images))
 
-    def memory(self, loaded: Loaded) -> int:
-        """Peak resident bytes of a fresh process that runs the artifact."""
-        return self._somewhere(lambda name, board: board.memory(_open(_mine(loaded), name, board)))
-
     def optimised(self, loaded: Loaded) -> bytes:
         """The artifact's graph as a board's runtime rewrites it; see `AgentDevice.optimised`."""
         return self._somewhere(lambda name, board: _agent(board).optimised(_open(_mine(loaded), name, board)))

@@ -122,10 +122,6 @@ class ModelDevice:
             one.opened.append(self._host.load(named))
         return self._host.infer(one.opened[0], images)
 
-    def memory(self, loaded: Loaded) -> int:
-        """Raises MeasurementError: there is no device."""
-        raise MeasurementError(f"{self._target.name}: no device is connected.", "Give yours: --device ssh://NAME.")
-
     def _kernels(self, loaded: Loaded) -> tuple[ModelledKernel, ...]:
         """Raises TargetError when the profile has no figures to model latency with."""
         one = _modelled(loaded)

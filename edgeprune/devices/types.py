@@ -145,7 +145,3 @@ class Device(Protocol):
             images: of any type: one array, several in the order of the artifact's inputs, or several by their names.
         """
         ...
-
-    def memory(self, loaded: Loaded) -> int:
-        """Peak resident bytes of a fresh process that runs the artifact, less the runtime's own."""
-        ...

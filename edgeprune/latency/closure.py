@@ -102,7 +102,6 @@ def refine(
     effort: Effort | None = None,
     absolute: bool = False,
     loss: Callable[[Any], float] | None = None,
-    keep: Callable[[Table], None] | None = None,
     patience: Patience | None = None,
 ) -> Closure:
     """Find the network whose measured latency is just within the budget.
@@ -132,7 +131,7 @@ def refine(
     fixed = table.networks[maker.network].dense if absolute else None
     once = dataclasses.replace(effort, retries=0)
     timer = _Timer(device, maker, anchor, dense, once, pace, budget, fixed, patience)
-    closing = _Closing(table, timer, effort.max_spread, loss, keep)
+    closing = _Closing(table, timer, effort.max_spread, loss)
     with kept_open(device, anchor):
         closing.search(solve, rounds)
         if closing.best is not None and not closing.settle():
@@ -155,9 +154,8 @@ class _Closing:
         timer: _Timer,
         max_spread: float,
         loss: Callable[[Any], float] | None,
-        keep: Callable[[Table], None] | None,
     ) -> None:
-        self.table, self.timer, self.max_spread, self.loss, self.keep = table, timer, max_spread, loss, keep
+        self.table, self.timer, self.max_spread, self.loss = table, timer, max_spread, loss
         self.maker, self.budget = timer.maker, timer.budget
         self.kind = "ms" if table.unit == "ms" else "repeats"
         self.predictor = Predictor(table, self.maker.structure, self.maker.network)
@@ -200,8 +198,6 @@ class _Closing:
             self.table = record(self.table, self.maker, found, self.max_spread)
             self.tried[variant.key], self.answers[variant.key] = step, answer
             self.steps.append(step)
-            if self.keep:
-                self.keep(self.table)
         return step
 
     @property

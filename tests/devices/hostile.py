@@ -36,7 +36,6 @@ GOOD = {
                      "implementation": "CPU"}],
         "fused": "", "sha256": "",
     },
-    "memory": {"bytes": 1000, "baseline": 10},
     "optimise": {"path": HOME + "/outgoing/optimised.onnx", "sha256": DIGEST},
     "timing_cache": {"path": HOME + "/outgoing/timing.cache", "sha256": DIGEST},
     "forget": {},

@@ -35,8 +35,6 @@ def test_int8_outputs_are_those_of_the_exact_pre_check_bit_for_bit(
         fingerprint = device.probe().fingerprint
         with pytest.raises(MeasurementError, match="no meaningful latency"):
             device.measure([loaded], ort.protocol)
-        with pytest.raises(MeasurementError, match="memory there is the emulator's"):
-            device.memory(loaded)
     np.testing.assert_array_equal(here, there)
     assert fingerprint["machine"] == "aarch64" and set(fingerprint["cpus"]) == {cpu}
     assert ("asimddp" in fingerprint["features"]) == (cpu == "cortex-a76")

@@ -36,7 +36,6 @@ from hostile import GOOD, SUMMARY  # noqa: E402
 KINDS = {
     "hello": answers.Greeting, "missing": answers.Missing, "probe": answers.Probed, "load": answers.Opening,
     "infer": answers.FetchAnswer, "measure": answers.MeasureAnswer, "profile": answers.Profiled,
-    "memory": answers.Memory,
     "optimise": answers.FetchAnswer, "timing_cache": answers.FetchAnswer, "unload": answers.Nothing,
 }  # fmt: skip
 
@@ -104,7 +103,6 @@ def everything(board: Board, artifact: Artifact) -> list[EdgepruneError]:
                     lambda: device.measure([loaded], board.target.protocol),
                     lambda: device.profile(loaded),
                     lambda: device.infer(loaded, tinynets.images(2)),
-                    lambda: device.memory(loaded),
                     lambda: device.optimised(loaded),
                     lambda: device.unload(loaded),
                 ):

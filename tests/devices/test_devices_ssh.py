@@ -102,7 +102,6 @@ class TestOverSsh:
             (there,) = device.infer(loaded, images)
             (timing,) = device.measure([loaded], pi5.protocol)
             kernels = device.profile(loaded, runs=3)
-            assert device.memory(loaded) > 0
             assert device.probe().state["where"] == "pi5"
             device.unload(loaded)
             pid = device.agent_pid

@@ -83,9 +83,6 @@ class SimulatedDevice:
     def infer(self, loaded: Any, images: Any) -> list[Any]:
         raise NotImplementedError
 
-    def memory(self, loaded: Any) -> int:
-        raise NotImplementedError
-
     def _now(self) -> float:
         self.speed *= 1 + self.drift
         return self.speed * self._jitter()

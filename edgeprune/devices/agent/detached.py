@@ -25,7 +25,7 @@ from .wire import Failure, decode, encode, private_streams
 IDLE_S = 1800.0  # without a host and a job, the daemon ends
 KEEP_S = 3600.0  # an unconfirmed answer is handed over within this time
 START_S = 60.0
-JOBS = ("measure", "profile", "memory", "infer", "load", "rollout")
+JOBS = ("measure", "profile", "infer", "load", "rollout")
 
 
 def attach(home: str, session: str, worker: list[str], archive: str) -> int:

@@ -158,12 +158,6 @@ def oom_kills() -> int:
     return int(found.group(1)) if found else 0
 
 
-def peak_memory() -> int:
-    """This process's largest resident size in bytes (VmHWM)."""
-    found = re.search(r"^VmHWM:\s+(\d+) kB", read("/proc/self/status"), re.M)
-    return int(found.group(1)) * 1024 if found else 0
-
-
 def _glob(pattern: str) -> list[str]:
     return sorted(path[len(ROOT) :] for path in glob.glob(ROOT + pattern))
 

@@ -23,7 +23,7 @@ from .wire import PROTOCOL, Failure, decode, encode, failure_from, private_strea
 HEARTBEAT_S = 5.0
 HELLO_TIMEOUT_S = 300.0  # importing a runtime takes ten seconds on a loaded, emulated machine
 LOCKED = {  # job -> exclusive?
-    "measure": True, "profile": True, "memory": True, "rollout": True, "infer": False, "optimise": False,
+    "measure": True, "profile": True, "rollout": True, "infer": False, "optimise": False,
 }  # fmt: skip
 
 
@@ -183,15 +183,6 @@ class Supervisor:
         if found["fused"]:
             found["sha256"] = sha256(found["fused"])
         return found
-
-    def do_memory(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Peak memory of a fresh process."""
-        known = self._known[self._artifact(request["handle"])]
-        child = self._spawn()
-        try:
-            return self._ask(dict(known, op="memory"), request["timeout_s"], child)
-        finally:
-            child.kill()
 
     def do_timing_cache(self, request: dict[str, Any]) -> dict[str, Any]:
         """A copy of TensorRT's timing cache, for the host to fetch."""

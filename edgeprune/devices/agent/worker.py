@@ -131,16 +131,6 @@ class Worker:
         model.optimise(request["path"])
         return {"path": request["path"]}
 
-    def do_memory(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Peak resident bytes of this process once it has run the artifact, less those after importing the runtime."""
-        self._runtime(request["runtime"]).version()
-        baseline = state.peak_memory()
-        self.do_load(request)
-        step = self._model(request["handle"]).step()
-        for _ in range(3):
-            step()
-        return {"bytes": max(0, state.peak_memory() - baseline), "baseline": baseline}
-
     def _runtime(self, name: str) -> Any:
         half = runtime_half(name)
         if half is None:

@@ -233,14 +233,14 @@ def _refit(
     if ridge is None:
         ridge = ridges[layer.name] if layer.name in ridges else choose_ridge(data.parts, start, intercept)
         ridges[layer.name] = ridge
-    project = projection(option) if option else None
+    project = _projection(option, weights[layer.weight].shape) if option else None
     return install(layer, fit(data.parts, start, intercept, ridge, project), weights)
 
 
-def projection(text: str) -> Callable[[Tensor, Tensor], Tensor]:
+def _projection(text: str, shape: Sequence[int]) -> Callable[[Tensor, Tensor], Tensor]:
     """(weight, second moments of its inputs) -> the nearest weight that a layer can hold under this option."""
     option, setting = option_of(text)
-    return lambda weight, moments: option.project(weight, moments, setting)
+    return lambda weight, moments: option.project(weight, moments, shape, setting)
 
 
 def _outputs(value: Tensor, kept: Tensor | None, layer: AffineLayer) -> Tensor:

@@ -293,7 +293,8 @@ class _Measurement:
         def make(_: Sequence[Values]) -> dict[str, Tensor]:
             intercept = layer.norm is not None or bool(layer.bias)
             xx = data.xx if intercept else data.xx + data.mean[:, :, None] * data.mean[:, None, :]
-            return self._changed(layer, option.project(matrix(layer, self.weights[layer.weight]), xx, setting))
+            own = self.weights[layer.weight]
+            return self._changed(layer, option.project(matrix(layer, own), xx, own.shape, setting))
 
         return Candidate(f"{layer.name} {text}", layer.step, self.tape.route(), make)
 

@@ -91,7 +91,7 @@ def test_the_two_layers_compute_what_the_projected_one_does(layer: nn.Module) ->
     torch.testing.assert_close(pair(given.double()), one(given.double()))
     assert sum(p.numel() for n, p in pair.named_parameters() if "weight" in n) == option.elements(layer.weight.shape, 6)
     flat = layer.weight.flatten(1).T[None]
-    held = option.project(flat, torch.eye(flat.shape[1], dtype=torch.float64)[None], 6)
+    held = option.project(flat, torch.eye(flat.shape[1], dtype=torch.float64)[None], layer.weight.shape, 6)
     torch.testing.assert_close(held[0].T, one.weight.flatten(1)), "with white inputs, the best by the weights"
 
 

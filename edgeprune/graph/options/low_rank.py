@@ -39,7 +39,7 @@ class LowRank:
         ranks = {GRID * max(1, round(share * min(outputs, inputs) / GRID)) for share in SHARES}
         return sorted(r for r in ranks if r * (inputs + outputs) <= WORTH * inputs * outputs)
 
-    def project(self, weight: Tensor, moments: Tensor, setting: int) -> Tensor:
+    def project(self, weight: Tensor, moments: Tensor, shape: Sequence[int], setting: int) -> Tensor:
         """Onto the principal directions of the outputs."""
         made = weight.transpose(1, 2) @ moments @ weight
         vectors: Tensor = torch.linalg.eigh((made + made.transpose(1, 2)) / 2).eigenvectors

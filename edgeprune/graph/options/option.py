@@ -29,12 +29,13 @@ class LayerOption(Protocol):
         """What may be chosen for this layer at its full width, such as ranks; empty where the option is not for it."""
         ...
 
-    def project(self, weight: Tensor, moments: Tensor, setting: int) -> Tensor:
+    def project(self, weight: Tensor, moments: Tensor, shape: Sequence[int], setting: int) -> Tensor:
         """The weight that the layer can hold under this option and whose outputs are nearest to those of `weight`.
 
         Args:
-            weight: [groups, d, o] in float64; d counts taps times input channels, o the outputs of a group.
+            weight: [groups, d, o] in float64; o counts the outputs of a group.
             moments: second moments [groups, d, d] of what the layer reads.
+            shape: of the weight as the layer has it, [outputs, inputs a group, taps...]; d runs over taps, then inputs.
 
         What can be held must stay so when an output is scaled: a batch norm behind the layer does that.
         """

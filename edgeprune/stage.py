@@ -76,7 +76,7 @@ PIPELINE = (
         after=("graph",),
         reads=("graph",),
         rooms=_MEASURED,
-        facts=("target", "device", "cuts", "max_error", "export"),
+        facts=("target", "device", "cuts", "options", "max_error", "export"),
         trained=True,
     ),
     Stage(

@@ -65,6 +65,7 @@ FACTS: Mapping[str, Callable[[Keyed], Any]] = {
     "device": lambda run: [run.bench.name, run.bench.probe.fingerprint],
     "speed": lambda run: [run.recipe.section("budget")[key] for key in ("speedup", "latency_ms", "max_bytes")],
     "cuts": lambda run: [run.recipe.search.method, run.recipe.search.blocks],
+    "options": lambda run: list(run.recipe.search.options),
     "max_error": lambda run: run.recipe.measure.max_error,
     "search": lambda run: run.recipe.section("search"),
     "data": lambda run: [run.recipe.section("data"), run.subject.workload.digest],

@@ -55,3 +55,21 @@ def test_arrays_of_several_lengths_are_refused() -> None:
     with pytest.raises(JobFailed, match="of several lengths"):
         columns((np.zeros(3), np.zeros(2)), ("a", "b"), "net")
     assert columns(np.zeros((3, 2)), ("a",), "net")[0].shape == (3, 2)
+
+
+class Summed(nn.Module):
+    """Its second output is of the whole batch."""
+
+    def forward(self, x):
+        return x * 2, x.sum((0, 2))
+
+
+def test_an_output_of_the_whole_batch_is_said(tmp_path: Path) -> None:
+    """The first axis of every output is the batch; what has none is no row of each example."""
+    device = targets.load("x86-onnxruntime")
+    export_onnx(Summed().eval(), torch.zeros(1, 3, 2), tmp_path / "net.onnx")
+    artifact = runtimes.build(tmp_path / "net.onnx", tmp_path, device, "net", "fp32")
+    with devices.connect(device, "") as there:
+        loaded = there.load(artifact)
+        with pytest.raises(JobFailed, match=r"has shape \(3,\) for a batch of 1: its first axis must be the examples'"):
+            there.infer(loaded, np.ones((2, 3, 2), np.float32))

@@ -92,7 +92,8 @@ class Worker:
                 if count < batch:
                     part = np.concatenate([part, np.repeat(part[-1:], batch - count, axis=0)])
                 parts.append(part)
-            found.append([_rows(output, batch, count) for output in model.run(parts)])
+            made = zip(model.outputs, model.run(parts))  # noqa: B905 - Python 3.8
+            found.append([_rows(name, output, batch, count) for name, output in made])
         outputs = [np.concatenate(column) for column in zip(*found)]  # noqa: B905 - Python 3.8
         with open(request["result"] + ".part", "wb") as stream:
             named = {"o%d" % index: output for index, output in enumerate(outputs)}  # type: dict[str, Any]
@@ -150,8 +151,9 @@ def _columns(stored: Any) -> list[Any]:
     return [stored["i%d" % index] for index in range(len(stored.files))]
 
 
-def _rows(output: Any, batch: int, count: int) -> Any:
-    """The rows of the images that were asked for; an output without a batch axis gets one."""
+def _rows(name: str, output: Any, batch: int, count: int) -> Any:
+    """The rows of the images that were asked for: every output's first axis is the batch, as every input's."""
     if output.ndim == 0 or output.shape[0] != batch:
-        return output[None]
+        said = "the output '%s' has shape %s for a batch of %d: its first axis must be the examples'"
+        raise Failure("runtime", said % (name, tuple(output.shape), batch))
     return output[:count]

@@ -7,6 +7,7 @@ valid name. Paths in a recipe are relative to the folder that the command runs i
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
@@ -96,10 +97,11 @@ class TaskSection(_Section, frozen=True):
 
 
 class BudgetSection(_Section, frozen=True):
-    """What must be met, on the device's runtime. Exactly one of speedup and latency_ms."""
+    """What must be met, on the device's runtime: speedup or latency_ms, or max_drop alone: the fastest within it."""
 
     speedup: float | None = None  # over the dense INT8 artifact
     latency_ms: float | None = None
+    fastest: bool = False  # the fastest network within max_drop; what max_drop alone means
     max_drop: Annotated[float, Meta(ge=0, le=1e6)] = 0.5  # in the metric's unit, below the dense FP32 network
     confidence: Annotated[float, Meta(gt=0.5, lt=1)] = 0.95  # that the drop is not larger; one-sided
     max_bytes: Annotated[int, Meta(ge=1, le=2**50)] | None = None  # of the artifact
@@ -242,6 +244,7 @@ def load(path: str | Path) -> Recipe:
     if not recipe.name and "name" in read_file(file, RecipeError):
         _check_name("", str(file))
     recipe = msgspec.structs.replace(recipe, path=str(file), name=recipe.name or _name(file))
+    recipe = _alone(recipe, read_file(file, RecipeError))
     check(recipe)
     return recipe
 
@@ -252,9 +255,18 @@ def of_python(given: Any, where: str) -> Recipe:
         plain = msgspec.to_builtins(given, enc_hook=_plain)
     except (TypeError, ValueError, RecursionError) as cause:
         raise RecipeError(f"{where}: a value that no recipe can have: {str(cause)[:200]}.") from None
-    made = convert(plain, Recipe, RecipeError, where)
+    made = _alone(convert(plain, Recipe, RecipeError, where), plain if isinstance(given, Mapping) else {})
     check(made)
     return made
+
+
+def _alone(recipe: Recipe, given: Mapping[str, object]) -> Recipe:
+    """A max_drop that stands alone in [budget] asks for the fastest network within it."""
+    budget = given.get("budget")
+    written = set(budget) if isinstance(budget, Mapping) else set[str]()
+    if "max_drop" not in written or written & {"speedup", "latency_ms", "fastest"}:
+        return recipe
+    return msgspec.structs.replace(recipe, budget=msgspec.structs.replace(recipe.budget, fastest=True))
 
 
 def _plain(value: Any) -> Any:
@@ -271,9 +283,15 @@ def check(recipe: Recipe) -> None:
     budget = recipe.budget
     where = recipe.path or "recipe"
     _check_finite(recipe, where)
-    if (budget.speedup is None) == (budget.latency_ms is None):
+    if (budget.speedup is not None) + (budget.latency_ms is not None) + budget.fastest != 1:
         raise RecipeError(
-            f"{where}: [budget] needs exactly one of speedup and latency_ms.", "speedup = 2.0, for example."
+            f"{where}: [budget] needs exactly one of speedup and latency_ms; or max_drop alone.",
+            "speedup = 2.0, for example; max_drop = 1.0 alone asks for the fastest network within it.",
+        )
+    if budget.fastest and recipe.search.method != "joint":
+        raise RecipeError(
+            f'{where}: [budget] max_drop alone needs [search] method = "joint"; it is "{recipe.search.method}".',
+            "Or give speedup or latency_ms.",
         )
     if budget.speedup is not None and not 1 < budget.speedup <= 10_000:
         raise RecipeError(

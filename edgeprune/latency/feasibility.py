@@ -104,18 +104,13 @@ def feasibility(
     latency = found[0].latency
     without = [one.ratio for one in found[2:] if not one.built.variant.removed]
     everything = [one.ratio for one in found[2:]]
-    wanted = latency / budget.speedup if budget.speedup is not None else float(budget.latency_ms or 0.0)
+    wanted = _wanted(latency, budget)
     sites = _sites(dense, profile, latency, maker)
     layers = layer_times(sites, structure, latency)
     has_blocks = bool(structure.blocks) and blocks
+    least = min([1.0, *everything]) if has_blocks else None
     reach, message, remedy = judge(
-        wanted / latency,
-        min([1.0, *without]),
-        min([1.0, *everything]) if has_blocks else None,
-        blocks,
-        bool(structure.blocks),
-        latency,
-        unit,
+        wanted / latency, min([1.0, *without]), least, blocks, bool(structure.blocks), latency, unit, budget.fastest
     )
     spread = max(one.spread for one in found[1:])
     if spread > effort.max_spread:
@@ -166,12 +161,19 @@ def _measured(maker: ArtifactBuilder, device: Device, effort: Effort) -> tuple[B
     return dense, found, profile
 
 
+def _wanted(dense: float, budget: BudgetSection) -> float:
+    """The latency asked for; where the fastest within max_drop is, the dense one's."""
+    return budget.latency_ms if budget.latency_ms is not None else dense / (budget.speedup or 1.0)
+
+
 def rejudged(found: Feasibility, structure: Structure, budget: BudgetSection, blocks: bool = True) -> Feasibility:
     """What was measured, held against another budget; nothing is measured again."""
     dense, any_blocks = found.dense_int8, bool(structure.blocks)
-    wanted = dense / budget.speedup if budget.speedup is not None else float(budget.latency_ms or 0.0)
+    wanted = _wanted(dense, budget)
     least = found.floor_with_blocks / dense if found.floor_with_blocks is not None and any_blocks and blocks else None
-    reach, message, remedy = judge(wanted / dense, found.floor / dense, least, blocks, any_blocks, dense, found.unit)
+    reach, message, remedy = judge(
+        wanted / dense, found.floor / dense, least, blocks, any_blocks, dense, found.unit, budget.fastest
+    )
     return dataclasses.replace(
         found, budget=wanted, speedup=dense / wanted, reach=reach, message=message, remedy=remedy
     )
@@ -194,12 +196,28 @@ def floors(structure: Structure, channels: Channels) -> list[Configuration]:
 
 
 def judge(
-    wanted: float, floor: float, floor_blocks: float | None, blocks: bool, any_blocks: bool, dense: float, unit: Unit
+    wanted: float,
+    floor: float,
+    floor_blocks: float | None,
+    blocks: bool,
+    any_blocks: bool,
+    dense: float,
+    unit: Unit,
+    fastest: bool = False,
 ) -> tuple[Reach, str, str]:
     """How a budget can be met; latencies as fractions of the dense one, `dense` in the unit.
 
     A budget within 2 % of a floor is not called reachable: at the floor nothing is left to choose.
+
+    Args:
+        fastest: there is no latency to meet; the fastest network within max_drop is looked for.
     """
+    if fastest:
+        best = min(floor, floor_blocks or 1.0)
+        if best * 1.02 >= 1:
+            return "no", f"No: the smallest network measured is no faster than dense INT8, {dense:.4g} {unit}.", ""
+        span = f"from dense INT8's {dense:.4g} {unit} down to {best * dense:.4g} {unit} ({1 / best:.2f}x)"
+        return "channels", f"The fastest network within max_drop is looked for, {span}.", ""
     asked = f"{wanted * dense:.4g} {unit} ({1 / wanted:.2f}x over dense INT8)"
     if wanted >= 1:
         return "channels", f"Yes: the dense INT8 artifact already takes {dense:.4g} {unit}; the budget is {asked}.", ""

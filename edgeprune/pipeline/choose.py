@@ -19,6 +19,7 @@ from edgeprune.graph import DENSE, Layer, Plan
 from edgeprune.latency import ArtifactBuilder, Closure, Predictor, Table
 from edgeprune.pipeline import warm, workloads
 from edgeprune.pipeline.bench import Bench
+from edgeprune.pipeline.bounded import within_drop
 from edgeprune.pipeline.events import Voice
 from edgeprune.pipeline.feasible import load_variant, variant_maker
 from edgeprune.pipeline.rundir import RunDirectory, read_json, write_json
@@ -150,8 +151,11 @@ def joint(
     session = subject.session
     warm.curves(shared, folder)
     curves = _curves(subject, voice, latency.options(structure, bench.target.channels), folder / "curves.json")
-    budget = validate.deadline(predictor.dense, subject.recipe.budget, predictor.unit)
     evaluator = Evaluator(structure, session)
+    budget, bounded = validate.deadline(predictor.dense, subject.recipe.budget, predictor.unit), None
+    if subject.recipe.budget.fastest:
+        bounded = within_drop(subject, run, voice, predictor, curves, evaluator, limit, folder)
+        budget /= bounded.speedup
     found = find(
         structure,
         predictor,
@@ -177,14 +181,11 @@ def joint(
     closed = _closed(subject.recipe, bench, run, voice, maker, table, again, budget / predictor.dense)
     assert isinstance(closed.answer, Plan)
     loss = again.loss(closed.answer)
-    voice.say(
-        "search",
-        f"closed in {len(closed.steps)} measurements: {closed.of_budget:.1%} of the budget; "
-        f"{session.distance.title} {loss:.3f}",
-    )
+    voice.say("search", _told(closed, session.distance.title, loss))
     closed.table.save(folder / TABLE)
     warm.tell_fleet(voice, "search", closed.table)
-    return Chosen(closed.answer, "joint", closed.ratio, closed.budget, {**found.to_dict(), **_answer(closed, loss)})
+    details = {**found.to_dict(), **_answer(closed, loss), **({"bounded": bounded.to_dict()} if bounded else {})}
+    return Chosen(closed.answer, "joint", closed.ratio, closed.budget, details)
 
 
 def _answer(closed: Closure, loss: float) -> dict[str, object]:
@@ -197,6 +198,11 @@ def _answer(closed: Closure, loss: float) -> dict[str, object]:
     options = {"options_of_layers": dict(network.options)} if network.options else {}
     closure = {"of_budget": closed.of_budget, "loss": loss, "steps": steps}
     return {"widths": dict(network.widths), "removed": list(network.removed), **options, "closure": closure}
+
+
+def _told(closed: Closure, distance: str, loss: float) -> str:
+    steps = len(closed.steps)
+    return f"closed in {steps} measurements: {closed.of_budget:.1%} of the budget; {distance} {loss:.3f}"
 
 
 def _curves(subject: Subject, voice: Voice, widths: Mapping[str, Sequence[int]], cache: Path) -> Sensitivity:

@@ -44,6 +44,12 @@ def _weights(run: Keyed) -> Any:
     return digest(run.subject.model)
 
 
+def _speed(run: Keyed) -> Any:
+    budget = run.recipe.section("budget")
+    fixed = [budget[key] for key in ("speedup", "latency_ms", "max_bytes")]
+    return [*fixed, budget["max_drop"], budget["confidence"], _recover(run)] if budget["fastest"] else fixed
+
+
 def _recover(run: Keyed) -> Any:
     from edgeprune.pipeline import recovery
 
@@ -63,7 +69,7 @@ FACTS: Mapping[str, Callable[[Keyed], Any]] = {
     "weights": _weights,
     "target": _target,
     "device": lambda run: [run.bench.name, run.bench.probe.fingerprint],
-    "speed": lambda run: [run.recipe.section("budget")[key] for key in ("speedup", "latency_ms", "max_bytes")],
+    "speed": _speed,
     "cuts": lambda run: [run.recipe.search.method, run.recipe.search.blocks],
     "options": lambda run: list(run.recipe.search.options),
     "max_error": lambda run: run.recipe.measure.max_error,

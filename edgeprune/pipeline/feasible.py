@@ -175,7 +175,7 @@ def in_words(dense: validate.Sanity, examples: int) -> str:
 
 def findings(subject: Subject, run: RunDirectory) -> tuple[validate.Finding, ...]:
     """What the plan's look at the data and the dense network says of the gates; errors first."""
-    found = _sanity(run)
+    found = sanity(run)
     known = [validate.Finding(**one) for one in read_json(run.folder("plan") / "data.json")]
     asked = validate.ask(found, len(subject.workload.data.split("test")), subject.recipe.budget)
     return (*asked, *known, *_pays(read_json(run.folder("plan") / "feasibility.json")))
@@ -191,7 +191,8 @@ def _pays(found: Any) -> list[validate.Finding]:
     return [validate.Finding("faster", "warning", "model", message, remedy)]
 
 
-def _sanity(run: RunDirectory) -> validate.Sanity:
+def sanity(run: RunDirectory) -> validate.Sanity:
+    """What the plan's look at the dense network found."""
     return msgspec.convert(read_json(run.folder("plan") / "sanity.json"), validate.Sanity)
 
 
@@ -217,7 +218,7 @@ def plan_report(subject: Subject, bench: Bench, run: RunDirectory, weights: Path
         "claim": bench.claim(bench.probe.fingerprint).to_dict(),
         "feasible": found["possible"],
         "advice": " ".join(part for part in (found["message"], found["remedy"]) if part),
-        "dense": in_words(_sanity(run), len(subject.workload.data.split("test"))),
+        "dense": in_words(sanity(run), len(subject.workload.data.split("test"))),
         "estimate": asdict(estimate.estimate(subject.recipe, bench.target, run, weights)),
         "findings": [finding.to_dict() for finding in findings(subject, run)],
         "layers": [{**layer, "ms": layer["time"]} for layer in found["layers"]],

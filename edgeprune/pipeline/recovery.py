@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from torch import nn
@@ -17,10 +18,10 @@ from edgeprune.errors import ModelError, RecipeError
 from edgeprune.model import digest, usercode
 from edgeprune.pipeline import tracking, workloads
 from edgeprune.pipeline.companions import Companions
-from edgeprune.pipeline.events import Voice
+from edgeprune.pipeline.events import Progress, Voice
 from edgeprune.pipeline.rundir import RunDirectory, write_json
 from edgeprune.pipeline.subject import Subject
-from edgeprune.recipe import Recipe
+from edgeprune.recipe import Recipe, RecoverSection
 from edgeprune.recover import REBUILD, Job, process_count, process_number, rebuild_script, take_weights
 from edgeprune.workload import Task, Workload, score_batches
 
@@ -108,23 +109,36 @@ def _built_in(
     subject: Subject, voice: Voice, group: Companions | None, student: nn.Module, folder: Path
 ) -> dict[str, object]:
     """edgeprune's own training."""
+    _together(group, folder)
+    return _train(subject, subject.recipe.recover, voice.progress("recover"), voice, student, folder)
+
+
+def briefly(subject: Subject, voice: Voice, student: nn.Module, folder: Path, epochs: float) -> None:
+    """Train a network that is only tried, for so many epochs and no longer; in place."""
+    options = msgspec.structs.replace(subject.recipe.recover, epochs=epochs)
+    _train(subject, options, voice.progress("search"), None, student, folder)
+
+
+def _train(
+    subject: Subject, options: RecoverSection, progress: Progress, voice: Voice | None, student: nn.Module, folder: Path
+) -> dict[str, object]:
+    """As the recipe has it, but for `options`; where nobody has a voice, the curve is not kept."""
     from edgeprune.recover import train
 
     work, split = subject.workload, _split(subject)
-    _together(group, folder)
     return train(
         student,
         [copy.deepcopy(subject.model), *_teachers(subject.recipe)],
         split("train"),
         split("selection"),
-        subject.recipe.recover,
+        options,
         folder,
         task=work.task,
         inputs=work.inputs,
         augment=subject.recipe.data.augment if _images(subject) else (),
         workers=subject.recipe.data.workers,
-        progress=voice.progress("recover"),
-        log=lambda numbers: voice.track("recover", numbers),
+        progress=progress,
+        log=None if voice is None else lambda numbers: voice.track("recover", numbers),
     ).to_dict()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgeprune.result import Comparison, Sanity
 from edgeprune.validate.answers import Answers, ExampleIds, on_the_same
-from edgeprune.validate.ask import Finding, ask
+from edgeprune.validate.ask import Finding, ask, hidden
 from edgeprune.validate.gate import Gate
 from edgeprune.validate.gates import gates, verdict
 from edgeprune.validate.heads import swapped
@@ -29,6 +29,7 @@ __all__ = [
     "difference",
     "entry",
     "gates",
+    "hidden",
     "latency_share",
     "network",
     "on_the_same",

@@ -100,8 +100,7 @@ def _estimated(dense: Sanity, examples: int, budget: BudgetSection) -> list[Find
     if dense.smallest is None or dense.deviation is None or not dense.examples:
         return []
     share = dense.examples / examples
-    reach = dense.smallest * share
-    honest = max(reach, paired.needed(budget.confidence) * dense.deviation * math.sqrt(share))
+    reach, honest = dense.smallest * share, hidden(dense, examples, budget)
     drop, unit = budget.max_drop, dense.unit
     what = f"[budget] max_drop = {drop:g} {unit}".rstrip() + f" at confidence {budget.confidence:g}"
     how = f"estimated by a bootstrap of the dense network's {dense.metric}, which deviates by "
@@ -123,6 +122,23 @@ def _estimated(dense: Sanity, examples: int, budget: BudgetSection) -> list[Find
         remedy = f"Give more test examples, or allow max_drop = {up(honest, unit)} and what pruning may cost."
         return [Finding("accuracy", "warning", "data", message, remedy)]
     return []
+
+
+def hidden(dense: Sanity, examples: int, budget: BudgetSection) -> float:
+    """How far below max_drop a network's loss must be for the accuracy gate to pass it, four times of five.
+
+    Returns:
+        in the metric's unit; 0 where nothing is known of it.
+    """
+    if dense.errors is not None:
+        return 100 * max(
+            paired.smallest_drop(examples, budget.confidence),
+            paired.likely_drop(examples, budget.confidence, dense.errors),
+        )
+    if dense.smallest is None or dense.deviation is None or not dense.examples:
+        return 0.0
+    share = dense.examples / examples
+    return max(dense.smallest * share, paired.needed(budget.confidence) * dense.deviation * math.sqrt(share))
 
 
 def _up(share: float) -> float:

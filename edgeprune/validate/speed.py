@@ -23,9 +23,7 @@ def deadline(dense_int8: float, budget: BudgetSection, unit: str = "ms") -> floa
         RecipeError: [budget] latency_ms on a target that counts instructions.
     """
     if budget.latency_ms is None:
-        if budget.speedup is None:
-            raise RecipeError("[budget] needs exactly one of speedup and latency_ms.")
-        return dense_int8 / budget.speedup
+        return dense_int8 / (budget.speedup or 1.0)  # the fastest within max_drop has to be no slower
     if unit == "instructions":
         raise RecipeError(
             f"[budget] latency_ms = {budget.latency_ms:g} cannot be held here: this target is emulated, and counts "

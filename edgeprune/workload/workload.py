@@ -140,25 +140,29 @@ def _source(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Budget:
-    """What must be met, on the device's runtime: one of speedup and latency_ms.
+    """What must be met, on the device's runtime: speedup or latency_ms; or max_drop alone, for the fastest within it.
 
     Attributes:
         speedup: over the dense INT8 artifact.
         latency_ms: milliseconds an example.
-        max_drop: in the metric's own unit, below the dense FP32 network.
+        max_drop: in the metric's own unit, below the dense FP32 network; None: 0.5.
         confidence: that the drop is at most `max_drop`.
         max_bytes: of the artifact.
     """
 
     speedup: float | None = None
     latency_ms: float | None = None
-    max_drop: float = 0.5
+    max_drop: float | None = None
     confidence: float = 0.95
     max_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        if (self.speedup is None) == (self.latency_ms is None):
-            raise UsageError("Budget needs exactly one of speedup and latency_ms.", "Budget(speedup=2.0), for example.")
+        given = (self.speedup is not None) + (self.latency_ms is not None)
+        if given > 1 or (not given and self.max_drop is None):
+            raise UsageError(
+                "Budget needs exactly one of speedup and latency_ms; or max_drop alone.",
+                "Budget(speedup=2.0), for example.",
+            )
         for name, low, open_end in (("speedup", 1.0, True), ("latency_ms", 0.0, True), ("max_drop", 0.0, False)):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and (value > low or (value == low and not open_end))):

@@ -262,7 +262,7 @@ def test_errors_are_json_too(edgeprune_command, project, pipeline):
         ("speedup = 1.05", "sped = 1.05", "unknown key [budget] sped.\n  Did you mean 'speedup'?"),
         ("speedup = 1.05", 'speedup = "fast"', "[budget] speedup: expected"),
         ("speedup = 1.05", "speedup = 1.0", "speedup is 1; it must be more than 1"),
-        ("speedup = 1.05", "", "exactly one of speedup and latency_ms"),
+        ("speedup = 1.05", "", "max_drop alone needs [search] method"),
         ('[search]\nmethod = "uniform"', "[serach]", "Did you mean 'search'?"),
         ("[model]", "[model", "not valid TOML"),
     ],

@@ -82,13 +82,16 @@ def test_what_the_test_split_hides_is_kept_free(examples: int, least: float) -> 
 
 
 @pytest.mark.slow
-def test_a_run_ends_at_the_fastest_network_within_max_drop(tiny: recipe.Recipe, tmp_path: Path, hurried) -> None:
-    asked = msgspec.structs.replace(tiny, budget=BudgetSection(max_drop=15.0, fastest=True))
+def test_a_run_ends_at_the_fastest_network_within_max_drop(
+    tiny: recipe.Recipe, tmp_path: Path, hurried, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounded, "SPARE", 2.0)  # well away from the floor, where closure has nothing to choose
+    asked = msgspec.structs.replace(tiny, budget=BudgetSection(max_drop=20.0, fastest=True))
     target = hurried("x86-onnxruntime")
     pipeline.run(asked, target, tmp_path / "run", until="prune")
     found = json.loads((tmp_path / "run" / "search" / "search.json").read_text())
     tried = {one["speedup"]: one["drop"] for one in found["bounded"]["tried"]}
     chosen, allowed = found["bounded"]["speedup"], found["bounded"]["allowed"]
-    assert 0 < allowed < 15.0 and tried[chosen] <= allowed
+    assert 0 < allowed < 20.0 and tried[chosen] <= allowed
     assert all(lost is None or lost > allowed for speedup, lost in tried.items() if speedup > chosen)
     assert 1 / found["measured_ratio"] >= 0.99 * chosen > 1

@@ -43,7 +43,8 @@ def choose_precision(
         return {"method": method, "agreement": agreement, "float": []}
     choice = fallback.choose(method, costs, edges, NOISE)
     kept = sorted(name for name, kind in choice.precision.items() if kind == "float")
-    found = {"method": method, "agreement": agreement, "float": kept, "ms": choice.ms, "loss": choice.loss}
+    found: dict[str, object] = {"method": method, "agreement": agreement, "float": kept, "ms": choice.ms}
+    found["loss"] = choice.loss
     if agreement >= AGREEMENT and kept:  # for speed alone: a profile times kernels, and their sum is not the network
         whole = _whole(bench, folder, network, ranges, kept)
         found["whole"] = whole

@@ -7,7 +7,7 @@ BIN := .venv/bin
 RECIPE ?= examples/cifar10/recipe.toml
 TARGET ?= intel-cpu
 NAME ?= detection
-SIDE_BY_SIDE ?= -n logical --maxprocesses 4 --dist loadfile
+SIDE_BY_SIDE ?= -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo example test quick lint docs wheel clean
 

@@ -69,7 +69,7 @@ def _show(made: Front, folder: Path) -> None:
         if one.why:
             made_table.add_row(one.label, "-", "-", "-", "-", "-", one.why)
             continue
-        says = " ".join(filter(None, [one.verdict, one.bundle]))
+        says = " ".join(filter(None, [one.beaten, one.verdict, one.bundle]))
         cells = f"{one.latency:.4g}", f"{one.measured:.3f}x", f"{one.score:.4g}", f"{one.loss:.4g}", f"{one.gap:.2%}"
         made_table.add_row(one.label, *cells, says)
     console.show(made_table)

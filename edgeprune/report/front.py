@@ -32,6 +32,7 @@ def section_of(found: Front) -> Html:
 def _row(one: FrontPoint, found: Front) -> list[Any]:
     if one.why or one.latency is None or one.measured is None:
         return [one.label, *[""] * 8, one.why]
+    tried = f"measured {one.networks} network{'s' * (one.networks != 1)} in {one.seconds:.0f} s"
     return [
         one.label,
         f"{one.latency:.4g} {found.unit}",
@@ -42,7 +43,7 @@ def _row(one: FrontPoint, found: Front) -> list[Any]:
         "" if one.agreement is None else words.percent(one.agreement, 1),
         words.percent(one.gap, 2),
         str(one.removed),
-        SAID.get(one.verdict, f"measured {one.networks} networks in {one.seconds:.0f} s"),
+        "; ".join(filter(None, [one.beaten, SAID.get(one.verdict, tried)])),
     ]
 
 
@@ -53,7 +54,8 @@ def _plot(found: Front) -> Html:
             continue
         title = f"{one.label}: {one.latency:.4g} {found.unit}, score {one.score:.4g}"
         marks.append(plot.Mark(one.latency, one.score, "float", one.label, title))
-        line.append((one.latency, one.score))
+        if not one.better:
+            line.append((one.latency, one.score))
         if one.released is not None:
             marks.append(plot.Mark(one.latency, one.released, "ours", "", f"{one.label}: released"))
     if found.dense_score is not None:

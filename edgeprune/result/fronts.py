@@ -16,6 +16,7 @@ class FrontPoint(msgspec.Struct, frozen=True, kw_only=True):
         bound, gap: the certificate of the search's program.
         networks: measured for this point.
         released: of a picked point: the artifact's metric on the test split, on the device.
+        better: the label of a faster point whose score is as good or better; "": there is none.
         why: there is no network for this budget; in a sentence.
     """
 
@@ -36,7 +37,13 @@ class FrontPoint(msgspec.Struct, frozen=True, kw_only=True):
     verdict: str = ""
     released: float | None = None
     bundle: str = ""
+    better: str = ""
     why: str = ""
+
+    @property
+    def beaten(self) -> str:
+        """That a faster point is as good, as it is shown; "" where none is."""
+        return f"{self.better} is as good and faster" if self.better else ""
 
 
 class Front(msgspec.Struct, frozen=True, kw_only=True):

@@ -100,7 +100,7 @@ def front(
         scale=results.scale(scored.unit) if scored else "",
         higher_is_better=scored.higher_is_better if scored else True,
         dense_score=scored.dense if scored else None,
-        points=tuple(found),
+        points=marked(found, scored.higher_is_better if scored else True),
         seconds=round(time.monotonic() - began, 1),
     )
     write(made, asked.folder)
@@ -115,6 +115,24 @@ def front(
 def label(speedup: float) -> str:
     """A point's name and folder."""
     return f"{speedup:.2f}x"
+
+
+def marked(points: Sequence[FrontPoint], higher_is_better: bool) -> tuple[FrontPoint, ...]:
+    """The points, each with the fastest one of those that are faster and whose score is as good or better."""
+    sign = 1 if higher_is_better else -1
+
+    def of(point: FrontPoint) -> str:
+        if point.measured is None or point.score is None:
+            return ""
+        faster = [
+            (other.measured, other.label)
+            for other in points
+            if other.measured is not None and other.score is not None
+            and other.measured > point.measured and sign * (other.score - point.score) >= 0
+        ]  # fmt: skip
+        return max(faster, default=(0.0, ""))[1]
+
+    return tuple(msgspec.structs.replace(point, better=of(point)) for point in points)
 
 
 def write(made: Front, folder: Path) -> None:
@@ -272,4 +290,4 @@ def _released(asked: _Asked, made: Front, speedup: float, main: Path) -> Front:
     return msgspec.structs.replace(made, points=points)
 
 
-__all__ = ["Front", "FrontPoint", "front", "label", "write"]
+__all__ = ["Front", "FrontPoint", "front", "label", "marked", "write"]

@@ -9,6 +9,9 @@ from click.testing import CliRunner
 from tiny_sweep import RECIPE
 
 from edgeprune.cli import main
+from edgeprune.report import front_page
+from edgeprune.result import Front, FrontPoint
+from edgeprune.scale.front import marked
 
 
 @pytest.fixture
@@ -71,3 +74,35 @@ def test_a_uniform_search_has_no_front(searched):
     (searched / "recipe.toml").write_text(RECIPE.format(name="tiny", method="uniform"))
     done = front()
     assert done.exit_code == 2 and "has no front" in done.stderr
+
+
+def made_up(*points):
+    """(asked for, measured, score) of each."""
+    return [
+        FrontPoint(label=f"{a:.2f}x", speedup=a, run_dir="", measured=m, score=s, latency=1 / m) for a, m, s in points
+    ]
+
+
+@pytest.mark.parametrize(
+    ("higher_is_better", "scores", "better"),
+    [
+        (True, (92.0, 90.0, 91.0, 80.0), ["", "1.75x", "", ""]),
+        (True, (90.0, 90.0, 90.0, 90.5), ["2.00x", "2.00x", "2.00x", ""]),  # the fastest, which nothing beats itself
+        (True, (92.0, 91.0, 90.0, 80.0), ["", "", "", ""]),
+        (False, (1.0, 2.0, 1.5, 3.0), ["", "1.75x", "", ""]),
+    ],
+)
+def test_a_point_that_a_faster_one_beats_is_marked(higher_is_better, scores, better):
+    points = made_up(*zip((1.25, 1.5, 1.75, 2.0), (1.26, 1.51, 1.76, 2.01), scores, strict=True))
+    nothing = FrontPoint(label="9.00x", speedup=9.0, run_dir="", why="it cannot be met")
+    found = marked([*points, nothing], higher_is_better)
+    assert [one.better for one in found] == [*better, ""]
+    page = front_page(
+        Front(
+            name="n", target="t", unit="ms", dense=1.0, max_speedup=3.0, metric="top-1", scale="%",
+            higher_is_better=higher_is_better, dense_score=95.0, points=found,
+        )
+    )  # fmt: skip
+    for other in {one for one in better if one}:
+        assert page.count(f"{other} is as good and faster") == better.count(other)
+    assert ("is as good and faster" in page) == any(better)

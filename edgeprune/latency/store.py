@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -107,13 +108,15 @@ class TableStore:
         """Every table of every device, with its name."""
         with self._reached():
             folders = sorted(self._listed(self.root))
-        for folder in folders:
-            for name in self._names(folder.rpartition("/")[2]):
-                yield name, self._read(name)
+        for folder in (path.rpartition("/")[2] for path in folders):
+            if re.fullmatch("[0-9a-f]{16}", folder):  # what else lies there is none of ours
+                for name in self._names(folder):
+                    yield name, self._read(name)
 
     def _write(self, name: str, data: bytes) -> None:
         local = "file" in self.system.protocol
-        self.system.makedirs(name.rpartition("/")[0], exist_ok=True)
+        if local or name.startswith("/"):  # else its first part is a bucket, which a slip of the pen must not make
+            self.system.makedirs(name.rpartition("/")[0], exist_ok=True)
         if local:
             files.write_bytes(Path(name), data)  # whole or not at all; an object of a bucket always is
         else:

@@ -23,6 +23,8 @@ from edgeprune.scale.tasks import SweepTask, TaskDone, in_worker, perform
 PREFIX = "edgeprune:"  # of a device, as a resource
 CARRIED = ("EDGEPRUNE_", "PYTHONPATH", "OMP_NUM_THREADS")
 REACHED_S = 10.0  # for a connection to a cluster
+SETTINGS = 4  # HTTP/2's first frame
+LOOK_S = 0.2  # between two looks at which tasks have ended
 STORE = 128 << 20  # bytes of Ray's object store: endings are small
 Engine = Callable[[Sequence[SweepTask]], Iterator[TaskDone]]
 
@@ -92,15 +94,29 @@ def on_ray(resources: SweepResources, address: str, devices: Sequence[str]) -> E
 
 
 def _answers(address: str) -> None:
-    """Raise UsageError where nothing listens at HOST:PORT; Ray itself tries for minutes before it says so."""
+    """Raise UsageError where no gRPC server is at HOST:PORT; Ray itself tries for minutes before it says so."""
     host, colon, port = address.rpartition("://")[2].rpartition(":")
     if not colon or not port.isdigit():
         return  # "auto", and what only Ray knows
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=REACHED_S).close()
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=REACHED_S) as link:
+            why = "" if os.environ.get("RAY_USE_TLS") == "1" or _is_grpc(link) else "what answers there is not Ray"
     except (OSError, OverflowError, UnicodeError) as cause:
-        where = f"no Ray cluster at {address} ({files.reason(cause)})."
-        raise UsageError(where, "Start one: ray start --head; or leave out --address.") from None
+        why = files.reason(cause)
+    if why:
+        raise UsageError(
+            f"no Ray cluster at {address} ({why}).",
+            "Start one: ray start --head, which names its address (port 6379); or leave out --address.",
+        )
+
+
+def _is_grpc(link: socket.socket) -> bool:
+    """Does HTTP/2 answer (RFC 9113, 3.4), as the dashboard does not? A frame is length[3], type, flags, stream[4]."""
+    link.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, SETTINGS, 0, 0, 0, 0, 0)))
+    head = b""
+    while len(head) < 9 and (part := link.recv(9 - len(head))):
+        head += part
+    return len(head) == 9 and head[3] == SETTINGS
 
 
 def _start(ray: Any, address: str, named: dict[str, float]) -> None:
@@ -154,7 +170,8 @@ def _on_ray(ray: Any, tasks: Sequence[SweepTask], resources: SweepResources) -> 
         )
         refs[task.name], waiting[ref] = ref, task
     while waiting:
-        ready, _ = ray.wait(list(waiting), num_returns=1)
+        # all that ended within a moment: asking for one at a time goes through all that wait, for each task
+        ready, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=LOOK_S)
         for ref in ready:
             task = waiting.pop(ref)
             try:

@@ -100,6 +100,42 @@ def test_a_place_that_cannot_be_used(family, tmp_path):
         TableStore("s3://b", Forbidden(), "b").find(HERE, "ms")
 
 
+def test_a_bucket_that_is_not_there_is_not_made(family):
+    """Under fsspec making a folder makes its bucket too: a slip of the pen would have the fleet measure anew."""
+
+    class Buckets:
+        """What s3fs does, in short."""
+
+        protocol = ("s3",)
+
+        def __init__(self):
+            self.made = {"team": {}}
+
+        def invalidate_cache(self):
+            pass
+
+        def ls(self, path, detail):
+            return [name for name in self.made.get(path.split("/")[0], {}) if name.startswith(f"{path}/")]
+
+        def makedirs(self, path, exist_ok):
+            self.made.setdefault(path.split("/")[0], {})
+
+        def pipe_file(self, path, data):
+            if path.split("/")[0] not in self.made:
+                raise FileNotFoundError("The specified bucket does not exist")
+            self.made[path.split("/")[0]][path] = data
+
+        def cat_file(self, path, start, end):
+            return self.made[path.split("/")[0]][path][start:end]
+
+    system = Buckets()
+    TableStore("s3://team/tables", system, "team/tables").put(table(family))
+    assert TableStore("s3://team/tables", system, "team/tables").find(HERE, "ms").cells == table(family).cells
+    with pytest.raises(RunError, match=r"s3://tema/tables.*bucket does not exist"):
+        TableStore("s3://tema/tables", system, "tema/tables").put(table(family))
+    assert list(system.made) == ["team"]
+
+
 def command(*arguments, **environment):
     return CliRunner(env=environment).invoke(main, ["table", *map(str, arguments)], prog_name="edgeprune")
 
@@ -124,3 +160,7 @@ def test_the_commands(family, tmp_path):
     assert not (tmp_path / "both.jsonl").exists()
     assert command("merge", run, place, "--out", tmp_path / "both.jsonl").exit_code == 0
     assert command("info", tmp_path / "empty").exit_code == 11
+    (run / "latency" / "table.jsonl").unlink()  # a run that has none has other files called so
+    (run / "events.jsonl").write_text('{"event": "begin"}\n')
+    done = command("export", run, "--into", tmp_path / "no")
+    assert done.exit_code == 11 and "no tables there" in done.stderr and "Remove" not in done.stderr

@@ -9,7 +9,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+import types
 from collections import Counter
 
 import pytest
@@ -17,7 +19,7 @@ from click.testing import CliRunner
 from tiny_sweep import SWEEP
 
 from edgeprune.cli import main
-from edgeprune.errors import DeviceUnreachable
+from edgeprune.errors import DeviceUnreachable, UsageError
 from edgeprune.pipeline import RunDirectory
 from edgeprune.scale import engines, tasks
 from edgeprune.scale.spec import SweepResources, load_sweep
@@ -169,6 +171,39 @@ def test_a_cluster_that_is_not_there(project, monkeypatch, address):
         monkeypatch.setitem(sys.modules, "ray", None)
         done = sweep("--address", address.format(port=free.getsockname()[1]))
     assert done.exit_code == 2 and "no Ray cluster at" in done.stderr and "ray start --head" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("answer", "refused"),
+    [(b"HTTP/1.0 400 Bad Request\r\n\r\n", True), (b"", True), (b"\0\0\0\4\0\0\0\0\0", False)],
+    ids=["another web server", "closed at once", "gRPC"],
+)
+def test_something_else_at_the_address(project, monkeypatch, answer, refused):
+    """Such as Ray's dashboard; Ray would wait for it for minutes."""
+    asked: list[str] = []
+
+    def started(ray, address, named):
+        asked.append(address)
+        raise UsageError("as far as this")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve():
+            link, _ = server.accept()
+            with link:
+                assert link.recv(24).startswith(b"PRI * HTTP/2.0")
+                link.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        monkeypatch.setattr(engines, "installed", lambda: True)
+        monkeypatch.setattr(engines, "_start", started)
+        monkeypatch.setitem(sys.modules, "ray", types.ModuleType("ray"))
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        done = sweep("--address", address)
+        thread.join()
+    assert done.exit_code == 2 and asked == ([] if refused else [address]), done.stderr
+    assert ("no Ray cluster at" in done.stderr) == refused
 
 
 def test_what_others_write_to_standard_output_is_no_part_of_the_json(project, monkeypatch, capfd):

@@ -26,7 +26,8 @@ def section_of(found: Front) -> Html:
         "time": words.seconds(found.seconds),
     }
     rows = [_row(one, found) for one in found.points]
-    return section("front", "Front", definitions(facts), _plot(found), table(HEAD, rows, range(1, 9)), lead=LEAD)
+    shown = table(HEAD, rows, range(1, 9), only_filled=True)
+    return section("front", "Front", definitions(facts), _plot(found), shown, lead=LEAD)
 
 
 def _row(one: FrontPoint, found: Front) -> list[Any]:

@@ -98,6 +98,7 @@ def table(
     caption: str = "",
     strong: str = "",
     stack: bool = False,
+    only_filled: bool = False,
 ) -> Html:
     """A table that scrolls sideways by itself; nothing when it has no rows.
 
@@ -105,8 +106,14 @@ def table(
         numbers: columns to align right.
         strong: the row of that name stands out.
         stack: for sentences: on a narrow screen each row becomes a block.
+        only_filled: leave out the columns in which no row has anything.
     """
     body = [list(values) for values in rows]
+    if only_filled:
+        kept = [column for column in range(len(head)) if any(row[column] not in ("", None) for row in body)]
+        right = set(numbers)
+        numbers = [place for place, column in enumerate(kept) if column in right]
+        head, body = [head[column] for column in kept], [[row[column] for column in kept] for row in body]
     label = caption or ", ".join(filter(None, head))
     return _part("table", head, body, set(numbers), caption, label, strong, stack) if body else NOTHING
 

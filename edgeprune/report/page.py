@@ -52,13 +52,13 @@ def front_page(found: Front) -> str:
     """The front of one network on one target (front.json) as HTML."""
     title = f"{words.plain(found.name or 'run')} on {words.plain(found.target or 'a target')}: the front"
     foot = "Every figure on this page also stands in front.json, next to it."
-    return document(title, NOTHING, front.section_of(found), foot)
+    return document(title, NOTHING, front.section_of(found), foot, broad=True)
 
 
 def sweep_page(found: SweepReport, folder: Path) -> str:
     """All runs of a sweep as HTML; `folder`: where the page will lie, for its links."""
     foot = "Every figure on this page also stands in sweep.json and sweep.csv, next to it."
-    return document(f"Sweep {words.plain(found.name)}", NOTHING, sweep.sections_of(found, folder), foot)
+    return document(f"Sweep {words.plain(found.name)}", NOTHING, sweep.sections_of(found, folder), foot, broad=True)
 
 
 def _soundly(write: Callable[[Facts], Html], found: Facts, name: str, heading: str = "") -> Html:
@@ -79,9 +79,10 @@ def _version(found: Facts) -> object:
     return packages.get("edgeprune", "") if isinstance(packages, Mapping) else ""
 
 
-def document(title: str, under: Html, body: Html, foot: str) -> str:
-    """A page that needs no network: `under` the title stands what matters most."""
-    return rendered("page.html", title=title, under=under, body=body, foot=foot, style=Html(_style())) + "\n"
+def document(title: str, under: Html, body: Html, foot: str, *, broad: bool = False) -> str:
+    """A page that needs no network: `under` the title stands what matters most; `broad`: for tables of many columns."""
+    style = Html(_style())
+    return rendered("page.html", title=title, under=under, body=body, foot=foot, style=style, broad=broad) + "\n"
 
 
 def _style() -> str:

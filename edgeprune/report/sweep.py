@@ -11,7 +11,10 @@ from edgeprune.report.markup import Html, definitions, figure, join, legend, sec
 from edgeprune.result import SweepReport, SweepRow, number, quantity
 
 PLOTS = 24  # networks on targets that are drawn
-HEAD = ("run", "budget", "state", "score", "drop, at most", "latency", "speed-up", "bytes", "time", "stages", "why")
+HEAD = (
+    "run", "budget", "state", "score", "drop, at most", "latency", "speed-up", "bytes", "time", "made", "taken over"
+)  # fmt: skip
+LEAD = "Time and stages of all calls; a stage that was taken over was made by a run that shares it."
 KINDS = {"ours": "released", "float": "refused, or not verified"}
 
 
@@ -30,10 +33,12 @@ def sections_of(found: SweepReport, folder: Path) -> Html:
         groups.setdefault((row.recipe, row.target), []).append(row)
     plots = [_plot(rows, f"{recipe} on {target}") for (recipe, target), rows in list(groups.items())[:PLOTS]]
     rows = [_cells(row, folder) for row in found.rows]
+    reasons = [[row.run, row.state, row.why] for row in found.rows if row.why]
     return join(
         [
             section("sweep", "Sweep", definitions(facts), plots),
-            section("runs", "Runs", table(HEAD, rows, range(3, 9))),
+            section("runs", "Runs", table(HEAD, rows, range(3, 11), only_filled=True), lead=LEAD if rows else None),
+            section("reasons", "Why not", table(("run", "state", "why"), reasons, stack=True)),
         ]
     )
 
@@ -54,8 +59,8 @@ def _cells(row: SweepRow, folder: Path) -> list[object]:
         f"{row.speedup:.3f}x" if row.speedup is not None else "",
         f"{row.bytes:,}" if row.bytes is not None else "",
         words.seconds(row.seconds),
-        f"{len(row.made)} made, {len(row.taken)} taken over",
-        row.why,
+        str(len(row.made)),
+        str(len(row.taken)),
     ]
 
 

@@ -14,6 +14,7 @@ import time
 import types
 from collections import Counter
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 from tiny_sweep import SWEEP
@@ -229,6 +230,23 @@ def test_a_spreadsheet_computes_nothing():
     text = as_csv([SweepRow(run="=1+1", recipe="r", target="t", budget="2x", seed=0, folder="f", why="a\nb,c")])
     row = next(csv.DictReader(text.splitlines()))
     assert row["run"] == "'=1+1" and row["why"] == "a b,c"
+
+
+def test_the_page_has_a_column_only_for_what_is_there(tmp_path):
+    """And why a run was not released stands below, where a sentence has room."""
+    from edgeprune.report import sweep_page
+    from edgeprune.result import SweepReport, SweepRow
+
+    def page(*rows):
+        return sweep_page(SweepReport(name="s", engine="e", rows=rows, tasks=1, done=1, seconds=1.0), tmp_path)
+
+    searched = SweepRow(run="a", recipe="r", target="t", budget="2x", seed=0, folder="f", state="searched", speedup=2.0)
+    text = page(searched)
+    assert ">speed-up</th>" in text and ">bytes</th>" not in text and "Why not" not in text
+    refused = msgspec.structs.replace(searched, run="b", state="refused", bytes=12_345, why="accuracy: too low.")
+    text = page(searched, refused)
+    assert ">bytes</th>" in text and "12,345" in text and text.count("accuracy: too low.") == 1
+    assert text.index("Why not") < text.index("accuracy: too low.")
 
 
 def test_every_phase_ends_at_a_stage_of_its_name():

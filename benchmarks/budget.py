@@ -7,7 +7,7 @@ benchmarks/prediction.py leaves them). The solver is a plain one, so that what i
 few blocks as it must, evenly, keeps one fraction of every group, then widens single groups while the prediction still
 fits. After closure the chosen network is built once more and measured against the dense one with the target's own
 protocol; `of_budget` is that independent figure (medians), `of_budget_at_pace` the same rounds, those at the device's
-fastest pace alone, `of_budget_in_closure` what closure ended with. Wanted: 0.97 - 1.00. Writes benchmarks/budget.json,
+fastest pace alone, `of_budget_in_closure` what closure ended with. Wanted: 0.97 - 1.00. Writes results/budget.json,
 a row a run.
 """
 
@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import HERE
+from common import RESULTS
 from prediction import keep_row, patiently, workplace
 
 RUNS = (
@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], help="network/target/speedup")
     parser.add_argument("--count", type=int, default=20, help="variants in a table that has to be built")
     parser.add_argument("--tables", type=Path, help="folder of tables")
-    parser.add_argument("--out", type=Path, default=HERE / "budget.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "budget.json")
     arguments = parser.parse_args()
     for name, target, speedup in RUNS:
         if arguments.only and f"{name}/{target}/{speedup}" not in arguments.only:

@@ -9,7 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
-from common import HERE, ROOT
+from common import RESULTS, ROOT
 
 PANELS = (
     ("resnet56", "intel-cpu", "ResNet-56, OpenVINO"),
@@ -75,7 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "front.svg")
     given = parser.parse_args()
-    draw(json.loads((HERE / "head_to_head.json").read_text()), given.out)
+    draw(json.loads((RESULTS / "head_to_head.json").read_text()), given.out)
     print(f"{given.out}: {given.out.stat().st_size / 1000:.0f} kB")
 
 

@@ -10,7 +10,7 @@ the same training images; accuracy is on the test images, in FP32, before any tr
 `--data` is an .npz as `examples/cifar10/fetch.py` writes it; `--tables` holds what benchmarks/prediction.py left there;
 `--site` has torch_pruning (without it those rows are left out).
 
-Rows are kept as they come: a killed run goes on where it stopped. Writes benchmarks/head_to_head.json.
+Rows are kept as they come: a killed run goes on where it stopped. Writes benchmarks/results/head_to_head.json.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import EXAMPLES, HERE, beside, kept, save, with_site
+from common import EXAMPLES, RESULTS, beside, kept, save, with_site
 from methods import EVALUATED, METHODS, Bench
 
 RUNS = (
@@ -214,7 +214,7 @@ def main() -> None:
     parser.add_argument("--closure", type=int, default=8, help="networks that closure may measure for one method")
     parser.add_argument("--again", action="store_true", help="measure all kept plans of a column together once more")
     parser.add_argument("--no-measure", action="store_true", help="leave the interleaved measurement out")
-    parser.add_argument("--out", type=Path, default=HERE / "head_to_head.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "head_to_head.json")
     options = parser.parse_args()
     if options.site:
         with_site(options.site)

@@ -1,4 +1,4 @@
-"""The table and the plot of benchmarks/head_to_head.json: accuracy at equal measured INT8 speed, untrained.
+"""The table and the plot of benchmarks/results/head_to_head.json: accuracy at equal measured INT8 speed, untrained.
 
     python benchmarks/head_to_head_report.py [--rows FILE]
 
@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from common import HERE
+from common import RESULTS
 from methods import METHODS
 
 Rows = dict[tuple[str, str, float, str], dict[str, Any]]
@@ -87,7 +87,7 @@ def plot(rows: Rows, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=Path, default=HERE / "head_to_head.json")
+    parser.add_argument("--rows", type=Path, default=RESULTS / "head_to_head.json")
     options = parser.parse_args()
     rows = load(options.rows)
     options.rows.with_suffix(".md").write_text(table(rows), encoding="utf-8")

@@ -12,7 +12,7 @@ keeps what it made and goes on where it stopped:
     python benchmarks/int8.py emulator DIR    # the ARM64 graphs on the true runtime, a few images
     python benchmarks/int8.py latency DIR     # all graphs of a network interleaved, through the device agent
     python benchmarks/int8.py compiler DIR    # TensorRT-RTX: which convolutions became INT8 kernels
-    python benchmarks/int8.py table DIR       # figures into benchmarks/int8.json, tables into docs/int8.md
+    python benchmarks/int8.py table DIR       # figures into benchmarks/results/int8.json, tables into docs/int8.md
 
 ARM64 figures are x86 with session.qdqisint8allowed, which computes the same bits but for QLinearAdd near ties. TensorRT
 figures are ONNX Runtime without optimisation on the very graph that is shipped. No test image took part in a choice of
@@ -34,7 +34,7 @@ from typing import Any
 
 import int8_peers
 import numpy as np
-from common import HERE, ROOT, save
+from common import RESULTS, ROOT, save
 from numpy.typing import NDArray
 
 TARGETS = {"openvino": "intel-cpu", "ort-x86": "x86-onnxruntime"}  # runtimes that this machine has
@@ -414,7 +414,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, help="the first so many only; the table says how many there were")
     parser.add_argument("--emulated", type=int, default=4, help="images on the emulated core")
     parser.add_argument("--runs", type=int, default=20, help="a round")
-    parser.add_argument("--out", type=Path, default=HERE / "int8.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "int8.json")
     given = parser.parse_args()
     STEPS[given.step](given)
 

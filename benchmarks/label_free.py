@@ -5,7 +5,7 @@
 200 photos choose and repair (least squares to the dense network's own outputs); on the other 300 the share of equal top
 answers is counted, in FP32. Nothing is trained. Every method is closed on measured INT8 latency, as in
 benchmarks/head_to_head.py, at 1.15 and 1.3 times the speed of dense INT8. Weights and photos: benchmarks/int8_cases.py;
-`--tables` holds what benchmarks/prediction.py left there. Writes benchmarks/label_free.json; a killed run goes on.
+`--tables` holds what benchmarks/prediction.py left there. Writes results/label_free.json; a killed run goes on.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import HERE, kept, save, with_site
+from common import HERE, RESULTS, kept, save, with_site
 from head_to_head import closed_row, measured_together
 from int8_cases import HELD_OUT, IMAGENET, mobilenet_v2, photos, prepare_vision
 from methods import METHODS, Bench
@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=100, help="photos for loss curves and judging")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--closure", type=int, default=6, help="networks that closure may measure for one method")
-    parser.add_argument("--out", type=Path, default=HERE / "label_free.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "label_free.json")
     options = parser.parse_args()
     with_site(options.site)
     options.work.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ ResNet-56 and VGG16-BN at CIFAR-10's shape, ResNet-18 and MobileNetV2 at 224 x 2
 MiniLM, a DS-CNN, a TC-ResNet, a detector of YOLOv8n's size); INT8, batch 1, one thread, OpenVINO and ONNX Runtime. A
 table is built from 40 random variants; 30 others, drawn with another seed, are predicted before they are measured.
 Beside it, an affine function of MACs fitted to the same 40 runs, and how well the machine repeats itself: the unseen
-networks measured once more, in other company. No prediction can be better than that. Writes benchmarks/prediction.json
+networks measured once more, in other company. No prediction can be better than that. Writes results/prediction.json
 (a row a combination, kept when others are run again) and prediction.png. `--site` holds torchvision (`pip install
 --no-deps --target DIR torchvision==0.28.0`).
 
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import HERE, beside, save, with_site
+from common import RESULTS, beside, save, with_site
 
 NETWORKS = ("resnet56", "vgg16", "resnet18", "mobilenetv2", "minilm", "dscnn", "tcresnet", "detector")
 TARGETS = ("x86-onnxruntime", "intel-cpu")
@@ -193,7 +193,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=40)
     parser.add_argument("--unseen", type=int, default=30)
     parser.add_argument("--tables", type=Path, help="keep the tables here, and go on with those that are there")
-    parser.add_argument("--out", type=Path, default=HERE / "prediction.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "prediction.json")
     arguments = parser.parse_args()
     rows = json.loads(arguments.out.read_text()) if arguments.out.exists() else []
     for target in TARGETS:

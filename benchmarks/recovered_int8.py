@@ -4,7 +4,7 @@
 
 Calibrates the dense and the trained network with the product's defaults on 512 training images, builds both, runs all
 10,000 test images through the device's runtime and times both in one interleaved run. The figures go into the row of
-benchmarks/recovery.json that --row names, as `int8`.
+benchmarks/results/recovery.json that --row names, as `int8`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import HERE, save
+from common import RESULTS, save
 from head_to_head import load, plan_file
 from recovery import splits
 
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--trained", type=Path, required=True, help="trained.pt that recovery.py left")
     parser.add_argument("--row", required=True, help="which row of recovery.json it is")
     parser.add_argument("--test", type=int, default=10_000)
-    parser.add_argument("--out", type=Path, default=HERE / "recovery.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "recovery.json")
     options = parser.parse_args()
     rows = json.loads(options.out.read_text(encoding="utf-8"))
     if options.row not in rows:

@@ -7,7 +7,7 @@ Takes the plans that benchmarks/head_to_head.py chose (its --work/plans) and giv
 repair on the same images, then the same number of images of training by the product's own recovery, the same loss,
 schedule and seeds. Training images are the first 45,000; the last 5,000 of the training set, which the dense ResNet-56
 was never trained on, choose the epoch; the test images are only counted, in FP32. Checkpoints let a killed run go on.
-Writes benchmarks/recovery.json, a row a plan and seed, with the accuracy before training and after; trained weights
+Writes results/recovery.json, a row a plan and seed, with the accuracy before training and after; trained weights
 stay in --work, and --start goes on from them.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import HERE, kept, save
+from common import RESULTS, kept, save
 from head_to_head import load, plan_file
 
 TRAINING = 45_000  # images that the published ResNet-56 was trained on; the others choose
@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=HERE / "recovery.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "recovery.json")
     options = parser.parse_args()
     rows = kept(options.out)
     data = splits(options.data, options.images, options.selection, options.test)

@@ -1,7 +1,7 @@
 """The solver, measured: brute force on small programs, gap and time at real sizes, also with a limit on
 bytes, and what c_in frozen would cost.
 
-    python benchmarks/solver.py [--out benchmarks/solver.json]
+    python benchmarks/solver.py [--out benchmarks/results/solver.json]
 
 Needs no runtime. Times are of one thread; the latency tables are synthetic (a roofline with steps of 16
 outputs and 4 inputs, 5 % noise), the sizes those of the real networks.
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import HERE, ROOT, save
+from common import RESULTS, ROOT, save
 
 from edgeprune.search.program import Kernel, KernelPrecision, Program
 from edgeprune.search.solve import floor, solve
@@ -190,7 +190,7 @@ def _equal_latency(program: Program, blind: Program, budget: float) -> float | N
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=HERE / "solver.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "solver.json")
     parser.add_argument("--programs", type=int, default=200)
     parser.add_argument("--limit", type=float, default=60.0, help="seconds for one solve")
     options = parser.parse_args()

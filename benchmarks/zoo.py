@@ -484,7 +484,7 @@ def main() -> None:
     """Run what is missing in the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--site", required=True, help="folder with timm, torchvision and torch_pruning")
-    parser.add_argument("--out", default="benchmarks/zoo.json", type=Path)
+    parser.add_argument("--out", default="benchmarks/results/zoo.json", type=Path)
     parser.add_argument("--names", type=Path, help="JSON list of models, written on the first run")
     parser.add_argument("--plans", type=Path, help="folder of the plans (default: beside the list of models)")
     parser.add_argument("--passes", nargs="*", default=[*PASSES], choices=[*PASSES])

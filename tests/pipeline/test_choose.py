@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from small_run import run_of
 
-from edgeprune.errors import BudgetError
-from edgeprune.pipeline.choose import weights_limit
+from edgeprune.errors import BudgetError, RecipeError
+from edgeprune.pipeline.choose import check_options, weights_limit
+from edgeprune.pipeline.facts import StageKeys
+from edgeprune.recipe import SearchSection
 
 
 def _asked(max_bytes: int | None) -> float:
@@ -31,3 +35,24 @@ def test_the_limit_on_the_artifact_less_what_is_no_weight() -> None:
 def test_a_limit_that_leaves_nothing_for_weights_is_refused() -> None:
     with pytest.raises(BudgetError, match="graph and scales alone take 850 bytes"):
         _asked(850)
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        (SearchSection(options=("lowrank",)), r"\[search\] options: there is no 'lowrank'"),
+        (SearchSection(options=("low-rank",), method="uniform"), 'is for method = "joint"'),
+    ],
+)
+def test_options_that_the_search_cannot_take_are_refused(section: SearchSection, words: str) -> None:
+    with pytest.raises(RecipeError, match=words):
+        check_options(section)
+
+
+def test_what_layers_may_become_is_part_of_the_tables_key(tmp_path: Path) -> None:
+    found = []
+    for names in ([], ["low-rank"]):
+        with run_of(tmp_path / str(len(names)), search={"options": names}) as context:
+            keys = StageKeys(context)
+            found.append((keys["graph"], keys.without("latency", "device")))
+    assert found[0][0] == found[1][0] and found[0][1] != found[1][1]

@@ -174,7 +174,9 @@ class TrainingRun:
                 self._save()
                 saved = time.monotonic()
             if self.progress and self.main:
-                self.progress(self.step, self.total, self.judge.shown(self.best_score))
+                spent = self.seconds / (3600 * self.options.hours) if self.options.hours else 0.0  # what ends first
+                done = max(float(self.step), min(spent, 1.0) * self.total)
+                self.progress(done, self.total, self.judge.shown(self.best_score))
         if self.step > self.resumed:
             self._save()  # it stays until the stage is whole: no step is repeated, whenever this run is killed
         self.student.load_state_dict(self.best)

@@ -210,9 +210,12 @@ def _out_of_memory(*args: Any) -> Tensor:
 def test_training_ends_when_its_hours_are_over_and_the_schedule_with_it(teacher: Tokens, tmp_path: Path) -> None:
     numbers: list[dict[str, Any]] = []
     options = RecoverSection(**{**FAST, "epochs": 10_000, "hours": 1.5 / 3600, "warmup": 0.0})
+    shares = list[float]()
     found = train(
-        network(1), teacher, Sentences(256, 0), Sentences(64, 1), options, tmp_path, task=TASK, log=numbers.append
-    )
+        network(1), teacher, Sentences(256, 0), Sentences(64, 1), options, tmp_path, task=TASK, log=numbers.append,
+        progress=lambda done, total, message: shares.append(done / total),
+    )  # fmt: skip
+    assert shares[-1] == 1, "what is shown as done is of the hours, where they end first"
     assert found.stopped == "hours" and found.steps < 80_000
     assert 1.5 <= found.seconds < 20
     assert numbers[-1]["lr"] < 0.2 * FAST["lr"], "the learning rate goes down with the time"  # type: ignore[operator]

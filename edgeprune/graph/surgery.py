@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -39,7 +40,8 @@ class Removed(nn.Module):
 
     Args:
         first: the name of the block's first argument.
-        marks: plain attributes of the block, which the network round it may read (`m.f`, `m.type`).
+        marks: plain attributes of the block and of its children, which the network round it may read (`m.f`,
+            `m.type`, `m.self_attn.batch_first`).
     """
 
     def __init__(self, first: str, marks: Mapping[str, object] | None = None) -> None:
@@ -177,9 +179,17 @@ def _take_out(model: nn.Module, removed: Sequence[str]) -> None:
         old = model.get_submodule(block)
         first = next(iter(inspect.signature(old.forward).parameters), "input")
         parent, _, name = block.rpartition(".")
-        new = Removed(first, {k: v for k, v in vars(old).items() if k not in bare and _plain(v)})
+        children = {k: SimpleNamespace(**_marks(child, bare)) for k, child in old.named_children()}
+        new = Removed(first, {**_marks(old, bare), **children})
         new.training = old.training
         model.get_submodule(parent)._modules[name] = new
+    for encoder in model.modules():
+        if isinstance(encoder, nn.TransformerEncoder) and isinstance(encoder.layers[0], Removed):
+            encoder.use_nested_tensor = False  # its fast path reads the first layer's weights
+
+
+def _marks(module: nn.Module, bare: Mapping[str, object]) -> dict[str, Any]:
+    return {key: value for key, value in vars(module).items() if key not in bare and _plain(value)}
 
 
 def _plain(value: Any) -> bool:

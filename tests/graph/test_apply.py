@@ -148,3 +148,34 @@ def test_the_pruned_module_exports_to_onnx() -> None:
     session = onnxruntime.InferenceSession(buffer.getvalue(), providers=["CPUExecutionProvider"])
     (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     np.testing.assert_allclose(got, pruned(x).detach().numpy(), atol=1e-5)
+
+
+class Reader(nn.Module):
+    """torch's own encoder, which reads its first layer's settings, and its weights on its fast path."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
+        self.tokens, self.encoder = nn.Embedding(20, 16), nn.TransformerEncoder(layer, 2)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, ids, mask):
+        seen = self.encoder(self.tokens(ids), src_key_padding_mask=mask == 0)
+        return self.head((seen * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_the_first_layer_of_torch_s_own_encoder_may_go():
+    net = Reader().eval()
+    ids, mask = torch.randint(20, (2, 6), generator=torch.Generator().manual_seed(1)), torch.ones(2, 6)
+    mask[0, 4:] = 0
+    structure = edgeprune.trace(net, (ids, mask))
+    plan = structure.plan({}, removed=["encoder.layers.0"])
+    assert structure.prove(net, plan).passed
+    small = plan.apply(net)
+    with torch.no_grad():
+        hidden = net.encoder.layers[1](net.tokens(ids), src_key_padding_mask=mask == 0)
+        wanted = net.head((hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
+        torch.testing.assert_close(small(ids, mask), wanted)
+    assert net.encoder.use_nested_tensor and not small.encoder.use_nested_tensor

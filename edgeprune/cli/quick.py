@@ -18,6 +18,8 @@ from edgeprune.target import Target
 TEXT = "A network and data instead of a recipe: init and run in one, with little training."
 MINUTES = 3.0
 WISH = "quick.json"
+BEFORE = "recipe.before.toml"  # it may have been edited
+AGAIN = {"speedup", "latency_ms", "max_drop", "sections"}  # of a wish: what one asks for differently the second time
 SHORT: dict[str, dict[str, object]] = {  # of the recipe: the least of everything
     "search": {"images": 128, "rounds": 1, "trials": 2},
     "quantize": {"images": 128, "effort": "fast"},
@@ -51,6 +53,9 @@ def quick_command(target: Target) -> click.Command:
         if not _known(folder, wanted):
             folder.mkdir(parents=True, exist_ok=True)
             made = init.drafted(wanted, folder, again=True)
+            if recipe.is_file():
+                recipe.replace(folder / BEFORE)
+                console.say(f"{'recipe':<9}for what is asked now; the one before is {folder / BEFORE}", err=True)
             files.write_text(recipe, made.text)
             files.write_json(folder / WISH, dataclasses.asdict(wanted))
         console.say(f"{'recipe':<9}{recipe}: edgeprune {target.name} run {recipe} goes on from here", err=True)
@@ -60,13 +65,19 @@ def quick_command(target: Target) -> click.Command:
 
 
 def _known(folder: Path, wanted: object) -> bool:
-    """Was this very wish drafted there before? Raises UsageError where it was another."""
+    """Was this very wish drafted there before? Raises UsageError where it was of another network or of other data.
+
+    Another budget or other minutes of training are drafted again; the run keeps what they leave as it is.
+    """
     if not (folder / "recipe.toml").is_file() or not (folder / WISH).is_file():
         return False
     said = json.dumps(dataclasses.asdict(wanted), default=files.plain)  # type: ignore[call-overload]
     mine = files.parse_json(said, RunError, WISH)
-    if files.read_json(folder / WISH, RunError) != mine:
+    before = files.read_json(folder / WISH, RunError)
+    other = sorted(key for key in mine if key not in before or before[key] != mine[key])
+    if set(other) - AGAIN:
         raise UsageError(
-            f"{folder} has a quick run with other settings.", "Give --name or --run-dir, or remove it: edgeprune runs."
+            f"{folder} has a quick run with another {', '.join(sorted(set(other) - AGAIN))}.",
+            "Give --name or --run-dir, or remove it: edgeprune runs.",
         )
-    return True
+    return not other

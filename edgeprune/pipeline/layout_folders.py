@@ -51,7 +51,8 @@ def look(path: Path, classes: tuple[str, ...] = ()) -> Layout:
             return layout_arrays.of_file(path)
         raise DataError(f"--data {path}: a {path.suffix or 'suffixless'} file alone is not read.", READ)
     tree = tree_of(path)
-    for find in (_own, _coco, _yolo, _voc, _masks, _classes, partial(layout_arrays.of_folder, classes=classes)):
+    yolo, arrays = partial(_yolo, classes=classes), partial(layout_arrays.of_folder, classes=classes)
+    for find in (_own, _coco, yolo, _voc, _masks, _classes, arrays):
         found = find(tree)
         if found is not None:
             return found
@@ -65,13 +66,13 @@ def laid_out(layout: Layout, folder: Path) -> Layout:
     """
     if os.path.lexists(folder):
         if all((folder / name).resolve() == leads.resolve() for name, leads in layout.links.items()):
-            return look(folder)
+            return look(folder, layout.classes)
         raise DataError(f"{folder} is there already; the splits would be laid out in it.", "Remove it, or give --name.")
     for name, leads in layout.links.items():
         place = folder / name
         place.parent.mkdir(parents=True, exist_ok=True)
         place.symlink_to(leads.resolve(), target_is_directory=leads.is_dir())
-    return look(folder)
+    return look(folder, layout.classes)
 
 
 def _own(tree: Tree) -> Layout | None:
@@ -183,7 +184,7 @@ def _coco(tree: Tree) -> Layout | None:
     return Layout("coco", said, "", found, {}, classes, "detection", counts)
 
 
-def _yolo(tree: Tree) -> Layout | None:
+def _yolo(tree: Tree, classes: tuple[str, ...] = ()) -> Layout | None:
     """images/ and labels/ of .txt, in each split or with the splits in each."""
     text = frozenset({".txt"})
     pairs = [
@@ -205,11 +206,11 @@ def _yolo(tree: Tree) -> Layout | None:
         counts = {split: len(tree.of(folder, IMAGES)) for split, folder in inner.items()}
     else:
         counts = {split: len(tree.of(folder / "images", IMAGES)) for split, folder in splits.items()}
-    classes = _yolo_names(tree)
+    classes = classes or _yolo_names(tree)
     if not classes:
         raise DataError(
             f"--data {tree.root}: boxes of YOLO ({told(counts)}), but nothing names their classes.",
-            "Put a data.yaml with names, or a classes.txt with one name a line, beside them.",
+            "Name them: --classes car,person,...; or in a data.yaml with names, or a classes.txt with one a line.",
         )
     folders = {split: {"folder": str(folder)} for split, folder in splits.items()}
     if links:

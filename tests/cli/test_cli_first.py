@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import json
 import os
@@ -11,6 +12,9 @@ from pathlib import Path
 import pytest
 
 from edgeprune import recipe
+from edgeprune.cli import quick
+from edgeprune.errors import UsageError
+from edgeprune.pipeline import Wanted
 
 
 def test_init_writes_a_recipe_with_comments(edgeprune_command, project):
@@ -50,6 +54,18 @@ def test_what_is_wrong_is_said_in_one_message(edgeprune_command, project, argume
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not Path("new.toml").exists()
+
+
+def test_another_budget_goes_on_with_the_quick_run_that_is_there(tmp_path):
+    """As a refusal proposes it; another network is another run."""
+    first = Wanted("net.py:net", "photos", max_drop=1.0)
+    assert not quick._known(tmp_path, first)
+    (tmp_path / "recipe.toml").touch()
+    (tmp_path / "quick.json").write_text(json.dumps(dataclasses.asdict(first), default=list))
+    assert quick._known(tmp_path, first)
+    assert not quick._known(tmp_path, dataclasses.replace(first, max_drop=2.0, speedup=1.2))
+    with pytest.raises(UsageError, match="a quick run with another data, factory"):
+        quick._known(tmp_path, dataclasses.replace(first, factory="net.py:other", data="more", max_drop=2.0))
 
 
 def a_run(name, verdict="", bundle=False, days=0.0):

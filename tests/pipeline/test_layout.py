@@ -84,6 +84,12 @@ def test_boxes_of_coco_and_yolo(tmp_path):
     (tmp_path / "yolo" / "data.yaml").write_text("nc: 2\nnames:\n  0: boat\n  1: 'car'\n")
     found = laid_out(look(tmp_path / "yolo"), tmp_path / "laid")
     assert (found.kind, found.classes, dict(found.counts)) == ("yolo", ("boat", "car"), {"train": 1, "test": 1})
+    (tmp_path / "yolo" / "data.yaml").unlink()
+    with pytest.raises(DataError) as told:
+        look(tmp_path / "yolo")
+    assert "--classes" in told.value.remedy
+    stated = laid_out(look(tmp_path / "yolo", ("ship", "van")), tmp_path / "stated")
+    assert (stated.kind, stated.classes) == ("yolo", ("ship", "van"))
 
 
 def test_pictures_with_masks(tmp_path):

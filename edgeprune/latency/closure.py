@@ -103,6 +103,7 @@ def refine(
     absolute: bool = False,
     loss: Callable[[Any], float] | None = None,
     patience: Patience | None = None,
+    told: Callable[[int, float], None] | None = None,
 ) -> Closure:
     """Find the network whose measured latency is just within the budget.
 
@@ -119,6 +120,7 @@ def refine(
             how well it repeats itself.
         loss: of an answer; of the networks within the budget the one of least loss is taken, without it the slowest.
         patience: how much longer than on a quiet device it may take.
+        told: is called with each network's number, and its measured latency over the budget.
 
     Raises:
         BudgetError: no network measured within the budget was found.
@@ -131,7 +133,7 @@ def refine(
     fixed = table.networks[maker.network].dense if absolute else None
     once = dataclasses.replace(effort, retries=0)
     timer = _Timer(device, maker, anchor, dense, once, pace, budget, fixed, patience)
-    closing = _Closing(table, timer, effort.max_spread, loss)
+    closing = _Closing(table, timer, effort.max_spread, loss, told)
     with kept_open(device, anchor):
         closing.search(solve, rounds)
         if closing.best is not None and not closing.settle():
@@ -154,8 +156,9 @@ class _Closing:
         timer: _Timer,
         max_spread: float,
         loss: Callable[[Any], float] | None,
+        told: Callable[[int, float], None] | None,
     ) -> None:
-        self.table, self.timer, self.max_spread, self.loss = table, timer, max_spread, loss
+        self.table, self.timer, self.max_spread, self.loss, self.told = table, timer, max_spread, loss, told
         self.maker, self.budget = timer.maker, timer.budget
         self.kind = "ms" if table.unit == "ms" else "repeats"
         self.predictor = Predictor(table, self.maker.structure, self.maker.network)
@@ -198,6 +201,8 @@ class _Closing:
             self.table = record(self.table, self.maker, found, self.max_spread)
             self.tried[variant.key], self.answers[variant.key] = step, answer
             self.steps.append(step)
+            if self.told:
+                self.told(len(self.steps), ratio / self.budget)
         return step
 
     @property

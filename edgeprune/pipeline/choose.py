@@ -248,17 +248,19 @@ def _closed(
     ratio: float,
 ) -> Closure:
     """Closure on measured latency, to `ratio` of the dense network's."""
-    good = read_json(run.folder("latency") / "profile.json").get("good", True)
+    rounds = 10 if read_json(run.folder("latency") / "profile.json").get("good", True) else MORE_ROUNDS
+    report = voice.progress("search")
     return latency.refine(
         again,
         table,
         bench.device,
         maker,
         ratio,
-        10 if good else MORE_ROUNDS,
+        rounds,
         absolute=recipe.budget.latency_ms is not None,
         loss=again.loss,
         patience=patience(recipe, voice, "search"),
+        told=lambda count, share: report(min(count, rounds), rounds, f"network {count}: {share:.1%} of the budget"),
     )
 
 

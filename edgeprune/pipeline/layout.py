@@ -19,7 +19,8 @@ HELD = 0.2  # of unsplit examples, for the test split
 MOST, DEEP = 1_000_000, 5  # entries and levels that are looked at
 READ = (
     "Read are: class folders of images or .wav, .npz and .npy arrays, boxes of COCO, YOLO and VOC, pictures with "
-    "masks; anything else by a function, --data file.py:function (recipe.md)."
+    "masks; tables of text by a recipe (your-text.md); anything else by a function, --data file.py:function "
+    "(recipe.md)."
 )
 _SYSTEM = {"__MACOSX", "__pycache__", "@eaDir"}
 _ROLE = re.compile(r"(?:.*[^a-z])?(train|test|val|eval|dev)(?:ing|id|idation|uation)?\d*(?:[^a-z]|$)")

@@ -249,7 +249,10 @@ def test_closure_ends_within_the_budget_as_measured(noisy_table: tuple[ArtifactB
     device = SimulatedDevice(noise=0.01, drift=0.001, seed=5)
     lowest = truth(device, made, floor(made.structure, made.target.channels, blocks=False))
     budget = lowest + 0.6 * (1 - lowest)
-    closed = refine(uniform(made), table, device, made, budget, effort=EFFORT)
+    told = list[tuple[int, float]]()
+    closed = refine(uniform(made), table, device, made, budget, effort=EFFORT, told=lambda *given: told.append(given))
+    assert [number for number, _ in told] == list(range(1, len(closed.steps) + 1))
+    assert told[0][1] == pytest.approx(closed.steps[0].measured / budget, rel=0.1)
     real = truth(device, made, closed.variant)
     assert closed.ratio <= budget and real <= budget * 1.005
     assert closed.of_budget > 0.85  # this coarse solver has few networks to choose from

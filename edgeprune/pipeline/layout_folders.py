@@ -181,7 +181,7 @@ def _coco(tree: Tree) -> Layout | None:
     counts = {split: count for split, path in splits.items() for file, _, count, _ in tables if file == path}
     classes = next(names for file, _, _, names in tables if file == splits["train"])
     said = f"pictures with COCO boxes of {len(classes)} classes: {told(counts)}"
-    return Layout("coco", said, "", found, {}, classes, "detection", counts)
+    return Layout("coco", said, "", found, {}, classes, "detection", counts, _some(tree, found["test"]["images"]))
 
 
 def _yolo(tree: Tree, classes: tuple[str, ...] = ()) -> Layout | None:
@@ -203,9 +203,10 @@ def _yolo(tree: Tree, classes: tuple[str, ...] = ()) -> Layout | None:
         if not links:
             return None
         splits = dict.fromkeys(inner, tree.root)
-        counts = {split: len(tree.of(folder, IMAGES)) for split, folder in inner.items()}
+        pictures = inner
     else:
-        counts = {split: len(tree.of(folder / "images", IMAGES)) for split, folder in splits.items()}
+        pictures = {split: folder / "images" for split, folder in splits.items()}
+    counts = {split: len(tree.of(folder, IMAGES)) for split, folder in pictures.items()}
     classes = classes or _yolo_names(tree)
     if not classes:
         raise DataError(
@@ -216,7 +217,8 @@ def _yolo(tree: Tree, classes: tuple[str, ...] = ()) -> Layout | None:
     if links:
         links |= {name: tree.root / name for name in ("data.yaml", "classes.txt") if name in tree.files[tree.root]}
     said = f"pictures with YOLO boxes of {len(classes)} classes: {told(counts)}"
-    return Layout("yolo", said, "", folders, {}, classes, "detection", counts, links=links)
+    some = _some(tree, pictures["test"])
+    return Layout("yolo", said, "", folders, {}, classes, "detection", counts, some, links=links)
 
 
 def _yolo_names(tree: Tree) -> tuple[str, ...]:
@@ -249,7 +251,8 @@ def _voc(tree: Tree) -> Layout | None:
     paths = {split: {"folder": str(folder)} for split, folder in splits.items()}
     classes = tuple(sorted(names))
     said = f"pictures with VOC boxes of {len(classes)} classes: {told(counts)}"
-    return Layout("voc", said, "", paths, {}, classes, "detection", counts)
+    some = _some(tree, splits["test"] / "JPEGImages")
+    return Layout("voc", said, "", paths, {}, classes, "detection", counts, some)
 
 
 def _masks(tree: Tree) -> Layout | None:
@@ -276,7 +279,8 @@ def _masks(tree: Tree) -> Layout | None:
         counts = {split: len(tree.of(one, IMAGES)) for split, one in splits.items()}
         paths = {split: {"images": str(one), "masks": str(of[one])} for split, one in splits.items()}
         said = f"pictures with masks of {len(classes)} classes: {told(counts)}"
-        return Layout("masks", said, "", paths, options, classes, "segmentation", counts)
+        some = _some(tree, splits["test"])
+        return Layout("masks", said, "", paths, options, classes, "segmentation", counts, some)
     images, masks = next(iter(pairs.values()))
     of_stem = {path.stem: path for path in tree.of(masks, MASKS)}
     dealt = drawn({"": [path for path in tree.of(images, IMAGES) if path.stem in of_stem]})
@@ -287,6 +291,11 @@ def _masks(tree: Tree) -> Layout | None:
     counts = dict(Counter(name.split("/")[0] for name in dealt))
     said = f"pictures with masks of {len(classes)} classes, not split: a seeded draw of {told(counts)} as links"
     return Layout("masks", said, "", {}, options, classes, "segmentation", counts, links=links)
+
+
+def _some(tree: Tree, folder: str | Path) -> tuple[Path, ...]:
+    """A few pictures, whose size says what the network takes."""
+    return tuple(tree.of(Path(folder), IMAGES)[:8])
 
 
 def _mask_classes(paths: list[Path]) -> tuple[tuple[str, ...], dict[str, object]]:

@@ -76,6 +76,7 @@ def test_boxes_of_coco_and_yolo(tmp_path):
     found = look(tmp_path / "coco")
     assert (found.kind, found.task, found.classes) == ("coco", "detection", ("boat",))
     assert found.splits["test"]["images"].endswith("coco/val2017")
+    assert [path.name for path in found.some] == ["1.jpg"], "their size is tried as the network's input"
 
     for split in ("train", "val"):
         picture(tmp_path / "yolo" / "images" / split / "1.jpg")
@@ -84,6 +85,7 @@ def test_boxes_of_coco_and_yolo(tmp_path):
     (tmp_path / "yolo" / "data.yaml").write_text("nc: 2\nnames:\n  0: boat\n  1: 'car'\n")
     found = laid_out(look(tmp_path / "yolo"), tmp_path / "laid")
     assert (found.kind, found.classes, dict(found.counts)) == ("yolo", ("boat", "car"), {"train": 1, "test": 1})
+    assert [path.name for path in found.some] == ["1.jpg"]
     (tmp_path / "yolo" / "data.yaml").unlink()
     with pytest.raises(DataError) as told:
         look(tmp_path / "yolo")
@@ -101,6 +103,7 @@ def test_pictures_with_masks(tmp_path):
     assert (found.kind, found.task, found.classes) == ("masks", "segmentation", ("0", "255"))
     assert found.options["numbers"] == {"0": 0, "255": 1}
     assert found.splits["train"]["masks"].endswith("train/masks")
+    assert [path.name for path in found.some] == ["a.jpg"]
 
 
 def test_sounds_say_their_rate_and_length(tmp_path):

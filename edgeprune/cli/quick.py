@@ -54,7 +54,7 @@ def quick_command(target: Target) -> click.Command:
             folder.mkdir(parents=True, exist_ok=True)
             made = init.drafted(wanted, folder, again=True)
             if recipe.is_file():
-                recipe.replace(folder / BEFORE)
+                files.write_text(folder / BEFORE, recipe.read_text())
                 console.say(f"{'recipe':<9}for what is asked now; the one before is {folder / BEFORE}", err=True)
             files.write_text(recipe, made.text)
             files.write_json(folder / WISH, dataclasses.asdict(wanted))

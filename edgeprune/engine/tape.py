@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from edgeprune.engine.examples import Batch, Examples, Outputs, layout, parts
 from edgeprune.errors import EdgepruneError, GraphError
-from edgeprune.graph import Capture, as_inputs, capture_error, capture_model, owner_of
+from edgeprune.graph import Capture, as_inputs, capture_error, capture_model, owner_of, with_free_heads
 
 Values = dict[int, Any]  # step -> what it returned
 Weights = Mapping[str, Tensor]
@@ -108,12 +108,13 @@ class Tape:
 
     @staticmethod
     def of(model: nn.Module, examples: Examples) -> Tape:
-        """Record the network on one batch.
+        """Record the network on one batch; torch's attention as one whose heads may be fewer than its width holds.
 
         Raises:
             CaptureError, ModelError: torch.export cannot capture the network, or its forward fails on the examples.
             GraphError: no output depends on an input, or an operator changes its input in a way the tape cannot undo.
         """
+        model = with_free_heads(model)
         modes = {module: module.training for module in model.modules()}
         try:
             found = capture_model(model.eval(), as_inputs(examples))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edgeprune.graph.attention import with_free_heads
 from edgeprune.graph.capture import Capture, as_inputs, capture_error, capture_model, owner_of
 from edgeprune.graph.configuration import DENSE, Configuration
 from edgeprune.graph.options import LayerOption, fill, layer_options, merged, option_of, spelt
@@ -47,4 +48,5 @@ __all__ = [
     "spelt",
     "trace",
     "width",
+    "with_free_heads",
 ]

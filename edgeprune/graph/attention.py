@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from edgeprune.graph.capture import shadow
+
 
 class HeadAttention(nn.MultiheadAttention):
     """Attention of `num_heads` heads of `head_dim` each on an input of any width."""
@@ -85,6 +87,16 @@ def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     if mask.dtype != torch.bool:
         return mask
     return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, float("-inf"))
+
+
+def with_free_heads(model: nn.Module) -> nn.Module:
+    """The model itself, or, where it has torch's attention, a shadow in which each is HeadAttention: with the operators
+    of a pruned one, whichever heads are left."""
+    if not any(type(module) is nn.MultiheadAttention for module in model.modules()):
+        return model
+    view = shadow(model)
+    free_heads(view, every=True)
+    return view
 
 
 def free_heads(model: nn.Module, *, every: bool = False) -> bool:

@@ -315,3 +315,33 @@ def test_a_negative_seed_is_refused_before_anything_is_measured() -> None:
     for section in (SearchSection, RecoverSection):
         with pytest.raises(msgspec.ValidationError, match=">= 0"):
             msgspec.convert({"seed": -1}, section)
+
+
+class Padded(nn.Module):
+    """torch's own encoder, with padding; the second head of its first layer adds nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(16, 2, 16, dropout=0.0, batch_first=True)
+        self.tokens, self.encoder = nn.Embedding(20, 16), nn.TransformerEncoder(layer, 2)
+        self.head = nn.Linear(16, 3)
+        with torch.no_grad():
+            self.encoder.layers[0].self_attn.out_proj.weight[:, 8:] = 0
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        seen = self.encoder(self.tokens(ids), src_key_padding_mask=mask == 0)
+        return self.head((seen * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_heads_of_torch_s_own_attention_may_go() -> None:
+    """A tape of torch's operators holds the full width, and no narrowed weights run on it."""
+    torch.manual_seed(0)
+    net, random = Padded().eval(), torch.Generator().manual_seed(1)
+    examples = {"ids": torch.randint(20, (16, 6), generator=random), "mask": torch.ones(16, 6)}
+    examples["mask"][::2, 4:] = 0
+    structure = edgeprune.trace(net, examples)
+    judge = Evaluator(structure, Session(net, examples))
+    useless, useful = (judge(structure.plan({"encoder.layers.0.self_attn": [head]})) for head in (0, 1))
+    assert useless.loss < 1e-6 and useless.agreement == 1
+    assert useful.loss > 100 * max(useless.loss, 1e-9)

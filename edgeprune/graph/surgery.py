@@ -188,7 +188,7 @@ def _take_out(model: nn.Module, removed: Sequence[str]) -> None:
             encoder.use_nested_tensor = False  # its fast path reads the first layer's weights
 
 
-def _marks(module: nn.Module, bare: Mapping[str, object]) -> dict[str, Any]:
+def _marks(module: nn.Module, bare: Mapping[str, object]) -> dict[str, object]:
     return {key: value for key, value in vars(module).items() if key not in bare and _plain(value)}
 
 

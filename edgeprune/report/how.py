@@ -115,8 +115,8 @@ def _rounds(found: Facts, unit: str) -> Html:
         [
             str(number),
             words.latency(entry.get("ms"), unit, named=False),
-            words.small(entry.get("predicted")),
-            words.small(entry.get("loss")),
+            _loss(entry.get("predicted")),
+            _loss(entry.get("loss")),
             words.percent(entry.get("agreement"), 1),
             len(entry.listed("removed")),
         ]
@@ -124,6 +124,12 @@ def _rounds(found: Facts, unit: str) -> Html:
     ]
     head = ["round", f"predicted, {unit}", "loss, curves", "loss, evaluated", "agrees", "blocks removed"]
     return table(head, rows, range(1, 6), "Answers that were repaired and evaluated; curves know no interactions.")
+
+
+def _loss(value: object) -> str:
+    """Three significant digits, the last zeros too: they stand below each other."""
+    number = words.finite(value)
+    return words.small(value) if number is None or abs(number) >= 100 else f"{number:#.3g}"
 
 
 def _curves(found: Facts) -> Html:

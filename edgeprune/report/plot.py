@@ -159,7 +159,7 @@ def _region(frame: Frame, wanted: tuple[float, float]) -> Html:
 
 
 def _labels(frame: Frame, points: Sequence[Mark]) -> list[tuple[float, float, str]]:
-    """A place for each label: beside its point, pushed down where another label is already there."""
+    """A place for each label: beside its point, moved down or up where another label or point is already there."""
     placed: list[tuple[float, float, str]] = [(0.0, 0.0, "")] * len(points)
     taken: list[tuple[float, float, float]] = []
     for index in sorted(range(len(points)), key=lambda i: frame.py(points[i].y)):
@@ -167,11 +167,18 @@ def _labels(frame: Frame, points: Sequence[Mark]) -> list[tuple[float, float, st
         x, y, long = frame.px(point.x), frame.py(point.y) + 4, 7.6 * len(point.label)
         left = x + 12 + long > frame.width
         start = x - 12 - long if left else x + 12
-        while any(start < end and begin < start + long and abs(y - other) < 15 for begin, end, other in taken):
-            y += 15
+        dots = [(frame.px(p.x) - 6, frame.px(p.x) + 6, frame.py(p.y) + 4) for p in points if p is not point]
+        there = [*taken, *dots]
+        steps = (y + 15 * side * step for step in range(len(there) + 1) for side in (1, -1))
+        y = next(at for at in steps if _free(at, start, start + long, there)) if point.label else y
         taken.append((start, start + long, y))
         placed[index] = (x - 12 if left else x + 12, y, "end" if left else "")
     return placed
+
+
+def _free(y: float, start: float, end: float, there: Sequence[tuple[float, float, float]]) -> bool:
+    """Is nothing of (start, end, y) where a label would be?"""
+    return all(end <= first or start >= last or abs(y - other) >= 15 for first, last, other in there)
 
 
 def columns(bars: Sequence[Bar], y_name: str, x_name: str, description: str, height: int = 240) -> Html:

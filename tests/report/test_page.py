@@ -269,6 +269,16 @@ def test_labels_do_not_lie_on_each_other():
     assert all(b - a >= 14 for a, b in itertools.pairwise(ys))
 
 
+def test_a_label_does_not_lie_on_another_point():
+    """The chosen network stands on the front, near the next point of it."""
+    frame = plot.Frame(720, 260, (0, 1), (0, 1))
+    points = [plot.Mark(0.5, 0.5, "ours", "chosen"), plot.Mark(0.54, 0.5, "before"), plot.Mark(0.7, 0.5, "before")]
+    _, y, _ = plot._labels(frame, points)[0]
+    assert abs(y - (frame.py(0.5) + 4)) >= 14
+    alone = plot._labels(frame, [points[0], points[2]])[0]
+    assert alone[1] == frame.py(0.5) + 4
+
+
 def test_the_page_of_a_latency_table_shows_what_was_predicted_and_measured():
     """Every unseen network twice: by the table and by MACs; the same figures in the table below."""
     found = {"measured": [0.5, 0.25], "predicted": [0.52, 0.26], "predicted_by_macs": [0.4, 0.3], "cells": 12}

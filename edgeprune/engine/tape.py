@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from edgeprune.engine.examples import Batch, Examples, Outputs, layout, parts
+from edgeprune.engine.examples import Batch, Examples, Outputs, parts
 from edgeprune.errors import EdgepruneError, GraphError
 from edgeprune.graph import Capture, as_inputs, capture_error, capture_model, owner_of, with_free_heads
 
@@ -212,17 +212,6 @@ class Tape:
     def readers(self, step: int) -> tuple[int, ...]:
         """The steps that read this one's value."""
         return tuple(k for k, s in enumerate(self.steps) if step in s.reads)
-
-
-def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers (non-persistent ones too) by qualified name; convolution weights in channels-last
-    order.
-    """
-    found = {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
-    }
-    return {name: layout(value.detach()) for name, value in found.items()}
 
 
 def record(capture: Capture) -> tuple[Tape, list[Shape]]:

@@ -145,7 +145,7 @@ def _choice(costs: Mapping[str, LayerCost], edges: Edges, int8: set[str], gap: f
     return PrecisionChoice(
         precision={name: "int8" if name in int8 else "float" for name in costs},
         ms=float(total),
-        loss=float(sum(costs[name].loss for name in int8)),
+        loss=float(sum(cost.loss for name, cost in costs.items() if name in int8)),
         float_ms=float(sum(cost.float_ms for cost in costs.values())),
         gap=gap,
     )

@@ -190,11 +190,11 @@ def _fp32_predictor(
 
 def measured_together(made: Any, device: Any, target: Any, plans: Mapping[str, Any]) -> dict[str, float]:
     """Latency over the dense one's, all in one interleaved run."""
-    from edgeprune.graph import DENSE, Configuration
+    from edgeprune.graph import DENSE
 
     built = [made.build(DENSE, "dense")]
     for k, plan in enumerate(plans.values()):
-        built.append(made.build(Configuration({n: len(u) for n, u in plan.kept.items()}, tuple(plan.removed)), f"v{k}"))
+        built.append(made.build(plan.configuration, f"v{k}"))
     dense, *others = device.measure([device.load(item.artifact) for item in built], target.protocol)
     return {key: timing.median / dense.median for key, timing in zip(plans, others, strict=True)}
 

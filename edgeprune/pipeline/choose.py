@@ -300,7 +300,7 @@ def uniform(subject: Subject, bench: Bench, voice: Voice, maker: ArtifactBuilder
             plan = subject.structure.uniform(fraction, step)
         except PlanError:  # on this grid nothing would go
             continue
-        plans.setdefault(str(sorted((name, len(kept)) for name, kept in plan.kept.items())), (fraction, plan))
+        plans.setdefault(plan.configuration.key, (fraction, plan))
     candidates = [entry for entry in plans.values() if entry[1].kept]
     anchor = load_variant(bench, maker, DENSE, "dense")
     tried: dict[int, Uniform] = {}

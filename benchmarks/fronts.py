@@ -8,9 +8,10 @@ Every second point first (1, 3, 5), so that `--minutes` cuts between whole sets.
 of the repaired network in float on the selection split. What is in the file already is not run again.
 
 The recipe is the demo's with `[measure] patience = 0`: what the first measurements tell is taken, or else the time
-would be that of waiting for a quiet machine. Seconds of CPU are those of the command and all below it, its device's
+would be that of waiting for a quiet machine. The target's protocol is shortened likewise, to 20 rounds in one process
+(not 40 in four). Seconds of CPU are those of the command and all below it, its device's
 agent too: they depend less on what else runs than wall time does. At the end all networks of a target, from the
-front and from separate runs, are measured once more in one interleaved run ("together").
+front and from separate runs, are measured once more in one interleaved run, by the target's own protocol ("together").
 """
 
 from __future__ import annotations
@@ -65,7 +66,10 @@ def front(target: str, recipe: Path, folder: Path, *arguments: str) -> dict[str,
     command = [sys.executable, "-m", "edgeprune", target, "front", str(recipe), "--run-dir", str(folder), "--json"]
     load, began = os.getloadavg()[0], time.monotonic()
     with tempfile.TemporaryFile("w+") as said:
-        process = subprocess.Popen([*command, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=said, text=True)
+        environment = {**os.environ, "EDGEPRUNE_TARGETS": str(recipe.parent / "targets")}
+        process = subprocess.Popen(
+            [*command, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=said, text=True, env=environment
+        )
         cpu = Cpu(process.pid)
         cpu.start()
         out, _ = process.communicate()
@@ -96,11 +100,18 @@ def measure(found: dict[str, Any], given: argparse.Namespace, work: Path) -> Non
     end = time.monotonic() + 60 * given.minutes
     recipe = work / "recipe.toml"
     recipe.write_text(RECIPE.read_text() + "\n[measure]\npatience = 0\n")
+    for target in given.targets:
+        text = (ROOT / "targets" / target / "profile.toml").read_text()
+        (work / "targets" / target).mkdir(parents=True, exist_ok=True)
+        short = text.replace("\nprocesses = 4 ", "\nprocesses = 1 ").replace("\nrounds = 40 ", "\nrounds = 20 ")
+        assert short != text, target
+        (work / "targets" / target / "profile.toml").write_text(short)
 
     def run(target: str, name: str, *arguments: str) -> None:
         if name not in found.setdefault(target, {}) and time.monotonic() < end:
             folder = work / target / name
             found[target][name] = front(target, recipe, folder, *arguments)
+            print(target, name, json.dumps(found[target][name]), flush=True)
             for plan in folder.glob("front/*/search/plan.json"):
                 shutil.copy(plan, work / f"{target}+{name}+{plan.parts[-3]}.json")
             keep(found, given.out)
@@ -125,7 +136,10 @@ def together(found: dict[str, Any], target_name: str, work: Path) -> dict[str, f
     recipe, target = recipes.load(work / "recipe.toml"), targets.load(target_name)
     files = sorted(work.glob(f"{target_name}+*.json"))
     plans = {path.stem.partition("+")[2].replace("+", " "): Plan.load(path) for path in files}
-    with RunDirectory(work / target_name / "front") as run, Context(recipe, target, run) as context:
+    with (
+        RunDirectory(work / target_name / "front") as run,
+        Context(recipe, target, run, "", pipeline.silent) as context,
+    ):
         subject = context.subject
         example = pipeline.workloads.examples(subject.workload, "train", 1)
         with tempfile.TemporaryDirectory() as folder, devices.connect(target) as device:
@@ -135,7 +149,6 @@ def together(found: dict[str, Any], target_name: str, work: Path) -> dict[str, f
 
 def keep(found: dict[str, Any], out: Path) -> None:
     out.write_text(json.dumps(found, indent=1) + "\n")
-    print(json.dumps(found), flush=True)
 
 
 def draw(found: dict[str, Any], path: Path) -> None:

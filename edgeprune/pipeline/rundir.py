@@ -64,12 +64,15 @@ class StageState:
 class RunDirectory:
     """A run's folder, held by one process at a time; a context manager.
 
+    Args:
+        option: what names another folder, for errors.
+
     Raises:
         RunError: another process holds it, or it cannot be written.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, option: str = "--run-dir") -> None:
+        self.path, self.option = path, option
         self._lock = -1
         self._states: dict[tuple[str, str], StageState] = {}
         self.timings: list[dict[str, object]] = []
@@ -81,10 +84,12 @@ class RunDirectory:
                 self._lock = _take(self.path / ".lock")
             except (PermissionError, NotADirectoryError, FileExistsError) as cause:
                 raise RunError(
-                    f"{self.path} cannot be written: {cause.strerror}.", "Choose another --run-dir."
+                    f"{self.path} cannot be written: {cause.strerror}.", f"Choose another {self.option}."
                 ) from None
         if self._lock < 0:
-            raise RunError(f"{self.path} is in use by another edgeprune.", "Wait for it, or choose another --run-dir.")
+            raise RunError(
+                f"{self.path} is in use by another edgeprune.", f"Wait for it, or choose another {self.option}."
+            )
         files.sweep(self.path)
         for name in NAMES:
             files.remove(self.path / f"{name}.old")

@@ -72,7 +72,7 @@ def sweep(
     asked, runs = load_sweep(path)
     folder = out or Path("sweeps") / asked.name
     began = time.monotonic()
-    with RunDirectory(folder):
+    with RunDirectory(folder, "--out"):
         _own(folder, asked)
         tasks = plan_tasks(runs, folder / RUNS, asked.until)
         _free(folder / RUNS, runs)
@@ -125,7 +125,7 @@ def _free(folder: Path, runs: Sequence[SweepRun]) -> None:
     for run in runs:
         while (folder / run.name).is_dir():
             try:
-                with RunDirectory(folder / run.name):
+                with RunDirectory(folder / run.name, "--out"):
                     break
             except RunError:
                 if time.monotonic() > end:

@@ -145,6 +145,7 @@ def test_two_sweeps_in_one_folder(project):
     with RunDirectory(project / "sweeps" / "tiny"):
         done = sweep("--engine", "order")
     assert done.exit_code == 11 and "in use by another edgeprune" in done.stderr
+    assert "another --out" in done.stderr and "--run-dir" not in done.stderr
     (project / "sweeps" / "tiny" / "sweep.json").write_text('{"name": "other"}')
     done = sweep("--engine", "order")
     assert done.exit_code == 11 and "holds the sweep 'other'" in done.stderr

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
+import fsspec
 import pytest
 from click.testing import CliRunner
 
@@ -13,6 +15,7 @@ from edgeprune.errors import MissingDependency, RunError, TargetError, UsageErro
 from edgeprune.latency import Table, TableStore, joined, same_grade
 from edgeprune.latency.kernels import Family
 from edgeprune.latency.table import Cell, NetworkRuns, Run
+from edgeprune.pipeline import warm
 
 HERE = {
     "machine": "aarch64",
@@ -134,6 +137,45 @@ def test_a_bucket_that_is_not_there_is_not_made(family):
     with pytest.raises(RunError, match=r"s3://tema/tables.*bucket does not exist"):
         TableStore("s3://tema/tables", system, "tema/tables").put(table(family))
     assert list(system.made) == ["team"]
+
+
+class Denied(fsspec.AbstractFileSystem):
+    """A bucket that may neither be read nor written."""
+
+    protocol = "denied"
+
+    def ls(self, path, detail=True, **_):
+        raise PermissionError("Access Denied")
+
+
+class Shown(fsspec.AbstractFileSystem):
+    """A bucket that may be read, and holds nothing."""
+
+    protocol = "shown"
+
+    def ls(self, path, detail=True, **_):
+        return []
+
+    def pipe_file(self, path, value, **_):
+        raise PermissionError("Access Denied")
+
+
+def test_a_run_with_a_bucket_without_rights(family, tmp_path, monkeypatch):
+    """Reading is refused before anything is measured; what cannot be written is not shared, and a line says so."""
+    for one in (Denied, Shown):
+        fsspec.register_implementation(one.protocol, one, clobber=True)
+    bench = SimpleNamespace(
+        probe=SimpleNamespace(fingerprint=HERE), target=SimpleNamespace(protocol=SimpleNamespace(unit="ms"))
+    )
+    said: list[str] = []
+    voice = SimpleNamespace(say=lambda stage, message: said.append(message))
+    monkeypatch.setenv("EDGEPRUNE_TABLES", "denied://team/tables")
+    with pytest.raises(RunError, match=r"denied://team/tables.*Access Denied"):
+        warm.fleet(bench, tmp_path, voice, "net")
+    monkeypatch.setenv("EDGEPRUNE_TABLES", "shown://team/tables")
+    assert warm.fleet(bench, tmp_path, voice, "net") == Table(HERE, "ms") and not said
+    warm.tell_fleet(voice, "latency", table(family))
+    assert len(said) == 1 and "not added to shown://team/tables" in said[0] and "Access Denied" in said[0]
 
 
 def command(*arguments, **environment):

@@ -286,7 +286,8 @@ def onnx(entry: dict[str, Any], plans: Path) -> dict[str, Any]:
     with torch.no_grad():
         want = [v.numpy() for v in tree_flatten(call(pruned, x))[0] if isinstance(v, torch.Tensor)]
     worst = max(
-        float(np.abs(g - w).max() / max(1e-30, float(w.max() - w.min()))) for g, w in zip(got, want, strict=True)
+        float(np.abs(g - w).max() / max(1e-30, float(w.max() - w.min()) or float(np.abs(w).max())))
+        for g, w in zip(got, want, strict=True)
     )
     detail = "" if worst < 1e-3 else f"differs by {worst:.3g} of the spread"
     return {"equal": not detail, "max_error": worst, "detail": detail, "seconds": time.process_time() - start}

@@ -25,6 +25,7 @@ from onnx import NodeProto, helper, numpy_helper
 
 from edgeprune import files
 from edgeprune.errors import ModelError
+from edgeprune.model.pads import keep_zero_pads
 
 if TYPE_CHECKING:
     import torch
@@ -72,6 +73,7 @@ def export_onnx(
     _rename_ends(model.graph, order if isinstance(example, Mapping) else names)
     _fold_batch_norms(model.graph)
     _global_means(model.graph)
+    keep_zero_pads(model.graph)
     _name_nodes(model.graph)
     _give_biases(model.graph)
     _strip(model)

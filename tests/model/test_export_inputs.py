@@ -91,3 +91,16 @@ def test_a_network_that_keeps_things_in_attributes_runs_as_before_after_its_expo
     assert type(network.anchors) is torch.Tensor and network.anchors.numel() == 0
     with torch.no_grad():
         assert network(x).numpy().shape == (1, 4, 8, 8)
+
+
+@pytest.mark.parametrize("pool", [nn.MaxPool2d(2, 1), nn.AvgPool2d(2, 1)])
+def test_zeros_padded_ahead_of_a_pool_count_as_zeros_in_the_runtime(tmp_path: Path, pool: nn.Module) -> None:
+    """ONNX Runtime fuses them into a MaxPool as if they were minus infinity: all is negative here, so zeros must win."""
+    network = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), pool)
+    example = -torch.rand(1, 2, 5, 5) - 0.5
+    exported = export_onnx(network, example, tmp_path / "pool.onnx")
+    check_export(network, example, exported)
+    found = onnxruntime.InferenceSession(tmp_path / "pool.onnx").run(None, {"input": example.numpy()})[0]
+    assert found == pytest.approx(network(example).numpy(), abs=1e-6)
+    if isinstance(pool, nn.MaxPool2d):
+        assert found[0, 0, -1].max() == pytest.approx(0.0, abs=1e-30)

@@ -95,7 +95,7 @@ def test_a_network_that_keeps_things_in_attributes_runs_as_before_after_its_expo
 
 @pytest.mark.parametrize("pool", [nn.MaxPool2d(2, 1), nn.AvgPool2d(2, 1)])
 def test_zeros_padded_ahead_of_a_pool_count_as_zeros_in_the_runtime(tmp_path: Path, pool: nn.Module) -> None:
-    """ONNX Runtime fuses them into a MaxPool as if they were minus infinity: all is negative here, so zeros must win."""
+    """ONNX Runtime takes them for minus infinity ahead of a MaxPool: all is negative here, so zeros must win."""
     network = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), pool)
     example = -torch.rand(1, 2, 5, 5) - 0.5
     exported = export_onnx(network, example, tmp_path / "pool.onnx")

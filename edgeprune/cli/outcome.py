@@ -111,7 +111,7 @@ def number(value: float | None) -> str:
         return MISSING
     if value >= 1e5:
         return f"{value / 1e6:.2f} M"
-    return f"{value:.3f}" if value < 100 else f"{value:.1f}"
+    return f"{value:.{4 if 0 < value < 0.1 else 3 if value < 100 else 1}f}"
 
 
 def verdict(result: Result) -> list[tuple[str, ...]]:

@@ -19,7 +19,7 @@ def latency(value: object, unit: str = "ms", *, named: bool = True) -> str:
         return NONE
     if unit == "instructions":
         return f"{number / 1e6:.3g} M" + (f" {unit}" if named else "")
-    digits = 3 if number < 10 else 2 if number < 100 else 1
+    digits = 4 if 0 < number < 0.1 else 3 if number < 10 else 2 if number < 100 else 1
     return f"{number:.{digits}f}" + (f" {unit}" if named else "")
 
 

@@ -33,7 +33,7 @@ class Gate:
 
 def quantity(value: float, unit: str) -> str:
     if unit != "instructions":
-        return f"{value:.3f} {unit}"
+        return f"{value:.{4 if 0 < value < 0.1 else 3}f} {unit}"  # 0.0476 ms of 0.0483
     return f"{value / 1e6:.3f} million {unit}"
 
 

@@ -320,3 +320,9 @@ def test_the_curves_of_training_are_drawn_whatever_the_metric_and_the_trainer():
     assert all(labels.count(label) == 2 for label in drawn), labels  # wide and narrow
     assert any(label.endswith("while training, 167 evaluations.") for label in labels)
     assert "31.25 % after; it is not kept" in " ".join(page.text).replace("\xa0", " ")
+
+
+def test_small_latencies_keep_three_digits_that_count():
+    assert [words.latency(value) for value in (0.04761, 0.0483, 0.123, 12.345, 0)] == [
+        "0.0476 ms", "0.0483 ms", "0.123 ms", "12.35 ms", "0.000 ms",
+    ]  # fmt: skip

@@ -45,7 +45,7 @@ class Examples:
         """One line for the user: "128 examples of 80 classes; left out: 2 hidden files"."""
         classes = f" of {len(self.classes)} classes" if self.classes else ""
         out = ", ".join(f"{count} {reason}" for reason, count in sorted(self.left_out.items()))
-        return f"{len(self)} examples{classes}" + (f"; left out: {out}" if out else "")
+        return f"{len(self):,} examples{classes}" + (f"; left out: {out}" if out else "")
 
 
 @dataclass(frozen=True)

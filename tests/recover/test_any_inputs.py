@@ -293,3 +293,27 @@ def test_labels_without_a_loss_are_refused() -> None:
     task = tasks.Custom(error, "mean error", higher_is_better=False)
     with pytest.raises(RecipeError, match="the task has no loss of labels"):
         check(RecoverSection(label_weight=1.0), network(0), [], EXAMPLE, task)
+
+
+class Reader(Tokens):
+    """torch's own encoder, whose fused layer a teacher without gradients would take."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(16, 2, 16, dropout=0.0, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 1)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = self.encoder(self.embed(ids), src_key_padding_mask=mask == 0)
+        pooled = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        return self.value(pooled), self.scores(pooled)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_torch_s_own_encoder_teaches_in_bfloat16(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    teacher, student = Reader().eval(), Reader().eval()
+    options = RecoverSection(**{**FAST, "epochs": 1.0, "lr": 0.001, "precision": "bf16"})
+    found = train(student, teacher, Sentences(64, 0), Sentences(32, 1), options, tmp_path, task=TASK)
+    assert (found.steps, found.precision) == (2, "bf16") and np.isfinite(found.best_score)
+    assert torch.backends.mha.get_fastpath_enabled()

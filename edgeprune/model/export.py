@@ -25,6 +25,7 @@ from onnx import NodeProto, helper, numpy_helper
 
 from edgeprune import files
 from edgeprune.errors import ModelError
+from edgeprune.model.masks import finite_masks
 from edgeprune.model.pads import keep_zero_pads
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ def export_onnx(
     _fold_batch_norms(model.graph)
     _global_means(model.graph)
     keep_zero_pads(model.graph)
+    finite_masks(model.graph)
     _name_nodes(model.graph)
     _give_biases(model.graph)
     _strip(model)

@@ -8,10 +8,12 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from onnx import helper, numpy_helper
 from torch import nn
 
 from edgeprune.errors import ModelError
 from edgeprune.model import check_export, export_onnx
+from edgeprune.model.masks import finite_masks
 
 
 class Several(nn.Module):
@@ -104,3 +106,37 @@ def test_zeros_padded_ahead_of_a_pool_count_as_zeros_in_the_runtime(tmp_path: Pa
     assert found == pytest.approx(network(example).numpy(), abs=1e-6)
     if isinstance(pool, nn.MaxPool2d):
         assert found[0, 0, -1].max() == pytest.approx(0.0, abs=1e-30)
+
+
+class Masked(nn.Module):
+    """torch's own encoder: what is padding, and what comes later, is filled with minus infinity."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 8, dropout=0.0, batch_first=True)
+        self.encoder, self.later = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False), nn.Linear(8, 8)
+        self.register_buffer("causal", torch.full((5, 5), float("-inf")).triu(1))
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        y = self.later(self.encoder(x, src_key_padding_mask=mask == 0))
+        return torch.softmax(y @ x.transpose(1, 2) + self.causal, -1) @ x
+
+
+def test_masks_of_minus_infinity_are_exported_as_finite_numbers(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network, mask = Masked().eval(), torch.ones(2, 5)
+    mask[0, 3:] = 0
+    example = (torch.randn(2, 5, 8), mask)
+    made = export_onnx(network, example, tmp_path / "masked.onnx")
+    constants = [numpy_helper.to_array(tensor) for tensor in made.graph.initializer]
+    assert all(np.isfinite(one).all() for one in constants if one.dtype.kind == "f")
+    assert sum(int((one == -1e4).sum()) for one in constants if one.dtype.kind == "f") >= 11  # a fill, ten of causal
+    check_export(network, example, made)
+
+
+def test_a_weight_of_minus_infinity_stays_one() -> None:
+    weight = numpy_helper.from_array(np.array([[-np.inf]], np.float32), "w")
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    graph = helper.make_graph([node], "g", [], [helper.make_tensor_value_info("y", 1, [1, 1])], [weight])
+    finite_masks(graph)
+    assert np.isneginf(numpy_helper.to_array(graph.initializer[0])).all()

@@ -102,7 +102,8 @@ def _cast(node: onnx.NodeProto, inputs: NodeInputs) -> Tensor:
 def _reshape(node: onnx.NodeProto, inputs: NodeInputs) -> Tensor:
     """The sizes are the exported batch's: the leading one grows with the batch at hand.
 
-    Heads may have been merged with the batch (`[heads, n, n]` -> `[1, heads, n, n]`), so that the leading sizes differ.
+    Heads may have been merged with the batch (`[heads, n, n]` -> `[1, heads, n, n]`), so that the leading sizes differ;
+    or a detector's queries were picked out of all batches at once (`[queries, n]` -> `[1, queries, -1]`).
     """
     x, wanted = inputs[0], inputs[1].tolist()
     keep = not attribute(node, "allowzero", 0)
@@ -110,7 +111,11 @@ def _reshape(node: onnx.NodeProto, inputs: NodeInputs) -> Tensor:
     if sizes and -1 not in sizes and all(sizes):
         return x.reshape([sizes[0] * (x.numel() // math.prod(sizes)), *sizes[1:]])
     if sizes and sizes[0] == 1 and x.ndim and x.shape[0] != 1:
-        return x.reshape([x.shape[0], *sizes[1:]])
+        known = math.prod(size for size in sizes[1:] if size > 0) or 1
+        if x.numel() % (x.shape[0] * known) == 0:
+            return x.reshape([x.shape[0], *sizes[1:]])
+        if len(sizes) > 1 and sizes[1] > 0 and x.shape[0] % sizes[1] == 0:
+            return x.reshape([x.shape[0] // sizes[1], *sizes[1:]])
     return x.reshape(sizes)
 
 

@@ -29,7 +29,8 @@ from edgeprune.result import Front, FrontPoint
 from edgeprune.target import Target
 
 FOLDER, FILE, PAGE, SCORE = "front", "front.json", "front.html", "repaired.json"
-MILDEST, SPARE = 1.15, 1.04  # the least speed-up; room above the fastest network, where nothing is left to choose
+MILDEST, LEAST = 1.15, 1.06  # the mildest speed-up; the fastest network's, below which there is no front
+LEFT = 0.1  # of what the fastest network saves, that the last point leaves: nearer to it nothing is left to choose
 MOST = 100
 
 
@@ -69,7 +70,7 @@ def front(
     """The front of a recipe's network; its own budget is left aside, all else of it holds.
 
     Args:
-        points: how many, spread evenly (in the logarithm) from 1.15x to the fastest network that was measured.
+        points: how many, spread evenly over the latency, from 1.15x to close to the fastest network that was measured.
         speedups: these instead.
         pick: speed-ups of points that become bundles: the ordinary run, with its training.
 
@@ -156,16 +157,14 @@ def _speedups(points: int, given: Sequence[float], pick: Sequence[float], most: 
     if given:
         chosen = [round(value, 2) for value in (*given, *pick)]
     else:
-        end = most / SPARE
-        if end <= 1.02:
+        if most <= LEAST:
             raise BudgetError(
                 f"the fastest network that was measured is {most:.2f} times as fast as dense INT8: there is no front.",
                 "edgeprune TARGET plan RECIPE says where the time goes.",
             )
-        start = min(MILDEST, end)
-        chosen = (
-            [round(float(value), 2) for value in np.geomspace(start, end, points)] if points > 1 else [round(end, 2)]
-        )
+        end = LEFT + (1 - LEFT) / most  # latencies over the dense one's
+        start = max(1 / MILDEST, end)
+        chosen = [round(float(1 / share), 2) for share in np.linspace(end, start, points)]
         chosen += [round(value, 2) for value in pick]
     return sorted({value for value in chosen if value > 1})
 

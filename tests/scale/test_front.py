@@ -9,8 +9,10 @@ from click.testing import CliRunner
 from tiny_sweep import RECIPE
 
 from edgeprune.cli import main
+from edgeprune.errors import BudgetError
 from edgeprune.report import front_page
 from edgeprune.result import Front, FrontPoint
+from edgeprune.scale.front import _speedups as spread
 from edgeprune.scale.front import marked
 
 
@@ -74,6 +76,26 @@ def test_a_uniform_search_has_no_front(searched):
     (searched / "recipe.toml").write_text(RECIPE.format(name="tiny", method="uniform"))
     done = front()
     assert done.exit_code == 2 and "has no front" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("points", "most", "wanted"),
+    [
+        (6, 20.13, [1.15, 1.38, 1.73, 2.3, 3.45, 6.91]),  # even steps of latency: most of them where accuracy is left
+        (3, 1.6, [1.15, 1.31, 1.51]),
+        (1, 20.13, [6.91]),
+        (4, 1.1, [1.09]),  # between the mildest and the fastest is no room for more
+    ],
+)
+def test_budgets_are_spread_over_the_latency(points, most, wanted):
+    assert spread(points, (), (), most) == wanted
+    assert spread(points, (), (2.0,), most) == sorted({*wanted, 2.0})
+    assert spread(points, (3.0, 1.5), (), most) == [1.5, 3.0]
+
+
+def test_without_a_faster_network_there_is_no_front():
+    with pytest.raises(BudgetError, match="there is no front"):
+        spread(6, (), (), 1.05)
 
 
 def made_up(*points):

@@ -159,8 +159,10 @@ def draw(found: dict[str, Any], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     plt.rcParams.update({"svg.fonttype": "none", "font.size": 9, "svg.hashsalt": "front", "font.family": "sans-serif"})
-    figure, axes = plt.subplots(1, len(TARGETS), figsize=(9.0, 3.4), sharey=True)
-    for axis, (target, title) in zip(axes, TARGETS.items(), strict=True):
+    shown = {target: title for target, title in TARGETS.items() if "together" in found.get(target, {})}
+    figure, panels = plt.subplots(1, len(shown), figsize=(4.5 * len(shown), 3.4), sharey=True, squeeze=False)
+    axes = list(panels[0])
+    for axis, (target, title) in zip(axes, shown.items(), strict=True):
         whole = found[target]["front"]
         ratios = found[target]["together"]
         line = [

@@ -104,17 +104,18 @@ def padded(values: Sequence[float], share: float = 0.08, zero: bool = False) -> 
 
 def axes(frame: Frame, x_name: str, y_name: str, x_ticks: bool = True) -> Html:
     """Grid lines, numbers and the names of both axes."""
-    bottom = frame.height - frame.bottom
+    bottom, name_y = frame.height - frame.bottom, max(10, frame.top - 14)
     parts = []
     for value, text in spelled(ticks(*frame.y)):
         y = frame.py(value)
         parts.append(tag("line", x1=frame.left, x2=frame.width - frame.right, y1=y, y2=y, cls="grid"))
-        parts.append(tag("text", text, x=frame.left - 7, y=y + 4, cls="tick end"))
+        if y >= name_y + 8:  # else the name is there
+            parts.append(tag("text", text, x=frame.left - 7, y=y + 4, cls="tick end"))
     for value, text in spelled(ticks(*frame.x, 6 if frame.width > NARROW else 4)) if x_ticks else ():
         parts.append(tag("text", text, x=frame.px(value), y=bottom + 17, cls="tick middle"))
     parts.append(tag("line", x1=frame.left, x2=frame.width - frame.right, y1=bottom, y2=bottom, cls="axis"))
     parts.append(tag("text", x_name, x=frame.width - frame.right, y=frame.height - 6, cls="name end"))
-    parts.append(tag("text", y_name, x=0, y=frame.top - 2, cls="name"))
+    parts.append(tag("text", y_name, x=0, y=name_y, cls="name"))
     return join(parts)
 
 

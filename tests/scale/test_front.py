@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from click.testing import CliRunner
@@ -128,3 +129,16 @@ def test_a_point_that_a_faster_one_beats_is_marked(higher_is_better, scores, bet
     for other in {one for one in better if one}:
         assert page.count(f"{other} is as good and faster") == better.count(other)
     assert ("is as good and faster" in page) == any(better)
+
+
+def test_the_axis_name_and_the_topmost_number_do_not_cover_each_other():
+    points = made_up((1.15, 1.2, 93.0), (11.0, 11.7, 47.0))  # the axis ends at 100
+    page = front_page(
+        Front(
+            name="n", target="t", unit="ms", dense=1.0, max_speedup=20.0, metric="top-1", scale="%",
+            higher_is_better=True, dense_score=93.1, points=tuple(points),
+        )
+    )  # fmt: skip
+    [name] = {float(y) for y in re.findall(r'<text x="0" y="([0-9.]+)" class="name">top-1, %<', page)}
+    numbers = [float(y) for y in re.findall(r'y="([0-9.]+)" class="tick end">', page)]
+    assert ">100</text>" in page and min(numbers) - name >= 12

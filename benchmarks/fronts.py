@@ -169,9 +169,9 @@ def draw(found: dict[str, Any], path: Path) -> None:
             (ratios[f"front {label}"], point["score"]) for label, point in whole["points"].items() if "why" not in point
         ]
         line = [(1.0, whole["dense_score"]), *line]
-        axis.plot(*zip(*line, strict=True), color="#0b6e4f", marker="o", linewidth=2.2, label="front, six points")
+        axis.plot(*zip(*line, strict=True), color="#0b6e4f", marker="o", linewidth=2.2, label="front")
         marks = [
-            (ratios[f"{key} {key}"], row["points"][key]["score"])
+            (ratios.get(f"{key} {key}", 1 / row["points"][key]["measured"]), row["points"][key]["score"])
             for key, row in found[target].items()
             if key[0].isdigit()
         ]

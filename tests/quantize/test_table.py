@@ -90,6 +90,7 @@ CASES: dict[str, tuple[str, list[Any], dict[str, Any]]] = {
     "CumSum reversed": ("CumSum", [X, ints(2).reshape(())], {"reverse": 1, "exclusive": 1}),
     "Reshape": ("Reshape", [X, ints(0, -1, 3)], {}),
     "Reshape of picked queries": ("Reshape", [floats(5, 8), ints(1, 5, -1)], {}),
+    "Reshape of positions": ("Reshape", [floats(16, 64), ints(1, 16, -1)], {}),
     "Flatten": ("Flatten", [X], {"axis": 2}),
     "Flatten from the end": ("Flatten", [X], {"axis": -1}),
     "Transpose": ("Transpose", [X], {"perm": [0, 2, 3, 1]}),

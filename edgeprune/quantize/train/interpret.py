@@ -65,12 +65,15 @@ def interpret(
     work = next(
         (value.dtype for value in (*given.values(), *fixed.values()) if value.is_floating_point()), torch.float32
     )
+    grown = _more_examples(model, given)  # tensors that may have more examples than the exported graph's
     for node in model.graph.node:
         if node.op_type == "Constant" or all(name in given for name in node.output):
             continue
         inputs = [values[name] if name else None for name in node.input]
+        more = not grown.isdisjoint(node.input)
+        grown.update(node.output if more else ())
         try:
-            found: Sequence[Tensor] = applied(node, inputs, work)
+            found: Sequence[Tensor] = applied(node, inputs, work, more)
         except Unknown:
             if beyond is None or any(one.HasField("g") for one in node.attribute):
                 raise GraphError(
@@ -83,6 +86,15 @@ def interpret(
             starts = name in wanted and value.is_floating_point() and not value.requires_grad
             values[name] = value.detach().requires_grad_() if starts else value
     return [values[output.name] for output in model.graph.output]
+
+
+def _more_examples(model: onnx.ModelProto, given: Mapping[str, Tensor]) -> set[str]:
+    """All that is given, where an input holds another number of examples than it was exported with; else nothing."""
+    for one in model.graph.input:
+        sizes = one.type.tensor_type.shape.dim
+        if one.name in given and sizes and given[one.name].ndim and given[one.name].shape[0] != sizes[0].dim_value:
+            return set(given)
+    return set()
 
 
 def alone(

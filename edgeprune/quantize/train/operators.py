@@ -110,7 +110,7 @@ def _reshape(node: onnx.NodeProto, inputs: NodeInputs) -> Tensor:
     sizes = [x.shape[index] if size == 0 and keep else int(size) for index, size in enumerate(wanted)]
     if sizes and -1 not in sizes and all(sizes):
         return x.reshape([sizes[0] * (x.numel() // math.prod(sizes)), *sizes[1:]])
-    if sizes and sizes[0] == 1 and x.ndim and x.shape[0] != 1:
+    if inputs.grown and sizes and sizes[0] == 1 and x.ndim and x.shape[0] != 1:
         known = math.prod(size for size in sizes[1:] if size > 0) or 1
         if x.numel() % (x.shape[0] * known) == 0:
             return x.reshape([x.shape[0], *sizes[1:]])
@@ -428,17 +428,18 @@ def known(node: onnx.NodeProto) -> bool:
     return node.domain in ("", "ai.onnx") and node.op_type in OPERATORS
 
 
-def applied(node: onnx.NodeProto, inputs: list[Any], work: torch.dtype) -> tuple[Tensor, ...]:
+def applied(node: onnx.NodeProto, inputs: list[Any], work: torch.dtype, grown: bool = True) -> tuple[Tensor, ...]:
     """The outputs of a node.
 
     Args:
         inputs: None for one that is left out.
         work: the floating type that everything has.
+        grown: the inputs may hold more examples than the graph was exported with.
 
     Raises:
         Unknown: an operator, or a case of one, that is not covered.
     """
     if not known(node):
         raise Unknown
-    found = OPERATORS[node.op_type](node, NodeInputs(inputs, work))
+    found = OPERATORS[node.op_type](node, NodeInputs(inputs, work, grown))
     return found if isinstance(found, tuple) else (found,)

@@ -20,11 +20,16 @@ class Unknown(Exception):
 
 
 class NodeInputs(list[Any]):
-    """The inputs of a node, and the floating type that everything has."""
+    """The inputs of a node.
 
-    def __init__(self, values: Iterable[Any], work: torch.dtype) -> None:
+    Attributes:
+        work: the floating type that everything has.
+        grown: they may hold more examples than the graph was exported with.
+    """
+
+    def __init__(self, values: Iterable[Any], work: torch.dtype, grown: bool = True) -> None:
         super().__init__(values)
-        self.work = work
+        self.work, self.grown = work, grown
 
 
 Operator = Callable[[onnx.NodeProto, NodeInputs], "Tensor | tuple[Tensor, ...]"]

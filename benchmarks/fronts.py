@@ -121,7 +121,8 @@ def measure(found: dict[str, Any], given: argparse.Namespace, work: Path) -> Non
     for first in (1, 0):
         for target in given.targets:
             for label in list(found.get(target, {}).get("front", {}).get("points", {}))[first::2]:
-                run(target, label, "--speedup", label.removesuffix("x"))
+                if not given.alone or label in given.alone:
+                    run(target, label, "--speedup", label.removesuffix("x"))
 
 
 def together(found: dict[str, Any], target_name: str, work: Path) -> dict[str, float]:
@@ -193,6 +194,7 @@ def main() -> None:
     parser.add_argument("--targets", nargs="+", default=list(TARGETS))
     parser.add_argument("--work", type=Path, help="Where runs and plans are kept; default: a folder that is removed.")
     parser.add_argument("--minutes", type=float, default=1e6, help="No separate run begins later than this.")
+    parser.add_argument("--alone", nargs="+", default=[], metavar="LABEL", help="Only these by themselves: 2.02x ...")
     parser.add_argument("--draw", type=Path, metavar="SVG", help="Draw the file; run nothing.")
     given = parser.parse_args()
     found = json.loads(given.out.read_text()) if given.out.is_file() else {}

@@ -78,8 +78,9 @@ def measure(name: str, target_name: str, speedup: float, arguments: argparse.Nam
     """One row."""
     from edgeprune.errors import BudgetError
     from edgeprune.graph import DENSE
-    from edgeprune.latency import profile, refine
+    from edgeprune.latency import profile
     from edgeprune.latency.rounds import Measured, Pace
+    from edgeprune.search import refine
 
     began = time.monotonic()
     with workplace(name, target_name, arguments.site, arguments.tables) as (made, device, table, keep):

@@ -211,8 +211,9 @@ def solved(program: Any, ms: float) -> Any:
 
 def choose(bench: Bench, rows: dict[str, Any], names: Sequence[str]) -> None:
     """Each target's fastest network of the level, as measured there."""
-    from edgeprune import devices, latency, target
+    from edgeprune import devices, target
     from edgeprune.graph import Configuration
+    from edgeprune.search import refine
 
     for name in names:
         table, answers = bench.table(name), {}
@@ -224,7 +225,7 @@ def choose(bench: Bench, rows: dict[str, Any], names: Sequence[str]) -> None:
             return variant
 
         with devices.connect(target.load(name)) as device:
-            closed = latency.refine(ask, table, device, bench.maker(name), 1.0, rounds=ROUNDS, refits=ROUNDS)
+            closed = refine(ask, table, device, bench.maker(name), 1.0, rounds=ROUNDS)
         best = min(closed.steps, key=lambda step: step.measured)
         network = {"widths": dict(best.variant.widths), "removed": list(best.variant.removed)}
         steps = [{"predicted": step.predicted, "measured": step.measured} for step in closed.steps]

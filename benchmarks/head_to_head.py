@@ -142,7 +142,7 @@ def closed_row(
     bench: Bench, method: str, choose: Any, speedup: float, options: argparse.Namespace, place: tuple[Any, Any, Any]
 ) -> dict[str, Any]:
     from edgeprune.errors import BudgetError
-    from edgeprune.latency import refine
+    from edgeprune.search import refine
 
     if method.startswith("Torch-Pruning") and not options.site:
         return {"result": "not run: no --site with torch_pruning"}

@@ -27,13 +27,13 @@ from edgeprune import devices
 from edgeprune import target as targets
 from edgeprune.engine import Session
 from edgeprune.graph import DENSE, Plan, trace
-from edgeprune.latency import Predictor, Table, maker, quick, refine
+from edgeprune.latency import Predictor, Table, maker, quick
 from edgeprune.latency import options as grid
 from edgeprune.recipe import RecoverSection
 from edgeprune.recover.batches import evaluate
 from edgeprune.recover.repair import repair
 from edgeprune.recover.train import train
-from edgeprune.search import Again, Evaluator, find, measure
+from edgeprune.search import Again, Evaluator, find, measure, refine
 
 
 def search(

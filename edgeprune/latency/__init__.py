@@ -1,9 +1,8 @@
-"""What each width costs on the device: tables of measured kernels, prediction, feasibility, closure."""
+"""What each width costs on the device: tables of measured kernels, prediction, feasibility."""
 
 from edgeprune.latency.build import ArtifactBuilder as ArtifactBuilder
+from edgeprune.latency.build import Built as Built
 from edgeprune.latency.build import maker as maker
-from edgeprune.latency.closure import Closure as Closure
-from edgeprune.latency.closure import refine as refine
 from edgeprune.latency.feasibility import Feasibility as Feasibility
 from edgeprune.latency.feasibility import feasibility as feasibility
 from edgeprune.latency.feasibility import floors as floors
@@ -12,12 +11,18 @@ from edgeprune.latency.noise import Patience as Patience
 from edgeprune.latency.noise import deviation as deviation
 from edgeprune.latency.noise import room as room
 from edgeprune.latency.optional import with_options as with_options
+from edgeprune.latency.predict import PlanLike as PlanLike
 from edgeprune.latency.predict import Predictor as Predictor
+from edgeprune.latency.predict import as_configuration as as_configuration
 from edgeprune.latency.profiling import QUICK_NETWORKS as QUICK_NETWORKS
 from edgeprune.latency.profiling import Profile as Profile
 from edgeprune.latency.profiling import profile as profile
 from edgeprune.latency.profiling import quick as quick
+from edgeprune.latency.rounds import Measured as Measured
+from edgeprune.latency.rounds import Pace as Pace
 from edgeprune.latency.sample import extend as extend
+from edgeprune.latency.sample import start as start
+from edgeprune.latency.spread import kept_open as kept_open
 from edgeprune.latency.store import TableStore as TableStore
 from edgeprune.latency.store import joined as joined
 from edgeprune.latency.store import same_grade as same_grade
@@ -25,4 +30,7 @@ from edgeprune.latency.store import sound as sound
 from edgeprune.latency.table import Table as Table
 from edgeprune.latency.table import check_device as check_device
 from edgeprune.latency.timing import Effort as Effort
+from edgeprune.latency.timing import measure_quietly as measure_quietly
+from edgeprune.latency.timing import measure_together as measure_together
+from edgeprune.latency.timing import record as record
 from edgeprune.latency.variants import options as options

@@ -16,7 +16,7 @@ from edgeprune import graph, latency, validate
 from edgeprune.devices import Loaded
 from edgeprune.errors import BudgetError, PlanError, RecipeError, did_you_mean
 from edgeprune.graph import DENSE, Layer, Plan
-from edgeprune.latency import ArtifactBuilder, Closure, Predictor, Table
+from edgeprune.latency import ArtifactBuilder, Predictor, Table
 from edgeprune.pipeline import warm, workloads
 from edgeprune.pipeline.bench import Bench
 from edgeprune.pipeline.bounded import within_drop
@@ -26,7 +26,7 @@ from edgeprune.pipeline.rundir import RunDirectory, read_json, write_json
 from edgeprune.pipeline.subject import Subject
 from edgeprune.recipe import Recipe, SearchSection
 from edgeprune.report import write_profile
-from edgeprune.search import Again, Evaluator, Sensitivity, find, measure
+from edgeprune.search import Again, Closure, Evaluator, Sensitivity, find, measure, refine
 
 FRACTIONS = tuple(step / 20 for step in range(1, 20))
 FRONT = (1.25, 1.5, 2.0, 2.5, 3.0, 4.0)  # speed-ups over dense INT8 at which the front is told
@@ -250,7 +250,7 @@ def _closed(
     """Closure on measured latency, to `ratio` of the dense network's."""
     rounds = 10 if read_json(run.folder("latency") / "profile.json").get("good", True) else MORE_ROUNDS
     report = voice.progress("search")
-    return latency.refine(
+    return refine(
         again,
         table,
         bench.device,

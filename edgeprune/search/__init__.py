@@ -1,4 +1,4 @@
-"""Which network to keep: loss curves, the program over them, and its solver.
+"""Which network to keep: loss curves, the program over them, its solver, and the loop that closes on measured latency.
 
 `edgeprune.search(structure, table, budget, curves)` works whether `edgeprune.search` is this package or the function
 in it: importing a package binds its name in the parent, so the package itself can be called.
@@ -11,6 +11,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.search.again import Again as Again
+from edgeprune.search.closure import Closure as Closure
+from edgeprune.search.closure import refine as refine
 from edgeprune.search.curves import Sensitivity as Sensitivity
 from edgeprune.search.curves import measure as measure
 from edgeprune.search.evaluator import Evaluator as Evaluator

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Again:
-    """(latency predictor, budget) -> plan, for `latency.refine`; each plan is evaluated once."""
+    """(latency predictor, budget) -> plan, for `refine`; each plan is evaluated once."""
 
     def __init__(
         self,

@@ -12,7 +12,6 @@ from simulated import SimulatedDevice
 from edgeprune.devices.types import Timing
 from edgeprune.graph import DENSE, Configuration
 from edgeprune.latency.build import ArtifactBuilder
-from edgeprune.latency.closure import refine
 from edgeprune.latency.predict import Predictor
 from edgeprune.latency.profiling import profile
 from edgeprune.latency.rounds import Measured, Pace
@@ -20,6 +19,7 @@ from edgeprune.latency.sample import extend
 from edgeprune.latency.table import Table
 from edgeprune.latency.timing import Effort
 from edgeprune.latency.variants import draw, half, options
+from edgeprune.search.closure import refine
 from edgeprune.target import Protocol
 
 EFFORT = Effort(profile_runs=4, rounds=8, runs=2, retries=0)

@@ -10,8 +10,9 @@ from test_latency_sample import uniform
 
 from edgeprune import devices
 from edgeprune import target as targets
-from edgeprune.latency import Effort, Predictor, Table, feasibility, maker, quick, refine
+from edgeprune.latency import Effort, Predictor, Table, feasibility, maker, quick
 from edgeprune.recipe import BudgetSection
+from edgeprune.search import refine
 
 
 @pytest.mark.slow

@@ -16,7 +16,6 @@ from edgeprune.errors import BudgetError, MeasurementError
 from edgeprune.graph import DENSE, Configuration
 from edgeprune.latency import Patience
 from edgeprune.latency.build import ArtifactBuilder
-from edgeprune.latency.closure import Enclosed, refine
 from edgeprune.latency.feasibility import feasibility
 from edgeprune.latency.predict import Predictor
 from edgeprune.latency.profiling import profile, surprising
@@ -25,6 +24,7 @@ from edgeprune.latency.table import Table
 from edgeprune.latency.timing import Effort
 from edgeprune.latency.variants import draw, floor, options
 from edgeprune.recipe import BudgetSection
+from edgeprune.search.closure import Enclosed, refine
 from edgeprune.target import Protocol
 
 EFFORT = Effort(profile_runs=4, rounds=6, runs=2, retries=0)

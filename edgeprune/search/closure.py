@@ -28,14 +28,25 @@ import numpy as np
 from edgeprune.devices import Device, Loaded
 from edgeprune.errors import BudgetError
 from edgeprune.graph import DENSE, Configuration
-from edgeprune.latency.build import ArtifactBuilder, Built
-from edgeprune.latency.noise import Patience, deviation, room
-from edgeprune.latency.predict import PlanLike, Predictor, as_configuration
-from edgeprune.latency.rounds import Measured, Pace
-from edgeprune.latency.sample import start
-from edgeprune.latency.spread import kept_open
-from edgeprune.latency.table import Table
-from edgeprune.latency.timing import Effort, measure_quietly, measure_together, record
+from edgeprune.latency import (
+    ArtifactBuilder,
+    Built,
+    Effort,
+    Measured,
+    Pace,
+    Patience,
+    PlanLike,
+    Predictor,
+    Table,
+    as_configuration,
+    deviation,
+    kept_open,
+    measure_quietly,
+    measure_together,
+    record,
+    room,
+    start,
+)
 
 # Shares of the budget, from above: good enough to stop (from), acceptable, both below the room that noise needs.
 GOOD, LEAST = {"ms": 0.013, "repeats": 0.008}, {"ms": 0.97, "repeats": 0.99}

@@ -106,6 +106,10 @@ class BudgetSection(_Section, frozen=True):
     confidence: Annotated[float, Meta(gt=0.5, lt=1)] = 0.95  # that the drop is not larger; one-sided
     max_bytes: Annotated[int, Meta(ge=1, le=2**50)] | None = None  # of the artifact
 
+    def of_latency(self, speedup: float | None, latency_ms: float | None) -> BudgetSection:
+        """This latency in place of what was asked for; all else stays."""
+        return msgspec.structs.replace(self, speedup=speedup, latency_ms=latency_ms, fastest=False)
+
 
 class SearchSection(_Section, frozen=True):
     """How the network that fits the budget is chosen."""

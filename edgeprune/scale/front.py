@@ -234,8 +234,7 @@ def _with_release(point: FrontPoint, folder: Path) -> FrontPoint:
 
 
 def _of_budget(recipe: Recipe, speedup: float) -> Recipe:
-    budget = msgspec.structs.replace(recipe.budget, speedup=speedup, latency_ms=None)
-    changed = msgspec.structs.replace(recipe, budget=budget)
+    changed = msgspec.structs.replace(recipe, budget=recipe.budget.of_latency(speedup, None))
     recipes.check(changed)
     return changed
 

@@ -93,7 +93,7 @@ class SweepRun:
         made = recipes.load(self.recipe_path)
         budget = made.budget
         if self.speedup is not None or self.latency_ms is not None:
-            budget = msgspec.structs.replace(budget, speedup=self.speedup, latency_ms=self.latency_ms)
+            budget = budget.of_latency(self.speedup, self.latency_ms)
         recover = msgspec.structs.replace(made.recover, seed=self.seed)
         made = msgspec.structs.replace(made, budget=budget, recover=recover)
         recipes.check(made)

@@ -12,6 +12,8 @@ from edgeprune import Budget, pipeline, recipe, validate
 from edgeprune.errors import RecipeError, UsageError
 from edgeprune.pipeline import bounded
 from edgeprune.recipe import BudgetSection
+from edgeprune.scale.front import _of_budget
+from edgeprune.scale.spec import SweepRun
 
 MODEL = '[model]\nfactory = "net.py:net"\ninput = [3, 8, 8]\n[data]\nsource = "data"\n'
 
@@ -54,6 +56,14 @@ def test_what_cannot_be_meant_is_refused(tmp_path: Path, text: str, says: str) -
     with pytest.raises(RecipeError) as caught:
         recipe.load(tmp_path / "recipe.toml")
     assert says in str(caught.value)
+
+
+def test_fronts_and_sweeps_put_their_own_latency_in_its_place(tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text(f"{MODEL}[budget]\nmax_drop = 2.0\n")
+    run = SweepRun("one", str(tmp_path / "recipe.toml"), "one", "intel-cpu", "", 1.5, None, 0)
+    assert run.recipe().budget == BudgetSection(speedup=1.5, max_drop=2.0)
+    loaded = recipe.load(tmp_path / "recipe.toml")
+    assert _of_budget(loaded, 1.5).budget == BudgetSection(speedup=1.5, max_drop=2.0)
 
 
 def test_a_budget_in_python_needs_one_of_them_said() -> None:

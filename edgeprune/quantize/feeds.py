@@ -36,17 +36,23 @@ Images = Source | Counted
 
 @dataclass(frozen=True)
 class GraphInput:
-    """One input of a graph: its name, element type, and the shape of one example."""
+    """One input of a graph: its name, element type, and the shape of one example.
+
+    `whole`: it does not lead with the batch (a recurrent state: layers x batch x width); its shape is all of it.
+    """
 
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
+    whole: bool = False
 
 
 def inputs_of(view: View) -> tuple[int, tuple[GraphInput, ...]]:
-    """The graph's batch and its inputs; raises GraphError where a shape is not fixed."""
-    found: list[GraphInput] = []
-    batch = 1
+    """The graph's batch and its inputs; raises GraphError where a shape is not fixed, or no batch can be made.
+
+    The batch is what the first input leads with, or 1 where any leads with 1.
+    """
+    found: list[tuple[str, np.dtype[Any], list[int]]] = []
     for value in view.model.graph.input:
         if value.name in view.initializers:
             continue
@@ -55,12 +61,19 @@ def inputs_of(view: View) -> tuple[int, tuple[GraphInput, ...]]:
             raise GraphError(
                 f"input '{value.name}' has no fixed shape ({sizes}).", "Export the network with static shapes."
             )
-        batch = max(sizes[0], 1) if not found else batch
         kind = np.dtype(helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
-        found.append(GraphInput(value.name, kind, tuple(sizes[1:])))
+        found.append((value.name, kind, [max(sizes[0], 1), *sizes[1:]]))
     if not found:
         raise GraphError("the graph has no inputs: there is nothing to calibrate with.")
-    return batch, tuple(found)
+    leads = [sizes[0] for _, _, sizes in found]
+    batch = 1 if 1 in leads else leads[0]
+    whole = [name for name, _, sizes in found if sizes[0] != batch]
+    if whole and batch > 1:
+        raise GraphError(
+            f"input '{whole[0]}' does not lead with the batch of {batch}: it cannot be put together from examples.",
+            "Export the network with a batch of 1.",
+        )
+    return batch, tuple(GraphInput(n, k, tuple(s if n in whole else s[1:]), n in whole) for n, k, s in found)
 
 
 def feeds(view: View, images: Images, limit: int) -> Iterator[tuple[Feed, int]]:
@@ -97,7 +110,8 @@ def feeds(view: View, images: Images, limit: int) -> Iterator[tuple[Feed, int]]:
 
 
 def _stacked(examples: Sequence[tuple[Array, ...]], inputs: Sequence[GraphInput]) -> Feed:
-    return {one.name: np.stack(column) for one, column in zip(inputs, zip(*examples, strict=True), strict=True)}
+    columns = zip(inputs, zip(*examples, strict=True), strict=True)
+    return {one.name: column[0] if one.whole else np.stack(column) for one, column in columns}
 
 
 def _examples(items: Iterable[Any], inputs: Sequence[GraphInput]) -> Iterator[tuple[Array, ...]]:

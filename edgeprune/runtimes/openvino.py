@@ -59,6 +59,7 @@ QDQ = Dialect(
     unsigned=True,
     signed="asymmetric",
     fuses_attention=True,
+    appends_ones=False,  # 2026.4: "ReshapeTransformation ... CALLBACK HAS THROWN", and nothing compiles
     without_vnni="openvino-avx2",
 )
 

@@ -170,9 +170,28 @@ def _can_compute(view: View, dialect: Dialect, node: onnx.NodeProto) -> bool:
         bias = view.shape(node.input[2]) or ()
         if int(np.prod(bias)) not in (1, shape[output_axis(node)]):
             return False  # a bias for each row: QGemm knows one for all
+    if node.op_type == "MatMul" and not dialect.appends_ones and _ones_appended(view, node):
+        return False
     if shape[1] < dialect.narrow and all(size == 1 for size in shape[2:]) and attribute(node, "group", 1) == 1:
         return False
     return dialect.depthwise or not is_depthwise(node, shape)
+
+
+def _ones_appended(view: View, node: onnx.NodeProto) -> bool:
+    """Whether a reader of what a MatMul gives (plus zeros) only appends sizes of one: [1, 16, 64] to [..., 1]."""
+    made = node.output[0]
+    shape = view.shape(made) or ()
+    for reader, _ in view.consumers.get(made, []):
+        if reader.op_type == "Add" and any(_zeros(view, name) for name in reader.input):
+            made = reader.output[0]
+    readers = [reader for name in {node.output[0], made} for reader, _ in view.consumers.get(name, [])]
+    after = [view.shape(r.output[0]) or () for r in readers if r.op_type in ("Reshape", "Unsqueeze")]
+    return any(len(a) > len(shape) > 2 and a[: len(shape)] == shape and set(a[len(shape) :]) == {1} for a in after)
+
+
+def _zeros(view: View, name: str) -> bool:
+    value = view.constant(name)
+    return value is not None and not value.any()
 
 
 def plain_gemm(node: onnx.NodeProto) -> bool:

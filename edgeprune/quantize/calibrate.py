@@ -100,11 +100,11 @@ def _calibrate(
     effort, count = options.effort, options.images
     view = View.of(original)
     plan = {
-        "equalise": affordable(view, min(count, WATCHED), 1, effort) + 5 * affordable(view, COMPARED, 5, effort),
+        "equalise": affordable(view, count, WATCHED, 1, effort) + 5 * affordable(view, count, COMPARED, 5, effort),
         "watch": count,
-        "select": 9 * affordable(view, min(count, PROBED), 9, effort),
-        "report": 4 * affordable(view, min(count, REPORTED), 4, effort),
-        "correct": 2 * affordable(view, min(count, IMAGES), 2, effort),
+        "select": 9 * affordable(view, count, PROBED, 9, effort),
+        "report": 4 * affordable(view, count, REPORTED, 4, effort),
+        "correct": 2 * affordable(view, count, IMAGES, 2, effort),
     }
     steps = Steps(images, plan, progress)
     equalise = factors(original, dialect, steps("equalise"), count, effort, distance) if options.equalize else {}
@@ -117,7 +117,7 @@ def _calibrate(
     chosen = select(model, placement, proposals, steps("select"), count, effort, distance, warnings)
     tensors = {name: tensor_range(seen[name], *chosen[placement.scale_of[name]]) for name in placement.tensors}
     grids = {name: chosen[placement.scale_of[name]][0].grid for name in placement.tensors}
-    reported = affordable(view, min(count, REPORTED), 4, effort)
+    reported = affordable(view, count, REPORTED, 4, effort)
     layers = measure_layers(model, placement, grids, dialect, steps("report"), reported)
     ranges = Ranges(
         tensors=tensors,

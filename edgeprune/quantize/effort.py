@@ -22,8 +22,13 @@ LARGE = 3e8  # multiply-accumulates of an image from which both cores of a small
 PER_VALUE = 40  # multiply-accumulates that reading or writing one value costs as much as
 
 
-def affordable(view: View, wanted: int, passes: float, effort: Effort) -> int:
-    """How many of `wanted` images a part looks at that runs the network `passes` times for each."""
+def affordable(view: View, limit: int, most: int, passes: float, effort: Effort) -> int:
+    """How many of `limit` images a part looks at that runs the network `passes` times for each.
+
+    Args:
+        most: that it wants by default; "best" takes twice as many.
+    """
+    wanted = min(limit, 2 * most if effort == "best" else most)
     return max(min(wanted, LEAST), min(wanted, int(GIGA_MACS[effort] * 1e9 / max(passes * work(view), 1.0))))
 
 

@@ -45,5 +45,5 @@ def measure_layers(
             Experiment(name, grids=on),
             Experiment(name, grids=on, constants=weight),
         ]
-    reached = [round(outcome.sqnr_db, 3) for outcome in probe(model, experiments, images, min(limit, REPORTED))]
+    reached = [round(outcome.sqnr_db, 3) for outcome in probe(model, experiments, images, limit)]
     return {name: LayerReport(*reached[3 * index : 3 * index + 3]) for index, name in enumerate(layers)}

@@ -174,13 +174,13 @@ def factors(
     candidates = [stream for stream in streams(view) if any(t in placement.scale_of for t in stream.tensors)]
     if not candidates:
         return {}
-    watched = affordable(view, min(limit, WATCHED), 1, effort)
+    watched = affordable(view, limit, WATCHED, 1, effort)
     seen = _Channels(model, [tensor for s in candidates for tensor in _watched(view, placement, s)], images, watched)
     if not seen.finite:
         return {}  # the network is broken; check.py says where
     tensors = [t for s in candidates for t in s.tensors if t in placement.scale_of]
     layers = list(dict.fromkeys(name for s in candidates for name in s.reads if name in placement.nodes))
-    compared, reach = affordable(view, min(limit, COMPARED), 5, effort), Reach()
+    compared, reach = affordable(view, limit, COMPARED, 5, effort), Reach()
     try:
         errors = influence(model, tensors, layers, images, compared, distance=distance, reach=reach)
     except GraphError:

@@ -153,7 +153,9 @@ def _moved(x: torch.Tensor, slopes: Sequence[torch.Tensor], grids: Sequence[QPar
     total, space = x.new_zeros(len(slopes), len(grids)), x.new_empty(len(grids), min(PIECE, len(flat)))
     for start in range(0, len(flat), PIECE):
         part = flat[start : start + PIECE]
-        error = torch.div(part, scale, out=space[:, : len(part)]).round_().clamp_(low, high).mul_(scale).sub_(part)
+        error = torch.div(part, scale, out=space[:, : len(part)]).round_()
+        torch.minimum(torch.maximum(error, low, out=error), high, out=error)  # clamp_ with tensors is ten times slower
+        error.mul_(scale).sub_(part)
         total += along[:, start : start + PIECE] @ error.T
     return total
 

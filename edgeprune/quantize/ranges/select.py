@@ -30,7 +30,7 @@ from edgeprune.runtimes import Dialect
 if TYPE_CHECKING:
     from edgeprune.quantize.ranges.outputs import Distance
 
-PROBED = 32  # images that a comparison of methods sees
+PROBED = 24  # images that a comparison of methods sees
 PARTS = (0.85, 0.7, 0.6, 0.5, 0.4, 0.32, 0.25, 0.2)  # of the full range, which "auto" tries as well
 
 
@@ -138,7 +138,7 @@ def _noises(
     groups = {name: (placement.groups[name], [c.grid for c in choices]) for name, choices in several.items()}
     reach = Reach()
     try:
-        found = costs(model, groups, images, affordable(view, min(limit, PROBED), 9, effort), 4, distance, reach)
+        found = costs(model, groups, images, affordable(view, limit, PROBED, 9, effort), 4, distance, reach)
     except GraphError:
         found = {}
     left = {name: choices for name, choices in several.items() if name not in found}
@@ -147,7 +147,7 @@ def _noises(
         where = f" through {', '.join(inside[:3])}" if inside else ""
         warnings.append(f"no gradient passes{where}: {len(left)} ranges are chosen at the operators that read them.")
     if left:
-        found |= _at_readers(model, placement, left, images, affordable(view, min(limit, PROBED), 4, effort))
+        found |= _at_readers(model, placement, left, images, affordable(view, limit, PROBED, 4, effort))
     return found
 
 

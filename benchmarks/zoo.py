@@ -5,7 +5,7 @@
 Each model runs in a process of its own with a limit on its processor time; seconds are processor seconds. The passes:
 `ours` traces, plans, applies and proves; `onnx` applies the plan that `ours` kept to a fresh model, exports it with
 `edgeprune.model.export_onnx` and compares ONNX Runtime with PyTorch (batch norms have the statistics of four random
-images, so that numbers of order one arrive); `int8` calibrates that file on four random examples in the dialects of
+examples, so that numbers of order one arrive); `int8` calibrates that file on four random examples in the dialects of
 OpenVINO and of ONNX Runtime on this CPU, lints, compiles and runs both, and compares each with the float graph on four
 others; `peer` runs Torch-Pruning 1.6.1 on the same model (global group magnitude,
 pruning ratio 0.3, its defaults). Results are kept in the JSON, so that a killed run goes on.
@@ -263,8 +263,7 @@ def onnx(entry: dict[str, Any], plans: Path) -> dict[str, Any]:
 
     model, x = build(entry)
     pruned = edgeprune.Plan.load(kept_at(plans, entry)).apply(model).eval()
-    if isinstance(x, torch.Tensor):
-        wake(pruned, x)
+    wake(pruned, x)
     start = time.process_time()
     path = kept_at(plans, entry).with_suffix(".onnx")
     with contextlib.nullcontext():
@@ -370,15 +369,41 @@ def _decibels(want: list[list[Any]], got: list[list[Any]]) -> list[float]:
 
 
 def wake(model: Any, x: Any) -> None:
-    """Let numbers of order one reach the outputs: with fresh weights and statistics they die out on the way."""
+    """Let numbers of order one reach the outputs: with fresh weights and statistics they die out on the way.
+
+    Batch norms get the mean over four random examples; where the outputs are nothing still (a decoder whose weights
+    are drawn small), each layer that makes less than a hundredth has its weights scaled to make numbers of order one.
+    """
     import torch
+    from torch.utils._pytree import tree_leaves, tree_map
+
+    def four(value: Any) -> Any:
+        if not value.is_floating_point():
+            return value.repeat(4, *[1] * (value.ndim - 1))
+        return torch.randn(4, *value.shape[1:])
+
+    def rouse(layer: Any, _: Any, made: Any) -> Any:
+        spread = float(made.std())
+        if 0 < spread < 1e-2:
+            layer.weight.div_(spread)
+            return made / spread  # the bias is left as it is: small beside it
+        return made
 
     norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
     with torch.no_grad(), contextlib.suppress(ValueError, RuntimeError):
         for norm in norms:
             norm.momentum = None  # the plain mean over all that was seen
-        model.train()(torch.randn(4, *x.shape[1:]))
+        call(model.train(), tree_map(four, x))
     model.eval()
+    with torch.no_grad():
+        outputs = [v for v in tree_leaves(call(model, x)) if isinstance(v, torch.Tensor) and v.is_floating_point()]
+        if all(float(v.abs().max()) > 1e-3 for v in outputs if v.numel()):
+            return
+        kinds = (torch.nn.Linear, torch.nn.modules.conv._ConvNd)
+        hooks = [m.register_forward_hook(rouse) for m in model.modules() if isinstance(m, kinds)]
+        call(model, x)
+        for hook in hooks:
+            hook.remove()
 
 
 def peer(entry: dict[str, Any], plans: Path) -> dict[str, Any]:

@@ -50,6 +50,7 @@ class Dialect:
         fuses_matmul: MatMul and the Add of a bias become one float Gemm before INT8 kernels are looked for.
         fuses_attention: products of two activations with the softmax between them are one float kernel.
         appends_ones: the scales of a MatMul's outputs pass a reshape to the same shape with ones behind it.
+        stacks: the INT8 kernel of a MatMul takes a weight of several matrices.
         scales_gemm: the INT8 kernel of a Gemm has alpha and beta.
         without_vnni: the scheme for x86 CPUs that sum products of 8 bits in 16, where this one would saturate.
         why_uint8: what is wrong with uint8 activations, where they are never written.
@@ -79,6 +80,7 @@ class Dialect:
     fuses_matmul: bool = False
     fuses_attention: bool = False
     appends_ones: bool = True
+    stacks: bool = True
     scales_gemm: bool = True
     without_vnni: str = ""
     why_uint8: str = ""

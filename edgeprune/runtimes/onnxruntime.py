@@ -57,6 +57,7 @@ X86 = Dialect(
     outputs=True,
     fuses_matmul=True,
     scales_gemm=False,
+    stacks=False,  # MatMulIntegerToFloat and QLinearMatMul fail when they run
     without_vnni="ort-x86-avx2",
     why_int8="x86 runs most layers that read signed activations in float, 2-4 times slower.",
     notes="U8S8: S8S8 leaves most convolutions in float here. Without VNNI two products can saturate 16 bits.",

@@ -83,3 +83,25 @@ def test_ones_behind_a_linear_layer_compile_in_openvino(bias: bool, zeros: bool,
     weights = [t for t in small.graph.initializer if t.data_type == onnx.TensorProto.INT8 and len(t.dims) == 2]
     assert len(weights) == layers
     assert running.sqnr(running.outputs(model, feeds)[0], running.outputs(small, feeds)[0]) > 25
+
+
+class Positions(nn.Module):
+    """A matrix of relative positions for each head, constant when the network is exported: DeBERTa."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(48, 48), nn.Linear(3 * 32, 8)
+        self.register_buffer("positions", torch.randn(1, 3, 16, 32))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        heads = self.a(x).view(1, -1, 3, 16).transpose(1, 2)
+        return self.b((heads @ self.positions).transpose(1, 2).reshape(1, -1, 3 * 32))
+
+
+@pytest.mark.parametrize("dialect", ["ort-x86", "ort-x86-avx2"])
+def test_a_weight_of_several_matrices_runs_in_onnx_runtime(dialect: str) -> None:
+    model = running.exported(running.seeded(Positions), torch.zeros(1, 16, 48))
+    tokens = np.random.default_rng(0).normal(size=(8, 16, 48)).astype(np.float32)
+    small = apply(model, calibrate(model, [tokens], DIALECTS[dialect], QUICK), DIALECTS[dialect])
+    feeds = {"input": tokens[:1]}
+    assert running.sqnr(running.outputs(model, feeds)[0], running.optimised(small, feeds)[0]) > 25

@@ -172,6 +172,8 @@ def _can_compute(view: View, dialect: Dialect, node: onnx.NodeProto) -> bool:
             return False  # a bias for each row: QGemm knows one for all
     if node.op_type == "MatMul" and not dialect.appends_ones and _ones_appended(view, node):
         return False
+    if node.op_type == "MatMul" and not dialect.stacks and int(np.prod(shape[:-2])) > 1:
+        return False  # constants of several matrices, such as relative positions of each head
     if shape[1] < dialect.narrow and all(size == 1 for size in shape[2:]) and attribute(node, "group", 1) == 1:
         return False
     return dialect.depthwise or not is_depthwise(node, shape)

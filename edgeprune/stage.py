@@ -133,6 +133,7 @@ PIPELINE = (
     Stage("release", "package", after=("validate",), facts=("name",)),
 )
 NAMES = tuple(stage.name for stage in PIPELINE)
+ENDS = tuple(dict.fromkeys([*(step.name for step in STEPS), *NAMES[:-1]]))  # where a run may be told to end
 SHIPPED = tuple(stage.name for stage in PIPELINE if stage.shipped)
 
 
@@ -141,12 +142,21 @@ def named(name: str) -> Stage:
     return {stage.name: stage for stage in PIPELINE}[name]
 
 
-def until(step: str) -> tuple[Stage, ...]:
-    """The stages that a step makes sure of, and all before them."""
+def until(name: str) -> tuple[Stage, ...]:
+    """The stages that a step makes sure of, or a stage, and all before them; raises ValueError for another name."""
     steps = [one.name for one in STEPS]
-    return tuple(stage for stage in PIPELINE if steps.index(stage.step) <= steps.index(step))
+    if name not in steps:
+        return PIPELINE[: NAMES.index(name) + 1]
+    return tuple(stage for stage in PIPELINE if steps.index(stage.step) <= steps.index(name))
 
 
 def first(step: str) -> Stage:
     """The first stage of a step."""
     return next(stage for stage in PIPELINE if stage.step == step)
+
+
+def kept_before(step: str) -> str:
+    """What `--from` keeps and what it makes again, in words."""
+    at = NAMES.index(first(step).name)
+    kept = f"kept: {', '.join(NAMES[:at])}" if at else "nothing is kept"
+    return f"--from {step}: {kept}; made again: {', '.join(NAMES[at:])}"

@@ -36,6 +36,11 @@ def test_every_step_has_its_stages_in_order() -> None:
     assert [one.name for one in stage.until("profile")] == ["graph", "plan", "latency"]
     assert [stage.first(name).name for name in ("plan", "prune", "package")] == ["graph", "search", "release"]
     assert stage.until("package") == stage.PIPELINE
+    assert [one.name for one in stage.until("search")] == ["graph", "plan", "latency", "search"]
+    assert stage.kept_before("prune") == (
+        "--from prune: kept: graph, plan, latency; made again: search, recover, quantize, artifacts, validate, release"
+    )
+    assert stage.kept_before("plan").startswith("--from plan: nothing is kept; made again: graph, plan")
 
 
 def test_a_stage_asks_for_parts_that_a_run_has(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeprune import result as results
+from edgeprune import stage
 from edgeprune.cli import console
 from edgeprune.cli.session import Invocation, echo_json
 from edgeprune.errors import GateError
@@ -68,6 +69,19 @@ def show_result(
     for name, path in paths.items():
         if path is not None:
             console.say(f"  {name.replace('_', ' '):<8} {path}")
+
+
+def show_end(outcome: Outcome, until: str, target: str, recipe: Path, session: Invocation) -> None:
+    """Say what `--until` left, and how to go on."""
+    if session.as_json or session.quiet:
+        return
+    kept = [one.name for one in stage.until(until) if (outcome.run_dir / one.name).is_dir()]
+    goes_on = f"edgeprune {target} run {recipe}"
+    if until == "recover":
+        folder = outcome.run_dir / until
+        console.say(f"  {'yours':<8} {folder}: repaired, not trained; rebuild.py has the network as your own class.")
+        goes_on += " --weights trained.safetensors"
+    console.say(f"  {'kept':<8} {', '.join(kept)}; go on with: {goes_on}")
 
 
 def results_table(result: Result) -> Table:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeprune.cli import console, session
-from edgeprune.errors import BudgetError, GateError
+from edgeprune.errors import BudgetError, GateError, UsageError
 from edgeprune.target import Target
 
 if TYPE_CHECKING:
@@ -29,8 +29,9 @@ def run_step(
     start: str | None = None,
     sign: Path | None = None,
     weights: Path | None = None,
+    until: str | None = None,
 ) -> None:
-    """Run a step and print what came of it; raises EdgepruneError."""
+    """Run a step, or `until` a stage of it, and print what came of it; raises EdgepruneError."""
     from edgeprune import recipe as recipes
     from edgeprune.cli import outcome, progress
 
@@ -41,7 +42,12 @@ def run_step(
 
         release.check_key(sign)  # before the hours of work, not after them
     now.resumable = True
-    if _helps(step, recipe, target, weights):
+    if until == "plan" and not start:
+        step, until = "plan", None
+    if until == "recover" and weights is not None:
+        raise UsageError("--until recover leaves the training to you; --weights brings it back.", "Give one of them.")
+    last = until or ("package" if step == "run" else step)
+    if _helps(last, recipe, target, weights):
         return
     with calm(now.verbose), progress.reporter(now) as events:
         from edgeprune import pipeline
@@ -55,10 +61,9 @@ def run_step(
             if plan.get("findings"):
                 pipeline.refuse(plan["findings"])
             return
-        until = "package" if step == "run" else step
         try:
             done: Outcome = pipeline.run(
-                recipe, target, run_dir, until=until, start=start or "", device=device, events=events, weights=weights
+                recipe, target, run_dir, until=last, start=start or "", device=device, events=events, weights=weights
             )
         except GateError as refused:
             events.close()
@@ -70,9 +75,11 @@ def run_step(
 
         release.sign(done.bundle, sign)
     outcome.show(done, step, now)
+    if until:
+        outcome.show_end(done, until, target.name, recipe_path, now)
 
 
-def _helps(step: str, recipe: Recipe, target: Target, weights: Path | None) -> bool:
+def _helps(last: str, recipe: Recipe, target: Target, weights: Path | None) -> bool:
     """Is this another process of torchrun's than the first? Then it trains with that one, and says nothing itself."""
     if os.environ.get("RANK", "0") == "0":
         return False
@@ -81,8 +88,8 @@ def _helps(step: str, recipe: Recipe, target: Target, weights: Path | None) -> b
     if not recover.process_number():
         return False
     with calm(False), suppress(pipeline.Followed):
-        if step != "plan":
-            pipeline.run(recipe, target, until="prune", weights=weights)
+        if last != "plan":
+            pipeline.run(recipe, target, until="recover" if last == "recover" else "prune", weights=weights)
     return True
 
 

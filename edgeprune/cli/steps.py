@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     pass
 
 STEPS = {step.name: step.text for step in stage.STEPS}  # in the order in which they run
+UNTIL = {"run": stage.ENDS, "prune": ("search", "recover")}  # where else a command may be told to end
 RUN = "All of it, with the verdict at the end. The same command resumes."
 
 
@@ -96,6 +97,9 @@ def _step_command(step: str, target: Target) -> click.Command:
     if step == "run":
         choices = click.Choice(list(STEPS))
         params.append(click.option("--from", "start", type=choices, help="Start again at this step."))
+    if step in UNTIL:
+        text = "End after this; 'recover' repairs the network and leaves its training to you."
+        params.append(click.option("--until", type=click.Choice(UNTIL[step]), help=text))
     params += front.OPTIONS if step == "front" else ()
     if step not in ("plan", "profile", "front"):
         file = click.Path(path_type=Path, dir_okay=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -131,10 +132,11 @@ def run(
     weights: Path | None = None,
     shared: Sequence[Path] = (),
 ) -> Outcome:
-    """Run every stage up to the step `until`; whole stages whose inputs are the same are kept.
+    """Run every stage up to the step or stage `until`; whole stages whose inputs are the same are kept.
 
     Args:
         run_dir: default `runs/RECIPE-TARGET`.
+        until: one of `stage.ENDS`; "recover" repairs the network and does not train it, for others to do.
         start: throw away the stages of this step and all after it first.
         given: the network, data and task, where Python handed them over.
         weights: of the pruned network, trained elsewhere: used in place of training.
@@ -142,12 +144,15 @@ def run(
 
     Where torchrun started several processes, process 0 does all of it, and the others train with it and end as it does.
     """
-    for step in filter(None, (until, start)):
-        if step not in (known := [one.name for one in stage.STEPS]):
-            raise UsageError(f"no step is called '{step}'.", did_you_mean(step, known))
+    steps = tuple(one.name for one in stage.STEPS)
+    for step, known in ((until, stage.ENDS), (start, ("", *steps))):
+        if step not in known:
+            raise UsageError(f"no step is called '{step}'.", did_you_mean(step, steps))
     if weights is not None and not weights.is_file():
         raise UsageError(f"--weights: {weights}: no such file.", "Give what your training saved.")
     recipe = recipes.of_python(recipe, recipe.path or "recipe")
+    if until == "recover":
+        recipe, given = _untrained(recipe, given)
     keep_memory()
     path = run_dir or default_run_dir(recipe, target)
     if process_number():
@@ -162,6 +167,7 @@ def run(
             group.gather(processes.digest(context.recipe, context.subject.workload))
         if start:
             directory.forget(stage.first(start).name)
+            context.voice.say(stage.first(start).name, stage.kept_before(start))
         _lock(context.recipe, context.target, context.run, context.voice)
         _run_stages(context, until)
         result = assemble(context.subject, context.bench, context.run)
@@ -169,6 +175,12 @@ def run(
         if group is not None:
             group.end({key: getattr(outcome, key) for key in ("run_dir", "result", "bundle", "report")})
         return outcome
+
+
+def _untrained(recipe: Recipe, given: Objects | None) -> tuple[Recipe, Objects | None]:
+    """The same without training: the network is repaired, and left for others to train."""
+    recipe = override(recipe, "recover", epochs=0.0, trainer="")
+    return recipe, given if given is None else dataclasses.replace(given, trainer=None)
 
 
 def _followed(last: processes.Message) -> Outcome:
@@ -195,7 +207,7 @@ def plan(
 def until_search(context: Context) -> None:
     """The stages up to the network that meets the budget as measured; nothing is trained. Raises BudgetError."""
     _lock(context.recipe, context.target, context.run, context.voice)
-    _run_stages(context, "prune", "search")
+    _run_stages(context, "search")
 
 
 def advance(
@@ -216,7 +228,7 @@ def advance(
         Context(recipe, target, directory, device, events, shared=shared) as context,
     ):
         _lock(context.recipe, context.target, context.run, context.voice)
-        _run_stages(context, stage.named(last).step, last)
+        _run_stages(context, last)
 
 
 def default_run_dir(recipe: Recipe, target: Target) -> Path:
@@ -224,12 +236,10 @@ def default_run_dir(recipe: Recipe, target: Target) -> Path:
     return Path("runs") / f"{recipe.name or 'run'}-{target.name}"
 
 
-def _run_stages(context: Context, until: str, last: str = "") -> None:
+def _run_stages(context: Context, until: str) -> None:
     reading.check_kind(context.recipe)
     choose.check_options(context.recipe.search)
     order = [one for one in stage.until(until) if one.work]
-    if last:
-        order = order[: [one.name for one in order].index(last) + 1]
     keys = context.keys
     _review(context.run, context.voice, keys, [one.name for one in order])
     subject = context.subject

@@ -33,6 +33,27 @@ def test_each_step_reaches_the_pipeline(edgeprune_command, project, pipeline, st
     assert call["target"].name == "intel-cpu"
 
 
+@pytest.mark.parametrize(("step", "until"), [("prune", "search"), ("run", "recover"), ("run", "artifacts")])
+def test_until_ends_there_and_says_what_is_kept_and_how_to_go_on(edgeprune_command, project, pipeline, step, until):
+    for stage in ("graph", "plan", "latency", "search"):
+        Path("runs/tiny", stage).mkdir(parents=True, exist_ok=True)
+    done = edgeprune_command("intel-cpu", step, "recipe.toml", "--until", until)
+    assert done.exit_code == 0, done.stderr
+    assert pipeline.calls[0]["until"] == until
+    words = " ".join(done.stdout.split())
+    assert "kept graph, plan, latency, search; go on with: edgeprune intel-cpu run recipe.toml" in words
+    assert ("repaired, not trained" in words and "--weights trained.safetensors" in words) == (until == "recover")
+
+
+def test_until_plan_is_plan_and_training_of_ones_own_is_asked_for_once(edgeprune_command, project, pipeline):
+    pipeline.plan_result = {"feasible": True}
+    edgeprune_command("intel-cpu", "run", "recipe.toml", "--until", "plan", "--json")
+    assert pipeline.calls[0]["until"] == "plan" and "weights" not in pipeline.calls[0]
+    Path("w.safetensors").touch()
+    done = edgeprune_command("intel-cpu", "run", "recipe.toml", "--until", "recover", "--weights", "w.safetensors")
+    assert done.exit_code == 2 and "--weights brings it back" in done.stderr
+
+
 def test_options_change_the_target_that_is_run(edgeprune_command, project, pipeline):
     edgeprune_command("intel-cpu", "run", "recipe.toml", "--streams", "2", "--threads", "4", "--from", "prune")
     (call,) = pipeline.calls

@@ -36,8 +36,8 @@ def test_a_trainer_by_name_then_weights_from_elsewhere_then_weights_put_there_by
     tiny = msgspec.structs.replace(tiny, search=recipe.SearchSection(method="uniform", images=64))
     own = msgspec.structs.replace(tiny, recover=recipe.RecoverSection(trainer=str(tmp_path / "train.py") + ":fit"))
 
-    def prune(recipe: recipe.Recipe = own, **given: Path) -> dict[str, object]:
-        pipeline.run(recipe, device, folder, until="prune", **given)  # type: ignore[arg-type]
+    def prune(**given: Path) -> dict[str, object]:
+        pipeline.run(own, device, folder, until="prune", **given)  # type: ignore[arg-type]
         found: dict[str, object] = json.loads((folder / "recover" / "recover.json").read_text())["training"]
         return found
 
@@ -46,20 +46,21 @@ def test_a_trainer_by_name_then_weights_from_elsewhere_then_weights_put_there_by
     repaired = load_file(folder / "recover.part" / "weights.safetensors")
     assert all(value.isfinite().all() for value in repaired.values()), "the repaired weights stay"
 
-    only = msgspec.structs.replace(tiny, recover=recipe.RecoverSection(epochs=0))
-    prune(only)
+    pipeline.run(own, device, folder, until="recover")  # repaired, and the trainer that fails is not asked
+    trained = json.loads((folder / "recover" / "recover.json").read_text())["training"]
+    assert trained["epochs"] == 0 and "trainer" not in trained
     script = (folder / "recover" / "rebuild.py").read_text()
     assert "import_module('networks').fitted_resnet" in script
     weights = load_file(folder / "recover" / "weights.safetensors")
     scaled = {name: value * 0.999 if value.is_floating_point() else value for name, value in weights.items()}
     save_file(scaled, tmp_path / "trained.safetensors")
     with pytest.raises(UsageError, match=r"--weights: .*nowhere"):
-        prune(only, weights=tmp_path / "nowhere.safetensors")
-    found = prune(only, weights=tmp_path / "trained.safetensors")
+        prune(weights=tmp_path / "nowhere.safetensors")
+    found = prune(weights=tmp_path / "trained.safetensors")
     assert found["trainer"] == "trained outside" and found["weights"] == "trained.safetensors"
     for name, value in load_file(folder / "recover" / "weights.safetensors").items():
         assert torch.equal(value, scaled[name])
 
     save_file(weights, folder / "recover" / "weights.safetensors")
     with pytest.raises(RunError, match=r"(?s)not as the run left it.*--weights FILE"):
-        prune(only, weights=tmp_path / "trained.safetensors")
+        prune(weights=tmp_path / "trained.safetensors")

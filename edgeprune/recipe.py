@@ -160,7 +160,7 @@ class RecoverSection(_Section, frozen=True):
 class LayerOverride(_Section, frozen=True):
     """What the user knows better about one layer."""
 
-    precision: Literal["int8", "float"] | None = None
+    precision: Literal["int8", "float", "int8-weights", "int4-weights"] | None = None
     method: Method | None = None
     range: tuple[float, float] | None = None
 
@@ -181,6 +181,8 @@ class QuantizeSection(_Section, frozen=True):
     qat_batch: Count = 32
     qat_device: Literal["auto", "cpu", "cuda", "xpu"] = "auto"
     qat_precision: Literal["fp32", "bf16"] = "fp32"  # of layers; rounding to INT8 is done in float32 all the same
+    weights: Literal["", "int8", "int4"] = ""  # of large linear layers alone; what these compute stays float
+    weights_from: Count = 500_000  # weights that a linear layer has at least, to be large
     layers: dict[str, LayerOverride] = {}
 
 

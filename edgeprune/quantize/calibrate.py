@@ -21,6 +21,7 @@ from edgeprune.quantize.ranges.ranges import Ranges, read_model
 from edgeprune.quantize.ranges.select import PROBED, propose, select, tensor_range
 from edgeprune.quantize.view import View
 from edgeprune.quantize.write.placement import place
+from edgeprune.quantize.write.weights import chosen, only
 from edgeprune.recipe import QuantizeSection
 from edgeprune.runtimes import Dialect
 
@@ -106,17 +107,18 @@ def _calibrate(
         "report": 4 * affordable(view, count, REPORTED, 4, effort),
         "correct": 2 * affordable(view, count, IMAGES, 2, effort),
     }
+    precision, warned = chosen(view, dialect, options)
     steps = Steps(images, plan, progress)
     equalise = factors(original, dialect, steps("equalise"), count, effort, distance) if options.equalize else {}
     model = equalised(original, equalise)
     view = View.of(model)
     placement = place(view, dialect)
     seen, looked = watch(model, placement.tensors, steps("watch"), count)
-    warnings = [*check_seen(model, seen), *check_placement(view, placement, dialect, options)]
+    warnings = [*warned, *check_seen(model, seen), *check_placement(view, placement, dialect, options)]
     proposals = propose(view, placement, seen, dialect, options)
-    chosen = select(model, placement, proposals, steps("select"), count, effort, distance, warnings)
-    tensors = {name: tensor_range(seen[name], *chosen[placement.scale_of[name]]) for name in placement.tensors}
-    grids = {name: chosen[placement.scale_of[name]][0].grid for name in placement.tensors}
+    best = select(model, placement, proposals, steps("select"), count, effort, distance, warnings)
+    tensors = {name: tensor_range(seen[name], *best[placement.scale_of[name]]) for name in placement.tensors}
+    grids = {name: best[placement.scale_of[name]][0].grid for name in placement.tensors}
     reported = affordable(view, count, REPORTED, 4, effort)
     layers = measure_layers(model, placement, grids, dialect, steps("report"), reported)
     ranges = Ranges(
@@ -125,14 +127,18 @@ def _calibrate(
         dialect=dialect.name,
         equalise=equalise,
         warnings=tuple(warnings),
-        precision={name: "float" for name, layer in options.layers.items() if layer.precision == "float"},
+        precision=precision,
     )
     bad = (
         [name for name, layer in layers.items() if (layer.sqnr_db or 0.0) < BAD_SQNR_DB] if options.reconstruct else []
     )
     found = correct(original, ranges, dialect, steps("correct"), count, options.bias_correction, bad, effort)
     steps.end()
-    reports = {name: replace(layer, accumulated_sqnr_db=found.sqnr_db.get(name)) for name, layer in layers.items()}
+    reports = {
+        name: replace(layer, accumulated_sqnr_db=found.sqnr_db.get(name))
+        for name, layer in layers.items()
+        if name not in only(precision)
+    }
     return replace(ranges, layers=reports, bias=found.bias, rounding=found.rounding)
 
 

@@ -17,7 +17,7 @@ from edgeprune.release.archive import DAMAGED, Archive
 MAX_FIELDS = 2_000_000
 MAX_TEXT = 4_096  # bytes of the name of an operator or tensor
 MAX_XML = 64 << 20
-COMPUTE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+COMPUTE = ("Conv", "ConvTranspose", "Gemm", "MatMul", "MatMulNBits")
 INTEGER = re.compile(r"QLinear\w+|QGemm|QAttention|ConvInteger|MatMulInteger\w*|DynamicQuantize\w+")
 LAYER = re.compile(rb'<layer\s[^<>]*\btype="([A-Za-z0-9_]{1,64})"')
 WEIGHED = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData", "MatMul")

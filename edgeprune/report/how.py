@@ -248,6 +248,8 @@ def calibration(result: Facts) -> Html:
     floats = sorted(name for name, kind in ranges.part("precision") if kind == "float")
     if floats:
         facts["left in float"] = ", ".join(floats)
+    if alone := sorted(name for name, kind in ranges.part("precision") if str(kind).endswith("-weights")):
+        facts["weights alone in integers"] = ", ".join(alone)
     trained = found.part("training")
     if (before := trained.number("before")) is not None and (after := trained.number("after")) is not None:
         task = results.glance(result.data).task

@@ -238,12 +238,16 @@ class DifferenceInfo(Record, frozen=True, kw_only=True):
 
 
 class Precision(Record, frozen=True, kw_only=True):
-    """How many operators with weights run in INT8; `share` of their time, `floats` the others."""
+    """How many operators with weights run in INT8; `share` of their time, `floats` the others.
+
+    Of these `weights` hold integers of 4 or 8 bits and multiply by activations in float.
+    """
 
     by: str = "graph"
     operators: int = 0
     int8: int = 0
     floats: tuple[str, ...] = msgspec.field(default=(), name="float")
+    weights: tuple[str, ...] = ()
     share: float | None = None
 
 

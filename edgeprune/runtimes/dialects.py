@@ -52,6 +52,9 @@ class Dialect:
         appends_ones: the scales of a MatMul's outputs pass a reshape to the same shape with ones behind it.
         stacks: the INT8 kernel of a MatMul takes a weight of several matrices.
         scales_gemm: the INT8 kernel of a Gemm has alpha and beta.
+        weights_alone: how weights that alone are integers, of linear layers, are written: "pair", as a DQ of blocks
+            that the runtime fuses, or "operator", as its own MatMulNBits; empty: it has no kernel.
+        tables: rows of an embedding are gathered as bytes and dequantised.
         without_vnni: the scheme for x86 CPUs that sum products of 8 bits in 16, where this one would saturate.
         why_uint8: what is wrong with uint8 activations, where they are never written.
         why_int8: what is slow about int8 activations, where they are not the rule; empty: nothing.
@@ -82,6 +85,8 @@ class Dialect:
     appends_ones: bool = True
     stacks: bool = True
     scales_gemm: bool = True
+    weights_alone: Literal["", "pair", "operator"] = ""
+    tables: bool = False
     without_vnni: str = ""
     why_uint8: str = ""
     why_int8: str = ""

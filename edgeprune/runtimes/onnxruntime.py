@@ -58,6 +58,8 @@ X86 = Dialect(
     fuses_matmul=True,
     scales_gemm=False,
     stacks=False,  # MatMulIntegerToFloat and QLinearMatMul fail when they run
+    tables=True,
+    weights_alone="operator",  # a DQ before a Gemm that a Relu or a Q follows is not fused
     without_vnni="ort-x86-avx2",
     why_int8="x86 runs most layers that read signed activations in float, 2-4 times slower.",
     notes="U8S8: S8S8 leaves most convolutions in float here. Without VNNI two products can saturate 16 bits.",
@@ -65,12 +67,18 @@ X86 = Dialect(
 
 # The reduced twin: 7-bit weights cannot saturate the 16-bit sums of x86 CPUs without VNNI.
 X86_AVX2 = replace(
-    X86, name="ort-x86-avx2", title="ONNX Runtime on x86 without VNNI", weight_levels=63, without_vnni=""
+    X86,
+    name="ort-x86-avx2",
+    title="ONNX Runtime on x86 without VNNI",
+    weight_levels=63,
+    weights_alone="",  # not measured there
+    without_vnni="",
 )
 
 ARM64 = replace(
     X86,
     name="ort-arm64",
+    weights_alone="",  # not measured there
     title="ONNX Runtime on 64-bit ARM CPUs",
     without_vnni="",
     unsigned=False,
@@ -90,6 +98,7 @@ RUNTIME = Runtime(
     extra="onnxruntime",  # part of the core; the extra exists so that every runtime has one
     suffixes=(".onnx",),
     int8_kinds=("QLinear", "QGemm", "MatMulInteger", "ConvInteger", "DynamicQuantize"),
+    weights_kind="MatMulNBits",
     options=(
         Option(
             "--optimization",

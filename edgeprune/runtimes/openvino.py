@@ -59,12 +59,21 @@ QDQ = Dialect(
     unsigned=True,
     signed="asymmetric",
     fuses_attention=True,
+    weights_alone="pair",
+    tables=True,
     appends_ones=False,  # 2026.4: "ReshapeTransformation ... CALLBACK HAS THROWN", and nothing compiles
     without_vnni="openvino-avx2",
 )
 
 # 255 * 127 twice passes the 16 bits that such CPUs sum in, 255 * 63 does not (docs/int8.md).
-AVX2 = replace(QDQ, name="openvino-avx2", title="OpenVINO on x86 without VNNI", weight_levels=63, without_vnni="")
+AVX2 = replace(
+    QDQ,
+    name="openvino-avx2",
+    title="OpenVINO on x86 without VNNI",
+    weight_levels=63,
+    weights_alone="",  # not measured there
+    without_vnni="",
+)
 
 RUNTIME = Runtime(
     name="openvino",
@@ -76,6 +85,7 @@ RUNTIME = Runtime(
     extra="openvino",
     suffixes=(".xml", ".bin"),
     int8_words=("i8", "u8"),
+    weights_kind="FullyConnectedCompressed",
     ends=True,
     options=(Option("--streams", "NUM_STREAMS", "Requests that OpenVINO runs side by side."),),
 )

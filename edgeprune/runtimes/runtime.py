@@ -57,6 +57,7 @@ class Runtime:
         suffixes: of an artifact's files, the one that it opens first.
         int8_kinds, int8_words: how its profiler tells kernels that multiply integers: what their kind starts with, or
             a word in the name of their implementation.
+        weights_kind: the kind of its kernel for a linear layer of which weights alone are integers.
         packages: what a device needs of PyPI to run it.
         package: its own among them, which tells its version; empty: the device brings it, and it has none here.
         extra: of edgeprune, that installs it.
@@ -74,6 +75,7 @@ class Runtime:
     suffixes: tuple[str, ...] = (".onnx",)
     int8_kinds: tuple[str, ...] = ()
     int8_words: tuple[str, ...] = ()
+    weights_kind: str = ""
     packages: tuple[str, ...] = ()
     package: str = ""
     extra: str = ""

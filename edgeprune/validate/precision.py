@@ -11,6 +11,7 @@ WEIGHTED = re.compile(r"conv(?!ert)|gemm|matmul|matrixmultiply|fullyconnected|in
 # ONNX Runtime says it in the operator, OpenVINO and TensorRT in the implementation's or the tactic's name.
 INT8_KIND = re.compile(r"^(qlinear|qgemm|qattention|dynamicquantize)|integer", re.IGNORECASE)
 INT8_IMPLEMENTATION = re.compile(r"(?<![a-z0-9])[iu]8|(?<=[i_])i8|[su]8s8|int8|(?<![a-z])imma", re.IGNORECASE)
+WEIGHTS_KIND = ("MatMulNBits", "FullyConnectedCompressed")  # weights alone are integers: no INT8 operators
 MODELLED = "modelled"  # the implementation of a kernel that nobody ran
 
 
@@ -32,10 +33,17 @@ def precision(kernels: Sequence[Mapping[str, object]], graph: Mapping[str, bool]
         by="profiler",
         operators=len(seen),
         int8=len(seen) - len(rest),
-        floats=tuple(str(next(iter(one.listed("layers")), one.text("name"))) for one in rest),
+        floats=tuple(_name(one) for one in rest),
+        weights=tuple(_name(one) for one in rest if one.text("kind") in WEIGHTS_KIND),
         share=1 - slow / total if total > 0 else None,
     )
 
 
+def _name(kernel: Facts) -> str:
+    return str(next(iter(kernel.listed("layers")), kernel.text("name")))
+
+
 def _int8(kernel: Facts) -> bool:
+    if kernel.text("kind") in WEIGHTS_KIND:
+        return False
     return bool(INT8_KIND.search(kernel.text("kind")) or INT8_IMPLEMENTATION.search(kernel.text("implementation")))

@@ -162,5 +162,8 @@ def precision_gate(found: Precision | None) -> Gate:
     message = f"{count} of {total} operators with weights run in INT8, {by}"
     if floats := found.floats:
         message += f" ({found.share:.0%} of their time)" if found.share is not None else ""
-        message += f"; in float: {', '.join(floats[:5])}" + (f" and {len(floats) - 5} more" if len(floats) > 5 else "")
+        whole = [name for name in floats if name not in found.weights]
+        for what, names in (("in float", whole), ("with weights alone in integers", found.weights)):
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            message += f"; {what}: {', '.join(names[:5])}{more}" if names else ""
     return Gate("precision", True, float(count), 1.0, "operators", f"{message}.")

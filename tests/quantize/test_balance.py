@@ -8,10 +8,11 @@ from onnx import numpy_helper
 from scipy.optimize import check_grad
 
 from edgeprune.quantize import inference_session
-from edgeprune.quantize.correct import balance
+from edgeprune.quantize.correct import balance, equalise
 from edgeprune.quantize.correct.balance import Tensor, Weight, least_noise
 from edgeprune.quantize.correct.equalise import equalised, factors
 from edgeprune.quantize.ranges.observe import with_outputs
+from edgeprune.quantize.view import View
 from edgeprune.runtimes import DIALECTS
 
 from . import nets
@@ -68,3 +69,15 @@ def test_what_an_activation_cuts_off_does_not_count() -> None:
         peaks.append(np.max([runner.run(None, {"input": image[None]})[0].max((0, 2, 3)) for image in images], axis=0))
     uneven = [(values / values.max())[values > 0.01].min() for values in peaks]
     assert uneven[1] > 2 * uneven[0]
+
+
+def test_of_a_large_layer_some_outputs_stand_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nets.plain()
+    view = View.of(model)
+    name = next(name for name, node in view.layers.items() if node.op_type == "Gemm")
+    shape = view.initializers[view.layers[name].input[1]].dims
+    whole = equalise._weight(view, name, np.ones(shape), DIALECTS["openvino"])
+    monkeypatch.setattr(equalise, "LARGE", whole.sizes.size // 2)
+    some = equalise._weight(view, name, np.ones(shape), DIALECTS["openvino"])
+    assert np.array_equal(some.sizes, whole.sizes[::2])
+    assert some.influence.sum() == pytest.approx(whole.influence.sum())

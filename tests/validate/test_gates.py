@@ -134,6 +134,8 @@ def test_names_what_runs_in_float_and_how_much_of_the_time_that_is():
     gate = by_name(changed(precision=partly))["precision"]
     assert gate.passed and "18 of 20" in gate.message and "91% of their time" in gate.message
     assert "in float: conv1, fc" in gate.message
+    compact = by_name(changed(precision={**partly, "weights": ["fc"]}))["precision"]
+    assert "; in float: conv1; with weights alone in integers: fc." in compact.message
 
 
 def test_classes_that_no_image_shows_are_said():

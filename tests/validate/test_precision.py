@@ -44,6 +44,16 @@ def test_the_share_is_of_time_and_other_kernels_do_not_count():
     assert (found.int8, found.operators, found.floats, found.share) == (1, 2, ("fc",), 0.75)
 
 
+@pytest.mark.parametrize(
+    ("kind", "implementation"), [("MatMulNBits", "CPU"), ("FullyConnectedCompressed", "brgemm_avx512_I8")]
+)
+def test_weights_alone_in_integers_are_no_int8_and_are_named(kind, implementation):
+    found = validate.precision([kernel("QLinearConv"), kernel(kind, implementation, "fc")], {})
+    assert (found.int8, found.operators, found.floats, found.weights) == (1, 2, ("fc",), ("fc",))
+    nothing = validate.precision([kernel(kind, implementation, "fc")], {})
+    assert (nothing.int8, nothing.operators) == (0, 1)
+
+
 def test_where_nobody_ran_it_the_graph_tells():
     modelled = [kernel("Conv", "modelled")]
     found = validate.precision(modelled, {"a": True, "b": False})

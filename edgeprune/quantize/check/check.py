@@ -124,7 +124,7 @@ def check_seen(model: onnx.ModelProto, seen: Mapping[str, Watched]) -> list[str]
 
 def check_placement(view: View, placement: Placement, dialect: Dialect, options: QuantizeSection) -> list[str]:
     """Warn of layers that stay in float because the runtime has no INT8 kernel for their operator."""
-    wanted = {name for name, layer in options.layers.items() if layer.precision == "float"}
+    wanted = {name for name, layer in options.layers.items() if layer.precision not in (None, "int8")}
     floats = [n for n in view.layers.values() if n.name not in placement.nodes and n.name not in wanted]
     found = []
     for operator, count in Counter(node.op_type for node in floats).items():

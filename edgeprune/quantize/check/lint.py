@@ -15,7 +15,7 @@ import onnx
 from numpy.typing import NDArray
 
 from edgeprune.quantize.check.findings import DQ, LintFinding, LintRule, Q, dequantised
-from edgeprune.quantize.check.lint_float import SILENT
+from edgeprune.quantize.check.lint_float import SILENT, on_weights_alone
 from edgeprune.quantize.view import View, attribute, is_depthwise, output_axis
 from edgeprune.quantize.write.placement import SHARING, role_of
 from edgeprune.runtimes import Dialect
@@ -60,6 +60,8 @@ def _reader(view: View, node: onnx.NodeProto) -> int:
     """Which input of a layer this constant's pair feeds: 1 for a weight, 2 for a bias, 0 for an activation."""
     source = node.input[0]
     maker = view.producer.get(source)
+    if maker is not None and maker.op_type == "Gather" and view.is_constant(maker.input[0]):
+        return 1  # rows of an embedding
     constant = view.is_constant(source) or (
         maker is not None and maker.op_type == Q and view.is_constant(maker.input[0])
     )
@@ -120,6 +122,8 @@ def _types(view: View, dialect: Dialect) -> Iterator[LintFinding]:
 
 def _weight_pair(view: View, dialect: Dialect, pair: Pair) -> Iterator[LintFinding]:
     name = pair.node.name
+    if attribute(pair.node, "block_size", 0):
+        return  # lint_float.py
     if pair.kind != "int8":
         severity: Literal["error", "warning"] = "error" if dialect.strict else "warning"
         yield LintFinding(name, "weight-type", severity, f"{pair.kind} weights are rejected or slow.", "Use int8.")
@@ -167,6 +171,8 @@ def _layers(view: View, dialect: Dialect) -> Iterator[LintFinding]:
         if data is not None and constant and dialect.roles.get(node.op_type) == "compute" and not dialect.outputs:
             why = "Its input is quantised, its weight is not: it runs in float."
             yield LintFinding(node.name, "weight-float", "warning", why, "Quantise both or none.")
+        elif on_weights_alone(view, node):
+            continue  # lint_float.py
         elif quantised and data is None:
             yield LintFinding(
                 node.name,

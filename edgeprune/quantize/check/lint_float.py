@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import onnx
+
 from edgeprune.quantize.check.findings import DQ, LintFinding, LintRule, dequantised
-from edgeprune.quantize.view import View
+from edgeprune.quantize.view import WEIGHTED, View, attribute
 from edgeprune.quantize.write.placement import plain_gemm
+from edgeprune.quantize.write.weights import LEAST_BLOCK
 from edgeprune.runtimes import Dialect
 
 RECURRENT = ("LSTM", "GRU", "RNN")
@@ -40,6 +43,8 @@ def _float_bias(view: View, dialect: Dialect) -> Iterator[LintFinding]:
         return
     for node in view.nodes:
         if node.op_type != "Gemm" or len(node.input) < 3 or not view.is_constant(node.input[2]):
+            continue
+        if on_weights_alone(view, node):
             continue
         if all(dequantised(view, name) is not None for name in node.input[:2]):
             why = "Its bias is in float: it runs in float."
@@ -90,4 +95,27 @@ def _recurrent(view: View, dialect: Dialect) -> Iterator[LintFinding]:
             yield LintFinding(node.name, "recurrent-int8", "warning", why, "Leave it in float.")
 
 
-SILENT: tuple[LintRule, ...] = (_fused_in_float, _float_bias, _scaled_gemm, _products, _recurrent)
+def _weights_alone(view: View, dialect: Dialect) -> Iterator[LintFinding]:
+    """Weights alone in integers where the runtime makes no kernel of it and the product."""
+    for node in view.nodes:
+        if on_weights_alone(view, node) and not fits_weights_alone(view, dialect, node):
+            why = f"Its weight is dequantised at every call: {dialect.title} has no kernel for it as it is."
+            yield LintFinding(node.name, "weights-alone", "warning", why, "Leave it in INT8 or in float.")
+
+
+def on_weights_alone(view: View, node: onnx.NodeProto) -> bool:
+    """Whether a layer's weight comes in blocks of integers, which no INT8 kernel takes."""
+    pair = view.producer.get(node.input[1]) if node.op_type in WEIGHTED and len(node.input) > 1 else None
+    return pair is not None and pair.op_type == DQ and bool(attribute(pair, "block_size", 0))
+
+
+def fits_weights_alone(view: View, dialect: Dialect, node: onnx.NodeProto) -> bool:
+    """Whether a kernel for weights alone takes a layer: [inputs, outputs] in blocks of inputs, the data in float."""
+    pair = view.producer[node.input[1]]
+    straight = node.op_type == "MatMul" or (plain_gemm(node) and not attribute(node, "transB", 0))
+    block, axis = attribute(pair, "block_size", 0), attribute(pair, "axis", 1)
+    fits = block >= LEAST_BLOCK and not block & (block - 1) and axis == 0 and view.is_constant(pair.input[0])
+    return dialect.weights_alone == "pair" and node.op_type in ("MatMul", "Gemm") and straight and fits
+
+
+SILENT: tuple[LintRule, ...] = (_fused_in_float, _float_bias, _scaled_gemm, _products, _recurrent, _weights_alone)

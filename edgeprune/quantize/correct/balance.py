@@ -71,9 +71,10 @@ def noise(tensors: Sequence[Tensor], weights: Sequence[Weight], u: Array) -> tup
         slope += 2 * (passed - passed.sum() * share)
     for weight in weights:
         norm, share = _norm(weight.sizes * s)
-        passed = ((norm / weight.levels) ** 2 / 12)[:, None] * weight.influence / s**2
-        total += float(passed.sum())
-        slope += 2 * (passed.sum(axis=1) @ share - passed.sum(axis=0))
+        steps = (norm / weight.levels) ** 2 / 12
+        by_output, by_channel = steps * (weight.influence @ s**-2), (steps @ weight.influence) / s**2
+        total += float(by_output.sum())
+        slope += 2 * (by_output @ share - by_channel)
     return float(np.log(total)), slope / total
 
 

@@ -72,7 +72,7 @@ class Ranges:
         bias: layer -> what is added to its bias when it runs in INT8, one value an output channel.
         equalise: stream of tensors -> a factor a channel, see equalise.py.
         rounding: layer -> learned rounding of its weights, packed, see rounding.py.
-        precision: layer -> "float" where the recipe's overrides ask for it.
+        precision: layer -> "float", "int8-weights" or "int4-weights" where the recipe asks for it.
         warnings: what looked wrong, with the evidence.
         key: hash of the artifact, the data and the options.
     """

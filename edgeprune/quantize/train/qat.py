@@ -17,6 +17,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
+from edgeprune.errors import RecipeError
 from edgeprune.quantize.correct.equalise import equalised
 from edgeprune.quantize.feeds import inputs_of, parts
 from edgeprune.quantize.ranges.grids import BIAS_STEPS, TINY
@@ -25,6 +26,7 @@ from edgeprune.quantize.ranges.ranges import Ranges
 from edgeprune.quantize.train.interpret import constants, interpret, rounded
 from edgeprune.quantize.view import View, output_axis
 from edgeprune.quantize.write.insert import apply
+from edgeprune.quantize.write.weights import only
 from edgeprune.runtimes import Dialect
 
 
@@ -42,6 +44,8 @@ class Trainable(nn.Module):
     ) -> None:
         super().__init__()
         self.dialect, self.precision = dialect, {**ranges.precision, **(precision or {})}
+        if only(self.precision):
+            raise RecipeError("[quantize] weights and qat_epochs do not go together.", "Set [quantize] qat_epochs = 0.")
         self.base = _corrected(equalised(model, ranges.equalise), ranges)
         self.ranges = replace(ranges, equalise={}, bias={}, rounding={}, precision=self.precision)
         self.graph = apply(self.base, self.ranges, dialect, precision)

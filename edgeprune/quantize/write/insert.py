@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,6 +16,7 @@ from edgeprune.quantize.correct.rounding import unpack
 from edgeprune.quantize.ranges.grids import TINY, QParams, least_scales, qparams, quantise_weight
 from edgeprune.quantize.ranges.ranges import Ranges, non_negative
 from edgeprune.quantize.view import View, output_axis
+from edgeprune.quantize.write import weights as alone
 from edgeprune.quantize.write.half import to_half
 from edgeprune.quantize.write.opset import raised
 from edgeprune.quantize.write.placement import Placement, place
@@ -29,10 +31,11 @@ def apply(
     Args:
         model: the float graph; it is left as it was.
         ranges: from `calibrate` or `dummy_ranges`.
-        precision: node name -> "int8" or "float"; what is not named runs in INT8 where the dialect can.
+        precision: node name -> "int8", "float", "int8-weights" or "int4-weights"; what is not named runs in INT8 where
+            the dialect can. A layer whose weights alone are integers by `ranges` stays that where "float" is said here.
 
     Raises:
-        RecipeError: `precision` names a layer that the graph does not have.
+        RecipeError: `precision` names a layer that the graph does not have, or that has no such kernel.
         GraphError: a tensor that must be quantised has no range.
     """
     result = _writer(model, ranges, dialect, precision).write()
@@ -46,19 +49,28 @@ def simulated(model: onnx.ModelProto, ranges: Ranges, dialect: Dialect) -> tuple
 
 
 def _writer(model: onnx.ModelProto, ranges: Ranges, dialect: Dialect, precision: Mapping[str, str] | None) -> _Writer:
-    view = View.of(raised(equalised(model, ranges.equalise), dialect.opset))
+    given = {n: k for n, k in (precision or {}).items() if k != "float" or ranges.precision.get(n) not in alone.BITS}
+    together = {**ranges.precision, **given}
+    blocks = dialect.weights_alone == "pair" and alone.only(together)
+    opset = max(dialect.opset, alone.OPSET) if blocks else dialect.opset
+    view = View.of(raised(equalised(model, ranges.equalise), opset))
     names = {node.name for node in view.nodes}
     for name in precision or {}:
         if name not in names:
             raise RecipeError(f"[quantize.layers] no layer is called '{name}'.", did_you_mean(name, view.layers))
-    return _Writer(view, ranges, dialect, place(view, dialect, {**ranges.precision, **(precision or {})}))
+    alone.check(view, dialect, together)
+    return _Writer(view, ranges, dialect, place(view, dialect, together), together)
 
 
 class _Writer:
     """Builds the new node and initializer lists of one graph."""
 
-    def __init__(self, view: View, ranges: Ranges, dialect: Dialect, placement: Placement) -> None:
+    def __init__(
+        self, view: View, ranges: Ranges, dialect: Dialect, placement: Placement, precision: Mapping[str, str]
+    ) -> None:
         self.view, self.ranges, self.dialect, self.placement = view, ranges, dialect, placement
+        self.alone = alone.only(precision)
+        self.tables = alone.tables(view, dialect, precision)
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, TensorProto] = {}
         self.half = dialect.float_type == "float16"
@@ -95,6 +107,11 @@ class _Writer:
                 copy.input[index] = tensor if tensor in self.raw else f"{tensor}.dq"
         if self.placement.nodes.get(node.name) == "compute":
             self._weights(node, copy)
+        elif node.name in self.alone:
+            self._weights_alone(node, copy, self.alone[node.name])
+        elif node.name in self.tables:
+            self._table(node)
+            return
         if self.dialect.fuses_matmul and node.op_type == "Add":
             self._keep_apart(node, copy)
         for index, output in enumerate(node.output):
@@ -114,8 +131,10 @@ class _Writer:
         self._emit("QuantizeLinear", [source, scale, zero], f"{tensor}.q", f"{tensor}/Q")
         self._emit("DequantizeLinear", [f"{tensor}.q", scale, zero], target, f"{tensor}/DQ")
 
-    def _emit(self, operator: str, inputs: list[str], output: str, name: str, axis: int | None = None) -> None:
-        node = helper.make_node(operator, inputs, [output], name=name)
+    def _emit(
+        self, operator: str, inputs: list[str], output: str, name: str, axis: int | None = None, **attributes: Any
+    ) -> None:
+        node = helper.make_node(operator, inputs, [output], name=name, **attributes)
         if axis is not None:
             node.attribute.append(helper.make_attribute("axis", axis))
         self.nodes.append(node)
@@ -182,6 +201,35 @@ class _Writer:
         else:
             copy.input[2] = self._constant(self._bias_name(node), bias)
 
+    def _weights_alone(self, node: onnx.NodeProto, copy: onnx.NodeProto, bits: int) -> None:
+        """Store the weight of a linear layer as integers with a scale a block of inputs."""
+        name = self._own(node, 1)
+        integers, scales = alone.stored(node, np.asarray(self.view.constant(node.input[1]), np.float32), bits)
+        del copy.attribute[:]  # a Gemm's transB: here inputs come first
+        if self.dialect.weights_alone == "operator":
+            copy.CopyFrom(alone.operator(copy, name, len(integers), scales, bits))
+            self.constants[f"{name}.q"] = alone.packed_by_output(f"{name}.q", integers, len(scales), bits)
+            self._constant(f"{name}.scale", np.ascontiguousarray(scales.T).reshape(-1))
+            return
+        self.constants[f"{name}.q"] = alone.packed(f"{name}.q", integers, bits)
+        given = [f"{name}.q", self._constant(f"{name}.scale", scales)]
+        block = len(integers) // len(scales)
+        self._emit("DequantizeLinear", given, f"{name}.dq", f"{node.name}.weight/DQ", 0, block_size=block)
+        copy.input[1] = f"{name}.dq"
+
+    def _table(self, node: onnx.NodeProto) -> None:
+        """Gather rows of bytes, and dequantise those: a scale a feature, as every row has them all."""
+        name, output = self._own(node, 0), node.output[0]
+        integers, scales = quantise_weight(np.asarray(self.view.constant(node.input[0]), np.float32), 1, 127)
+        rows = [self._constant(f"{name}.q", integers), node.input[1]]
+        self._emit("Gather", rows, f"{output}.q", node.name, 0)
+        given = [f"{output}.q", self._constant(f"{name}.scale", scales)]
+        given.append(self._constant(f"{name}.zero", np.zeros(scales.shape, np.int8)))
+        target = self.raw.get(output, output)
+        self._emit("DequantizeLinear", given, target, f"{node.name}/DQ", len(self.view.shape(output) or ()) - 1)
+        if output in self.placement.scale_of:
+            self._pair(output)
+
     def _corrected_bias(self, node: onnx.NodeProto) -> NDArray[np.float32] | None:
         """The layer's bias with what calibration adds to it; None where there is neither."""
         given = self.view.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else None
@@ -238,6 +286,8 @@ class _Writer:
         result = helper.make_model(graph, opset_imports=list(source.opset_import), producer_name="edgeprune")
         result.ir_version = min(result.ir_version, 10)
         result.metadata_props.extend(source.metadata_props)
+        if any(node.domain == alone.DOMAIN for node in self.nodes):
+            alone.describe(result, self.view)
         return result
 
 

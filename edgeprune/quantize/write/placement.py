@@ -56,8 +56,11 @@ class Placement:
 
 
 def place(view: View, dialect: Dialect, precision: Mapping[str, str] | None = None) -> Placement:
-    """Decide the placement for the graph; nodes that `precision` calls "float" stay so. Node names must be unique."""
-    floats = {name for name, kind in (precision or {}).items() if kind == "float"}
+    """Decide the placement for the graph; nodes that `precision` calls otherwise than "int8" compute in float.
+
+    Node names must be unique.
+    """
+    floats = {name for name, kind in (precision or {}).items() if kind != "int8"}
     nodes = _int8_nodes(view, dialect, floats)
     edges: dict[Edge, str] = {}
     scale_of: dict[str, str] = {}

@@ -1,13 +1,14 @@
 """Prune one smallest model of each of timm's modules, torchvision's, and what people ship, uniformly; prove each.
 
-    python benchmarks/zoo.py --site DIR [--passes ours onnx int8 peer] [--only NAME ...] [--suite timm]
+    python benchmarks/zoo.py --site DIR [--passes ours onnx int8 noisy peer] [--only NAME ...] [--suite timm]
 
 Each model runs in a process of its own with a limit on its processor time; seconds are processor seconds. The passes:
 `ours` traces, plans, applies and proves; `onnx` applies the plan that `ours` kept to a fresh model, exports it with
 `edgeprune.model.export_onnx` and compares ONNX Runtime with PyTorch (batch norms have the statistics of four random
 examples, so that numbers of order one arrive); `int8` calibrates that file on four random examples in the dialects of
 OpenVINO and of ONNX Runtime on this CPU, lints, compiles and runs both, and compares each with the float graph on four
-others; `peer` runs Torch-Pruning 1.6.1 on the same model (global group magnitude,
+others; `noisy` gives that float graph inputs with noise 40 dB below them, to tell what the network itself amplifies;
+`peer` runs Torch-Pruning 1.6.1 on the same model (global group magnitude,
 pruning ratio 0.3, its defaults). Results are kept in the JSON, so that a killed run goes on.
 
 Images are 128 pixels wide (126 for patches of 14) where the model takes that: the graph is the same. Of torchvision's
@@ -324,8 +325,7 @@ def int8(entry: dict[str, Any], plans: Path) -> dict[str, Any]:
     model, x = library.load(path), build(entry)[1]
     inputs = [i.name for i in model.graph.input]
     feeds = [dict(zip(inputs, others(x, seed), strict=True)) for seed in range(8)]
-    quiet = onnxruntime.SessionOptions()
-    quiet.log_severity_level, quiet.intra_op_num_threads = 3, 1
+    quiet = _quiet()
     float_graph = onnxruntime.InferenceSession(path, quiet, ["CPUExecutionProvider"])
     want = [float_graph.run(None, feed) for feed in feeds[4:]]
     cpu = "ort-x86" if "vnni" in Path("/proc/cpuinfo").read_text() else "ort-x86-avx2"
@@ -353,6 +353,42 @@ def int8(entry: dict[str, Any], plans: Path) -> dict[str, Any]:
             found[dialect.name] = {"detail": f"{type(error).__name__}: {str(error)[:300]} ({place})"}
         found[dialect.name]["seconds"] = time.process_time() - start
     return {"runs": all("decibels" in row for row in found.values()), "dialects": found}
+
+
+def _quiet() -> Any:
+    import onnxruntime
+
+    quiet = onnxruntime.SessionOptions()
+    quiet.log_severity_level, quiet.intra_op_num_threads = 3, 1
+    return quiet
+
+
+def noisy(entry: dict[str, Any], plans: Path) -> dict[str, Any]:
+    """What the float graph makes of noise, 40 dB below each floating input: how much a network itself amplifies.
+
+    `selects`: it picks the best of its candidates, so that a small error puts another one in a place.
+    """
+    import numpy as np
+    import onnx as library
+    import onnxruntime
+
+    path = kept_at(plans, entry).with_suffix(".onnx")
+    selects = any(node.op_type == "TopK" for node in library.load(path).graph.node)
+    float_graph = onnxruntime.InferenceSession(path, _quiet(), ["CPUExecutionProvider"])
+    dice, x = np.random.default_rng(0), build(entry)[1]
+    inputs = [i.name for i in float_graph.get_inputs()]
+    want, got = [], []
+    for seed in range(4, 8):
+        values = others(x, seed)
+        beside = [
+            v + 0.01 * float(np.sqrt(np.square(v).mean())) * dice.standard_normal(v.shape, np.float32)
+            if v.dtype.kind == "f"
+            else v
+            for v in values
+        ]
+        want.append(float_graph.run(None, dict(zip(inputs, values, strict=True))))
+        got.append(float_graph.run(None, dict(zip(inputs, beside, strict=True))))
+    return {"runs": True, "decibels": _decibels(want, got), "selects": selects}
 
 
 def _decibels(want: list[list[Any]], got: list[list[Any]]) -> list[float]:
@@ -454,6 +490,7 @@ PASSES: dict[str, Callable[[dict[str, Any], Path], dict[str, Any]]] = {
     "ours": ours,
     "onnx": onnx,
     "int8": int8,
+    "noisy": noisy,
     "peer": peer,
 }
 
@@ -541,7 +578,7 @@ def main() -> None:
             failed = kind in row and not row[kind].get({"ours": "proved", "onnx": "equal"}.get(kind, "runs"))
             if kind in row and not (options.redo and (failed or options.only)):
                 continue
-            needs = {"onnx": ("ours", "proved"), "int8": ("onnx", "equal")}.get(kind)
+            needs = {"onnx": ("ours", "proved"), "int8": ("onnx", "equal"), "noisy": ("onnx", "equal")}.get(kind)
             if needs and not row.get(needs[0], {}).get(needs[1]):
                 continue
             row[kind] = child(

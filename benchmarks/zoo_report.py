@@ -17,13 +17,16 @@ from common import HERE, ROOT
 SHIPPED = HERE / "results" / "shipped.json"
 PAGE = ROOT / "docs" / "networks.md"
 ENOUGH = 0.15  # of the parameters removed
+LOUD = 20  # dB; an output below it is explained
 INTRO = """# The networks that people ship
 
 Each network below was built with random weights, traced without a hint, every group pruned by 30 %, and the prune
 [proven](graph.md#the-proof) in float64. The pruned network was exported to ONNX and compared with PyTorch, then
 calibrated on four random examples and run in INT8 by OpenVINO and by ONNX Runtime on a CPU. The figure in dB is
 signal to noise against the float graph on four other random examples, of the worst and of the best floating output:
-with random weights and inputs it checks that the graph compiles, runs and computes the same; it is no accuracy.
+with random weights and inputs it checks that the graph compiles, runs and computes the same; it is no accuracy (for
+that, of trained networks, see [INT8](int8.md)). Below 20 dB a table at the end says what the float graph makes of noise
+40 dB below its input: what a network with random weights amplifies is not what INT8 adds.
 Transformers are small ones of two or three layers, whose graph is that of the full network. `MB` is the memory that
 a trace takes beside the network, `s` its seconds of one core. Parameters that no output depends on (PSPNet's decoder
 does not look at its encoder's last stage) are not counted. Torch-Pruning 1.6.1 prunes the same network by its
@@ -121,6 +124,7 @@ def page(results: dict[str, Any]) -> str:
         mine = {name.partition("/")[2]: row for name, row in rows.items() if name.startswith(family + "/")}
         if mine:
             lines += ["", f"## {title}", "", *_family(mine)]
+    lines += _noises(rows)
     weak = [(name, row["ours"]) for name, row in rows.items() if not _good(row.get("ours", {})) and "ours" in row]
     if weak:
         lines += [
@@ -160,9 +164,11 @@ def totals(rows: dict[str, Any]) -> list[str]:
     peers = [row["peer"] for row in rows.values() if "peer" in row]
     if peers:
         ran = [p["removed"] for p in peers if p.get("runs")]
+        late = sum("processor time" in p.get("detail", "") for p in peers)
         said.append(
             f"Torch-Pruning 1.6.1: {len(ran)} of {len(peers)} run, {sum(v >= ENOUGH for v in ran)} with at least "
-            f"15 % removed; median removed {100 * statistics.median(ran or [0]):.1f} %. None of them is proven."
+            f"15 % removed; median removed {100 * statistics.median(ran or [0]):.1f} %; {late} stopped after 150 s of "
+            "processor time. None of them is proven."
         )
     seconds = sorted(m["trace_seconds"] for m in mine if "trace_seconds" in m)
     if seconds:
@@ -199,6 +205,31 @@ def _family(rows: dict[str, Any]) -> list[str]:
             )
         )
     return lines
+
+
+def _noises(rows: dict[str, Any]) -> list[str]:
+    """A table of the networks whose INT8 does not run or is below LOUD somewhere, and why."""
+    lines = []
+    for name, row in rows.items():
+        tried = [_dialect(row["int8"], runtime) for runtime in ("openvino", "ort")] if "int8" in row else []
+        if all(min(d.get("decibels") or [0]) >= LOUD for d in tried):
+            continue
+        noise = row.get("noisy", {})
+        echo = noise.get("decibels") or []
+        if not all("decibels" in d for d in tried):
+            why = "does not run"
+        elif not all(d["decibels"] for d in tried):
+            why = "no floating output that is not zero"
+        elif noise.get("selects"):
+            why = "picks its best candidates in the graph: another one in a place is another row"
+        elif echo and min(echo) < LOUD:
+            why = "amplifies: noise alone comes out as loud"
+        else:
+            why = "INT8 in every layer adds up" if echo else "not looked into yet"
+        heard = "not run" if not noise else f"{min(echo):.0f}" if echo else ""
+        lines.append(_row([name, *(_noise(row, runtime) for runtime in ("openvino", "ort")), heard, why]))
+    heads = "| network | OpenVINO dB | ONNX Runtime dB | float with noise at 40 dB | why |"
+    return ["", f"## INT8 below {LOUD} dB", "", heads, "|---" * 5 + "|", *lines] if lines else []
 
 
 def _row(cells: list[str]) -> str:

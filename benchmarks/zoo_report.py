@@ -168,8 +168,8 @@ def totals(rows: dict[str, Any]) -> list[str]:
         late = sum("processor time" in p.get("detail", "") for p in peers)
         said.append(
             f"Torch-Pruning 1.6.1: {len(ran)} of {len(peers)} run, {sum(v >= ENOUGH for v in ran)} with at least "
-            f"15 % removed; median removed {100 * statistics.median(ran or [0]):.1f} %; {late} stopped after 60 to 150 s of "
-            "processor time. None of them is proven."
+            f"15 % removed; median removed {100 * statistics.median(ran or [0]):.1f} %; {late} stopped after 60 to "
+            "150 s of processor time. None of them is proven."
         )
     seconds = sorted(m["trace_seconds"] for m in mine if "trace_seconds" in m)
     if seconds:

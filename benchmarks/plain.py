@@ -1,10 +1,12 @@
 """A bundle's claims measured again by plain runtime code: nothing of edgeprune is imported, only the runtime and numpy.
 
     python benchmarks/plain.py ARTIFACTS EXAMPLES.npz --runtime onnxruntime [--precision f32] [--rounds 20] [--runs 40]
+        [--outputs FILE.npz]
 
-ARTIFACTS is the artifacts/ folder of a run. EXAMPLES.npz holds inputs [N, ...] as the network takes them, labels [N].
-The dense and the pruned INT8 artifact are run in turns, one thread, batch 1, pinned to one core. Prints JSON: median
-milliseconds of each, their ratio with the rounds' quartiles, and how many labels each gets right.
+ARTIFACTS is the artifacts/ folder of a run. EXAMPLES.npz holds input0 [N, ...], input1, ... as the network takes them,
+and labels [N] where it is a classifier. The dense and the pruned INT8 artifact are run in turns, one thread, batch 1,
+pinned to one core. Prints JSON: median milliseconds of each, their ratio with the rounds' quartiles, and how many
+labels each gets right. With `--outputs`, what each gives for every example is kept: NAME/0 [N, ...], NAME/1, ...
 """
 
 from __future__ import annotations
@@ -22,16 +24,19 @@ import numpy as np
 NAMES = ("dense-int8", "pruned-int8")
 
 
-def opened(folder: Path, name: str, runtime: str, precision: str) -> Callable[[np.ndarray], np.ndarray]:
-    """The artifact as a function of one example [1, ...]."""
+Network = Callable[[list[np.ndarray]], list[np.ndarray]]
+
+
+def opened(folder: Path, name: str, runtime: str, precision: str) -> Network:
+    """The artifact as a function of one example, its inputs [1, ...] in their order; all outputs."""
     if runtime == "onnxruntime":
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         session = onnxruntime.InferenceSession(folder / f"{name}.onnx", options, providers=["CPUExecutionProvider"])
-        first = session.get_inputs()[0].name
-        return lambda example: session.run(None, {first: example})[0]
+        names = [one.name for one in session.get_inputs()]
+        return lambda example: session.run(None, dict(zip(names, example, strict=True)))
     import openvino
 
     settings = {
@@ -42,7 +47,7 @@ def opened(folder: Path, name: str, runtime: str, precision: str) -> Callable[[n
     }
     settings |= {"INFERENCE_PRECISION_HINT": precision} if precision else {}
     request = openvino.Core().compile_model(folder / f"{name}.xml", "CPU", settings).create_infer_request()
-    return lambda example: next(iter(request.infer([example]).values()))
+    return lambda example: list(request.infer(example).values())
 
 
 def main() -> None:
@@ -53,23 +58,41 @@ def main() -> None:
     parser.add_argument("--precision", default="f32")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--runs", type=int, default=40)
+    parser.add_argument("--outputs", type=Path)
     given = parser.parse_args()
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     with np.load(given.examples) as held:
-        inputs, labels = held["inputs"], held["labels"]
+        inputs = [held[f"input{number}"] for number in range(sum(name.startswith("input") for name in held))]
+        labels = held.get("labels")
+
+    def example(number: int) -> list[np.ndarray]:
+        return [part[number][None] for part in inputs]
+
     found: dict[str, dict[str, object]] = {}
     networks = {name: opened(given.artifacts, name, given.runtime, given.precision) for name in NAMES}
+    kept: dict[str, list[list[np.ndarray]]] = {}
     for name, network in networks.items():
-        right = sum(int(network(inputs[i : i + 1])[0].argmax()) == int(labels[i]) for i in range(len(labels)))
-        found[name] = {"right": right, "examples": len(labels)}
+        kept[name] = [[part.copy() for part in network(example(number))] for number in range(len(inputs[0]))]
+        found[name] = {"examples": len(inputs[0])}
+        if labels is not None:
+            found[name]["right"] = sum(
+                int(one[0].argmax()) == int(label) for one, label in zip(kept[name], labels, strict=True)
+            )
+    if given.outputs:
+        parts = {
+            f"{name}/{k}": np.concatenate(list(part))
+            for name in NAMES
+            for k, part in enumerate(zip(*kept[name], strict=True))
+        }
+        np.savez(given.outputs, **parts)
     medians: dict[str, list[float]] = {name: [] for name in NAMES}
     for turn in range(given.rounds):
         for name in NAMES if turn % 2 else reversed(NAMES):
             times = []
             for run in range(given.runs + 5):
-                example = inputs[(turn + run) % len(inputs)][None]
+                one = example((turn + run) % len(inputs[0]))
                 began = time.perf_counter()
-                networks[name](example)
+                networks[name](one)
                 times.append(time.perf_counter() - began)
             medians[name].append(1e3 * statistics.median(times[5:]))
     for name in NAMES:

@@ -51,11 +51,24 @@ def ask(dense: Sanity, examples: int, budget: BudgetSection) -> tuple[Finding, .
     elif dense.broken:
         message = f"the dense network's outputs are NaN or infinite on {dense.broken:,} of {dense.examples:,} examples."
         found.append(Finding("finite", "error", "model", message, quality.INSANE))
-    found += _resolution(dense, examples, budget)
+    found += _nothing_left(dense, examples, budget) or _resolution(dense, examples, budget)
     lacking = quality.missing_classes(dense)
     if lacking:
         found.append(Finding("sane", "warning", "data", lacking, "Give test examples of every class."))
     return tuple(sorted(found, key=lambda one: one.severity != "error"))
+
+
+def _nothing_left(dense: Sanity, examples: int, budget: BudgetSection) -> list[Finding]:
+    """With max_drop alone a network may lose what the test split can show, which has to be something."""
+    drop, unit = budget.max_drop, dense.unit
+    if not budget.fastest or (own := hidden(dense, examples, budget)) < drop:
+        return []
+    message = (
+        f"[budget] max_drop = {drop:g} alone asks for the fastest network that loses so little, and with {examples:,} "
+        f"test examples chance alone may take {up(own, unit)} of it: nothing is left for pruning."
+    )
+    remedy = f"Give more test examples, or allow more than max_drop = {up(own, unit)} by what pruning may cost."
+    return [Finding("accuracy", "error", "data", message, remedy)]
 
 
 def _resolution(dense: Sanity, examples: int, budget: BudgetSection) -> list[Finding]:

@@ -91,6 +91,19 @@ def test_what_the_test_split_hides_is_kept_free(examples: int, least: float) -> 
     assert few >= least and many < 0.5 * few
 
 
+@pytest.mark.parametrize(("drop", "errors"), [(1.0, 1), (5.0, 0)])
+def test_plan_refuses_where_chance_alone_takes_the_whole_of_max_drop(drop: float, errors: int) -> None:
+    """Of 2,000 examples it takes 2 points: of 1 nothing is left, of 5 there is; a stated speed-up may try."""
+    dense = validate.Sanity(
+        metric="top-1", scale="points", examples=2000, broken=0, value=90.0, chance=10.0, blind="one class",
+        p_value=0.0, errors=0.1,
+    )  # fmt: skip
+    alone = validate.ask(dense, 2000, BudgetSection(fastest=True, max_drop=drop))
+    assert [one.name for one in alone if one.severity == "error"] == ["accuracy"] * errors
+    assert not errors or "nothing is left for pruning" in alone[0].message
+    assert all(one.severity == "warning" for one in validate.ask(dense, 2000, BudgetSection(speedup=2.0, max_drop=1.0)))
+
+
 @pytest.mark.slow
 def test_a_run_ends_at_the_fastest_network_within_max_drop(
     tiny: recipe.Recipe, tmp_path: Path, hurried, monkeypatch: pytest.MonkeyPatch

@@ -50,6 +50,9 @@ from edgeprune.latency import (
 
 # Shares of the budget, from above: good enough to stop (from), acceptable, both below the room that noise needs.
 GOOD, LEAST = {"ms": 0.013, "repeats": 0.008}, {"ms": 0.97, "repeats": 0.99}
+WIDER = (
+    0.5  # of GOOD, with each network after those that only learn: answers scatter more than that, and each costs time
+)
 AIM = {"ms": 0.004, "repeats": 0.003}  # below that room, as the answers of a solver scatter around what it is asked
 REFITS = 3  # rounds that learn
 SURE = 0.006  # the confirming measurement is repeated until its own standard deviation is so small, relative,
@@ -195,11 +198,9 @@ class _Closing:
                     raise
                 break
             step = self.measure(answer)
-            if self.enough(step):
-                step = self.again(step)
-                if self.enough(step):
-                    break
-            self.ask(index, step)
+            if self.closed(step):
+                break
+            self.ask(index, self.tried[step.variant.key])
 
     def measure(self, answer: Configuration | PlanLike) -> ClosureStep:
         """Measure the solver's answer, unless it was before, and take it where it is the best so far."""
@@ -251,10 +252,17 @@ class _Closing:
         self.enclosed = Enclosed()
         self.asked = self.enclosed.after(fastest.asked, fastest.measured, self.aim)
 
+    def closed(self, step: ClosureStep) -> bool:
+        """Is this network, or the best so far, near enough to the budget, and still so when it is measured again?"""
+        names = dict.fromkeys(one.variant.key for one in (step, self.best) if one is not None)
+        return any(self.enough(self.tried[name]) and self.enough(self.again(self.tried[name])) for name in names)
+
     def enough(self, step: ClosureStep) -> bool:
-        """The network fits, as closely as this device's noise allows."""
-        most = self.timer.room
-        low, high = (most - GOOD[self.kind]) * self.budget, most * self.budget
+        """The network fits, as closely as this device's noise allows, and less closely the more have been tried."""
+        most, good = self.timer.room, GOOD[self.kind]
+        if self.kind == "ms":
+            good *= 1 + WIDER * max(0, len(self.steps) - REFITS)
+        low, high = (most - good) * self.budget, most * self.budget
         return step.confirmed and low <= step.measured <= high
 
     def ask(self, index: int, step: ClosureStep) -> None:

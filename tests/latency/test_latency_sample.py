@@ -24,7 +24,7 @@ from edgeprune.latency.table import Table
 from edgeprune.latency.timing import Effort
 from edgeprune.latency.variants import draw, floor, options
 from edgeprune.recipe import BudgetSection
-from edgeprune.search.closure import Enclosed, refine
+from edgeprune.search.closure import REFITS, Enclosed, refine
 from edgeprune.target import Protocol
 
 EFFORT = Effort(profile_runs=4, rounds=6, runs=2, retries=0)
@@ -299,6 +299,26 @@ def test_only_a_network_that_may_be_taken_is_confirmed_again_and_again(
     refine(lambda *_: variant, table, device, made, budget, effort=EFFORT, rounds=1, patience=Patience(1000))
     confirmed = sum(artifact.files == device.measured[-1].files for artifact in device.measured) - 1
     assert (confirmed > 3) == repeated
+
+
+def test_the_more_networks_were_tried_the_less_near_to_the_budget_one_has_to_be(
+    noisy_table: tuple[ArtifactBuilder, Table],
+) -> None:
+    """The best takes 0.97 of the budget, and no other does: that is enough once five were tried, not before."""
+    made, table = noisy_table
+    device = SimulatedDevice()
+    near, others = Configuration({"first.conv1": 16}), [Configuration({"first.conv1": width}) for width in range(4, 12)]
+    budget = truth(device, made, near) / 0.97
+    told, answers = list[int](), iter([near, *others])
+    closed = refine(
+        lambda *_: next(answers), table, device, made, budget, effort=EFFORT, told=lambda number, _: told.append(number)
+    )
+    assert closed.variant == near and closed.within
+    assert REFITS + 1 < len(told) < len(others)
+    short = iter([near, *others])
+    assert (
+        len(refine(lambda *_: next(short), table, device, made, budget, effort=EFFORT, rounds=REFITS).steps) == REFITS
+    )
 
 
 class Lucky(SimulatedDevice):

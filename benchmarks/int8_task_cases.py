@@ -196,8 +196,10 @@ def text(sources: Sources) -> TaskCase:
     return TaskCase(path, feeds(drawn), feeds(held), targets, tasks.Classification(), transformer=True)
 
 
-def session(path: Path) -> onnxruntime.InferenceSession:
-    """One thread of ONNX Runtime."""
+def session(path: Path, exact: bool = False) -> onnxruntime.InferenceSession:
+    """One thread of ONNX Runtime; `exact`: with the kernels of ARM."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
+    if exact:
+        options.add_session_config_entry("session.qdqisint8allowed", "1")
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

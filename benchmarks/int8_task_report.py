@@ -8,7 +8,7 @@ from typing import Any
 
 from common import heads, put
 
-TITLES = {"ort": "ONNX Runtime, x86", "openvino": "OpenVINO"}
+TITLES = {"ort": "ONNX Runtime, x86", "openvino": "OpenVINO", "arm": "ONNX Runtime, ARM64, by the pre-check"}
 MAKERS = ("edgeprune", "edgeprune-task", "ort-minmax", "nncf", "nncf-transformer")
 Row = dict[str, Any]
 
@@ -24,7 +24,9 @@ def tables(found: Row) -> str:
     for runtime, title in TITLES.items():
         rows = {key.split()[0]: row for key, row in found.items() if key.endswith(f" {runtime}")}
         if rows:
-            parts.append(table(f"{title} ({found['cpu']})", rows))
+            parts.append(table(title if runtime == "arm" else f"{title} ({found['cpu']})", rows))
+    if any(key.endswith(" tensorrt") for key in found):
+        parts.append(compiler({key.split()[0]: row for key, row in found.items() if key.endswith(" tensorrt")}))
     return "\n\n".join([*parts, verdict(found)])
 
 
@@ -45,12 +47,22 @@ def table(title: str, rows: dict[str, Row]) -> str:
     return "\n".join(lines)
 
 
+def compiler(rows: dict[str, Row]) -> str:
+    """What TensorRT-RTX made of both flavours."""
+    version = next(iter(rows.values()))["a"]["version"]
+    lines = [f"**TensorRT-RTX {version} for SM86: layers in INT8 / intended**", "", *heads("network", "A", "B")]
+    for name, row in rows.items():
+        told = [f"{row[f]['int8']} / {row[f]['intended']}" if row[f]["accepted"] else "refused" for f in ("a", "b")]
+        lines.append(f"| {name} | {' | '.join(told)} |")
+    return "\n".join(lines)
+
+
 def cells(row: Row) -> str:
     """One graph's figures."""
     if "failed" in row:
         return f"failed: {row['failed'].replace('|', '/')} | | | |"
     drop, low, high = row["drop"]
-    faster = f"{row['faster'][0]:.2f} ({row['faster'][1]:.2f} to {row['faster'][2]:.2f})"
+    faster = "{:.2f} ({:.2f} to {:.2f})".format(*row["faster"]) if "faster" in row else ""
     lost = f"{drop:.2f} ({low:.2f} to {high:.2f})"
     return f"{row['value']:.2f} | {lost} | {faster} | {row['bytes'] / 1e3:,.0f} | {row['cpu_seconds']:.0f}"
 
@@ -59,7 +71,7 @@ def verdict(found: Row) -> str:
     """Where a peer of at least our metric is faster by more than 2 %, or its metric better beyond both intervals."""
     slower, worse = [], []
     for key, row in found.items():
-        if not isinstance(row, dict):
+        if not isinstance(row, dict) or key.endswith(" tensorrt"):
             continue
         ours = best(row)
         for maker in MAKERS:
@@ -69,7 +81,11 @@ def verdict(found: Row) -> str:
             place = f"{key} {maker}"
             if ours["drop"][1] > peer["drop"][2]:
                 worse.append(place)
-            if peer["faster"][0] > 1.02 * ours["faster"][0] and peer["drop"][0] <= ours["drop"][0] + noise(ours):
+            if (
+                "faster" in peer
+                and peer["faster"][0] > 1.02 * ours["faster"][0]
+                and peer["drop"][0] <= ours["drop"][0] + noise(ours)
+            ):
                 slower.append(f"{place} ({ours['faster'][0] / peer['faster'][0]:.2f} of its speed)")
     return (
         f"Behind a peer's metric beyond both intervals: {said(worse)}. More than 2 % slower than a peer that loses no "

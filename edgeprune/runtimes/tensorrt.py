@@ -25,7 +25,7 @@ FLAVOUR_A = Dialect(
     runtime="tensorrt",
     title="TensorRT 8.5 to 10.x",
     roles=roles_of(
-        compute="Conv",
+        compute="Conv MatMul",
         sum="Add",
         share="MaxPool Resize Reshape Flatten Transpose Squeeze Unsqueeze",
         join="Concat",
@@ -41,7 +41,7 @@ FLAVOUR_A = Dialect(
     narrow=8,  # TensorRT-RTX makes no INT8 kernel of EfficientNet-B0's 4 -> 96 squeeze-excite; 8 -> 32 is one
     opset=13,
     opset_max=17,
-    notes="Gemm stays float: at batch 1 FP16 is faster. Depthwise stays float below TensorRT 10.",
+    notes="Gemm, of one row, stays float: FP16 is faster. Depthwise stays float below TensorRT 10.",
 )
 
 FLAVOUR_B = replace(

@@ -15,9 +15,10 @@ from torch.nn import functional
 
 from edgeprune import devices, runtimes, target
 from edgeprune.errors import DataError
-from edgeprune.quantize import apply, calibrate, lint
-from edgeprune.quantize.check import kernels
+from edgeprune.quantize import apply, calibrate, dummy_ranges, lint
+from edgeprune.quantize.check import kernels, rtx
 from edgeprune.quantize.train.qat import Trainable, fine_tune
+from edgeprune.quantize.view import View
 from edgeprune.recipe import QuantizeSection
 from edgeprune.runtimes import DIALECTS
 from edgeprune.target import Protocol
@@ -148,6 +149,24 @@ def test_linear_layers_on_tokens_run_in_int8(shape: tuple[int, ...]) -> None:
     np.testing.assert_array_equal(exact, got)
     assert [finding.rule for finding in lint(plain, dialect)] == ["matmul-add"] * 2
     assert running.kernels(plain, {"input": items[:1]})["Gemm"] == 2  # which is why
+
+
+@pytest.mark.parametrize("dialect", ["tensorrt-a", "tensorrt-b"])
+def test_tensorrt_is_given_linear_layers_on_tokens_in_int8(dialect: str) -> None:
+    model, scheme = running.exported(running.seeded(feed_forward), torch.zeros(1, 32, 48)), DIALECTS[dialect]
+    graph = apply(model, dummy_ranges(model), scheme)
+    assert not lint(graph, scheme)
+    assert len(list(kernels.intended(View.of(graph)))) == 2
+    if rtx.available():
+        compiled = rtx.compile_for(graph)
+        assert compiled.accepted and set(compiled.in_int8) == set(compiled.intended)
+
+
+def test_the_compilers_listing_names_layers_that_it_made_one_kernel_of() -> None:
+    record = "Name: b.v+b.k+b.q_myl0_5, LayerType: gemm, Inputs: [ { Name: x, Datatype: Int8 }], Outputs: []"
+    other = "Name: proj_myl0_1, LayerType: gemm, Inputs: [ { Name: x, Datatype: Half }], Outputs: []"
+    found = rtx._layers([("INFO", f"{record}\n{other}")], ["b.k", "b.q", "b.v", "proj"])
+    assert found == {"b.k": "Int8", "b.q": "Int8", "b.v": "Int8", "proj": "Half"}
 
 
 def test_a_linear_layer_of_two_axes_is_kept_from_the_float_gemm() -> None:

@@ -18,7 +18,7 @@ import onnx
 
 from edgeprune.errors import MissingDependency
 from edgeprune.quantize.check.findings import DQ, LintFinding
-from edgeprune.quantize.view import View
+from edgeprune.quantize.view import WEIGHTED, View
 
 PINNED = "1.7.1.116"
 
@@ -31,8 +31,8 @@ class Compiled:
         accepted: it parsed and compiled.
         errors: why not, in its own words.
         version: of TensorRT-RTX.
-        layers: convolution -> element type of what its kernel reads, such as "Int8"; empty if the log did not tell.
-        intended: convolutions whose weight is quantised in the graph.
+        layers: layer -> element type of what its kernel reads, such as "Int8"; empty if the log did not tell.
+        intended: convolutions and linear layers whose weight is quantised in the graph.
     """
 
     accepted: bool
@@ -43,7 +43,7 @@ class Compiled:
 
     @property
     def in_int8(self) -> tuple[str, ...]:
-        """The intended convolutions that truly run in INT8."""
+        """The intended layers that truly run in INT8."""
         return tuple(name for name in self.intended if self.layers.get(name) == "Int8")
 
 
@@ -70,12 +70,13 @@ def compile_for(model: onnx.ModelProto, capability: str = "SM86") -> Compiled:
             'pip install "edgeprune[tensorrt-lint]"',
         ) from None
     view = View.of(model)
-    intended = tuple(n.name for n in view.nodes if n.op_type == "Conv" and _from_dq(view, n.input[1]))
+    weighted = [n for n in view.nodes if n.op_type in WEIGHTED]
+    intended = tuple(n.name for n in weighted if _from_dq(view, n.input[1]))
     with _LOCK:
         logger = _logger(rtx)
         logger.lines.clear()
         errors, built = _build(rtx, logger, model, capability)
-        layers = _layers(logger.lines, [n.name for n in view.nodes if n.op_type == "Conv"])
+        layers = _layers(logger.lines, [n.name for n in weighted])
     return Compiled(built and not errors, errors, str(rtx.__version__), layers, intended)
 
 
@@ -131,21 +132,21 @@ _KERNEL = re.compile(r"Name: ([^,]+), LayerType: (\w+), Inputs: \[ (.*?)\]", re.
 _TYPE = re.compile(r"Datatype: (\w+)")
 
 
-def _layers(lines: list[tuple[str, str]], convolutions: list[str]) -> dict[str, str]:
-    """Convolution -> element type of its kernel's first input, from the compiler's kernel listing.
+def _layers(lines: list[tuple[str, str]], weighted: list[str]) -> dict[str, str]:
+    """Layer -> element type of its kernel's first input, from the compiler's kernel listing.
 
-    The compiler names a kernel after the node, with a suffix, and lists the kernels in one record near the end.
+    The compiler names a kernel after the node, or after several that it made one of ("k+q"), with a suffix, and lists
+    the kernels in one record near the end.
     """
     found: dict[str, str] = {}
-    names = set(convolutions)
+    names = set(weighted)
     for _, text in lines:
         for name, _, _ in _KERNEL.findall(text):
             stem = re.sub(r"_myl\d+.*$", "", name).strip()
-            if stem in names:
-                start = text.index(f"Name: {name}, LayerType")
-                kind = _TYPE.search(text, start)
-                if kind:
-                    found[stem] = kind[1]
+            members = [stem] if stem in names else [part for part in stem.split("+") if part in names]
+            kind = _TYPE.search(text, text.index(f"Name: {name}, LayerType")) if members else None
+            if kind:
+                found |= dict.fromkeys(members, kind[1])
     return found
 
 

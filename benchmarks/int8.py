@@ -34,7 +34,7 @@ from typing import Any
 
 import int8_peers
 import numpy as np
-from common import RESULTS, ROOT, save
+from common import RESULTS, ROOT, kept, save
 from numpy.typing import NDArray
 
 TARGETS = {"openvino": "intel-cpu", "ort-x86": "x86-onnxruntime"}  # runtimes that this machine has
@@ -392,6 +392,7 @@ def table(given: argparse.Namespace) -> None:
     """Collect the figures, and write the tables."""
     report = importlib.import_module("int8_report")
     found = report.collect(list(cases(given)), environment(given.folder))
+    found = report.merged(kept(given.out), found) if given.keep else found
     out: Path = given.out
     save(out, found)
     report.write(found, ROOT / "docs" / "int8.md")
@@ -414,6 +415,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, help="the first so many only; the table says how many there were")
     parser.add_argument("--emulated", type=int, default=4, help="images on the emulated core")
     parser.add_argument("--runs", type=int, default=20, help="a round")
+    parser.add_argument("--keep", action="store_true", help="rows of earlier runs that the folder does not have")
     parser.add_argument("--out", type=Path, default=RESULTS / "int8.json")
     given = parser.parse_args()
     STEPS[given.step](given)

@@ -39,6 +39,33 @@ def collect(cases: Sequence[Any], environment: Row) -> Row:
     }
 
 
+def merged(before: Row, now: Row) -> Row:
+    """What was measured now, and the rows of earlier runs that it does not have, with their date as `earlier`.
+
+    A peer's row that is kept beside new rows of ours says nothing of these: its comparison is left out.
+    """
+    date = before.get("environment", {}).get("date", "an earlier version")
+    again = {(row["network"], row["runtime"]) for row in now["accuracy"]}
+    found = {**now}
+    for part in ("accuracy", "latency", "compiler", "fallback", "emulator"):
+        there = {keyed(row) for row in now[part]}
+        old = [{"earlier": date, **row} for row in before.get(part, []) if keyed(row) not in there]
+        if part == "accuracy":
+            old = [
+                {k: v for k, v in row.items() if not (k.startswith("edgeprune_") and keyed(row)[:2] in again)}
+                for row in old
+                if not (row["artifact"] in OWN and keyed(row)[:2] in again)
+            ]
+        found[part] = sorted([*now[part], *old], key=lambda row: keyed(row)[:2])
+    found["verdict"] = verdict(found["accuracy"], found["latency"])
+    return found
+
+
+def keyed(row: Row) -> tuple[str, str, str]:
+    """Which graph on which runtime a row is of."""
+    return row["network"], row["runtime"], row.get("artifact", "")
+
+
 def gathered(cases: Sequence[Any], kind: str) -> list[Row]:
     """What a step wrote as it will be shown."""
     found = []
@@ -179,7 +206,8 @@ def grid(title: str, body: Sequence[Row], cell: Any, dense: str) -> str:
 
 def scores(row: Row) -> str:
     """top-1 / agreement."""
-    return f"{row['top1']:.2f}" if row["artifact"] == "fp32" else f"{row['top1']:.2f} / {row['agreement']:.2f}"
+    mark = "*" if "earlier" in row else ""
+    return f"{row['top1']:.2f}" if row["artifact"] == "fp32" else f"{row['top1']:.2f} / {row['agreement']:.2f}{mark}"
 
 
 def milliseconds(row: Row) -> str:

@@ -58,6 +58,7 @@ X86 = Dialect(
     fuses_matmul=True,
     scales_gemm=False,
     stacks=False,  # MatMulIntegerToFloat and QLinearMatMul fail when they run
+    slow_norms=True,
     tables=True,
     weights_alone="operator",  # a DQ before a Gemm that a Relu or a Q follows is not fused
     without_vnni="ort-x86-avx2",
@@ -79,6 +80,7 @@ ARM64 = replace(
     X86,
     name="ort-arm64",
     weights_alone="",  # not measured there
+    slow_norms=False,  # nor this
     title="ONNX Runtime on 64-bit ARM CPUs",
     without_vnni="",
     unsigned=False,

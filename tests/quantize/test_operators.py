@@ -323,3 +323,25 @@ def test_training_in_int8_sees_every_output_of_tokens_and_masks() -> None:
     written = running.outputs(apply(*trained, dialect), items[0])
     exact = running.outputs(model, items[0])
     assert all(running.sqnr(one, two) > 20 for one, two in zip(exact, written, strict=True))
+
+
+class Normed(nn.Module):
+    """A post-norm layer: what it adds is normalised."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.norm = nn.Linear(48, 96), nn.Linear(96, 48), nn.LayerNorm(48)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(x + self.second(functional.relu(self.first(x))))
+
+
+def test_onnx_runtime_is_kept_from_its_slow_kernel_of_sum_and_norm() -> None:
+    model, scheme = running.exported(running.seeded(Normed), torch.zeros(1, 32, 48)), DIALECTS["ort-x86"]
+    assert running.kernels(model, {"input": TOKENS[:1]})["SkipLayerNormalization"] == 1
+    graph = apply(model, calibrate(model, [TOKENS], scheme), scheme)
+    found = running.kernels(graph, {"input": TOKENS[:1]})
+    assert (found["SkipLayerNormalization"], found["LayerNormalization"], found["Sum"]) == (0, 1, 1)
+    assert found["MatMulIntegerToFloat"] == 2 and not lint(graph, scheme)
+    wanted, got = (running.outputs(one, {"input": TOKENS[:1]})[0] for one in (model, graph))
+    assert 10 * np.log10(np.square(wanted).sum() / np.square(wanted - got).sum()) > 30

@@ -60,7 +60,7 @@ def _reader(view: View, node: onnx.NodeProto) -> int:
     """Which input of a layer this constant's pair feeds: 1 for a weight, 2 for a bias, 0 for an activation."""
     source = node.input[0]
     maker = view.producer.get(source)
-    if maker is not None and maker.op_type == "Gather" and view.is_constant(maker.input[0]):
+    if node.op_type == DQ and maker is not None and maker.op_type == "Gather" and view.is_constant(maker.input[0]):
         return 1  # rows of an embedding
     constant = view.is_constant(source) or (
         maker is not None and maker.op_type == Q and view.is_constant(maker.input[0])

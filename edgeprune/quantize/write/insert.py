@@ -112,6 +112,8 @@ class _Writer:
         elif node.name in self.tables:
             self._table(node)
             return
+        if self.dialect.slow_norms and self._before_norm(node):
+            copy.op_type = "Sum"  # the same, and no SkipLayerNormalization is made of it (docs/int8.md)
         if self.dialect.fuses_matmul and node.op_type == "Add":
             self._keep_apart(node, copy)
         for index, output in enumerate(node.output):
@@ -121,6 +123,12 @@ class _Writer:
         for output in node.output:
             if output in self.placement.scale_of:
                 self._pair(output)
+
+    def _before_norm(self, node: onnx.NodeProto) -> bool:
+        """Whether a node adds two tensors in float for a LayerNormalization."""
+        if node.op_type != "Add" or node.name in self.placement.nodes or len(self.view.data_inputs(node)) < 2:
+            return False
+        return any(reader.op_type == "LayerNormalization" for reader, _ in self.view.consumers.get(node.output[0], []))
 
     def _pair(self, tensor: str) -> None:
         """Q and DQ after `tensor`; a graph output keeps its name on the dequantised side."""

@@ -177,10 +177,10 @@ class Words(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.words, self.places, self.norm = nn.Embedding(8000, 64), nn.Embedding(16, 64), nn.LayerNorm(64)
-        self.head = nn.Linear(64, 8)
+        self.kinds, self.head = nn.Embedding(2, 64), nn.Linear(64, 8)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        return self.head(self.norm(self.words(ids) + self.places.weight[None]))
+        return self.head(self.norm(self.words(ids) + self.places.weight[None] + self.kinds(ids % 2)))
 
 
 @pytest.mark.parametrize("dialect", ["ort-x86", "ort-arm64", "openvino"])

@@ -41,8 +41,11 @@ LintRule = Callable[[View, Dialect], Iterator[LintFinding]]
 
 
 def dequantised(view: View, tensor: str) -> onnx.NodeProto | None:
-    """The DQ that `tensor` comes from, through nodes that only move values."""
+    """The DQ that `tensor` comes from, through nodes that only move values; rows of an embedding are no activations."""
     node = view.producer.get(tensor)
     while node is not None and node.op_type in SHARING:
         node = view.producer.get(node.input[0])
-    return node if node is not None and node.op_type == DQ else None
+    if node is None or node.op_type != DQ:
+        return None
+    rows = view.producer.get(node.input[0])
+    return None if rows is not None and rows.op_type == "Gather" and view.is_constant(rows.input[0]) else node

@@ -25,7 +25,7 @@ OUT = Path("recipe.toml")
 def given_options(command: F) -> F:
     """What `init` and `quick` take of the network, the data and the wish."""
     options = [
-        click.option("--data", default="", metavar="PATH", help="A folder, an .npz, or file.py:function."),
+        click.option("--data", default="", metavar="PATH", help="A folder, an .npz, a table, or file.py:function."),
         click.option("--weights", default="", metavar="FILE", help="Trained weights, where the factory has none."),
         click.option(
             "--argument", "arguments", multiple=True, metavar="NAME=VALUE", help="For the factory; repeatable."
@@ -35,6 +35,7 @@ def given_options(command: F) -> F:
         click.option("--classes", default="", metavar="A,B,...", help="In the order of the outputs; else by name."),
         click.option("--decode", default="", metavar="NAME", help="Of detection: a decoder, or file.py:function."),
         click.option("--features", default="", metavar="FUNCTION", help="Of sounds: file.py:function."),
+        click.option("--tokenizer", default="", metavar="FILE", help="Of texts: tokenizer.json; else beside them."),
         click.option("--speedup", type=float, help="Over the dense INT8 artifact; 1.5 where nothing is said."),
         click.option("--latency-ms", type=float, help="Or milliseconds of one run on the device."),
         click.option("--max-drop", type=float, help="In the metric's unit; else what the test split can tell."),

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeprune import tasks
+from edgeprune.pipeline import workloads
 from edgeprune.pipeline.draft_text import Sections
 
 if TYPE_CHECKING:
     from torch import nn
 
 SIDES = (224, 32, 28, 96, 64, 128, 160, 192, 240, 256, 299, 320, 352, 384, 416, 512, 640)
+LENGTHS = (64, 32, 16)  # tokens, where the network takes no more
 LARGEST = 640  # pixels a side that images of one size are taken at as they are
 PIXELS: tuple[tuple[str, Mapping[str, object]], ...] = (  # 0..255 -> what networks are trained on
     ("ImageNet's mean and std", {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}),
@@ -36,11 +38,13 @@ class Trials:
         what: they are about, for the user.
         candidates: (in words, what the recipe says then).
         remedy: where none of them works.
+        first: the first that works is taken, and not the best.
     """
 
     what: str
     candidates: tuple[tuple[str, Patch], ...]
     remedy: str = ""
+    first: bool = False
 
 
 def patched(sections: Sections, patch: Patch) -> Sections:
@@ -78,14 +82,19 @@ def all_of(some: Sequence[Path], size: tuple[int, ...]) -> bool:
     return all(_size(path) == size for path in some)
 
 
-def trials(network: nn.Module, sections: Sections, kind: str, task: str, files: bool) -> list[Trials]:
+def trials(
+    network: nn.Module, sections: Sections, kind: str, task: str, files: bool, stated: bool = False
+) -> list[Trials]:
     """What has to be tried, in order; one candidate alone is checked like several.
 
     Args:
         files: pictures lie in files, so that they may be of any size.
+        stated: the user has said the input's shape.
     """
     if kind == "wav" and "features" not in _options(sections):
         return [_sounds(sections)]
+    if kind == "text":
+        return [_texts(network, sections, stated)]
     if kind in ("arrays", "function") or (kind == "wav"):
         return [Trials("dense", (("as it lies", {}),))]
     side = list(sections["model"]["input"])  # type: ignore[call-overload]
@@ -104,6 +113,17 @@ def trials(network: nn.Module, sections: Sections, kind: str, task: str, files: 
             Trials("size", ((f"squashed to {side[1:]}", {}), ("shorter side, then the middle", {"data": crop})))
         )
     return made
+
+
+def _texts(network: nn.Module, sections: Sections, stated: bool) -> Trials:
+    """As many tokens as the texts have, or as the network takes; ids and mask by the names of its arguments."""
+    options = dict(_options(sections))
+    names = list(workloads.argument_names(network))[:2]
+    longest = int(str(options["length"]))
+    lengths = [longest, *(length for length in LENGTHS if length < longest and not stated)]
+    named = {"names": names} if names else {}
+    made = [(f"{length} tokens", {"data": {"options": {**options, **named, "length": length}}}) for length in lengths]
+    return Trials("texts", tuple(made), "The network takes ids [N, tokens], and perhaps a mask (your-text.md).", True)
 
 
 def _options(sections: Sections) -> Mapping[str, object]:

@@ -50,6 +50,7 @@ class Wanted:
         factory, arguments, weights, input: as [model] has them.
         data: a folder, a file, or "file.py:function".
         task, decode, features, classes: as [task] kind and decode, and as [data] options features and classes.
+        tokenizer: of texts; empty: tokenizer.json beside the data or the network.
         speedup, latency_ms, max_drop: as [budget] has them.
         sections: more keys of the recipe, by section.
     """
@@ -62,6 +63,7 @@ class Wanted:
     task: str = ""
     decode: str = ""
     features: str = ""
+    tokenizer: str = ""
     classes: tuple[str, ...] = ()
     speedup: float | None = None
     latency_ms: float | None = None
@@ -95,7 +97,12 @@ def draft(wanted: Wanted, folder: Path, say: Say, again: bool = False) -> Drafte
     base["model"] |= {key: value for key, value in (("arguments", dict(wanted.arguments)),) if value}
     base["model"] |= {"weights": wanted.weights} if wanted.weights else {}
     function = ":" in wanted.data and not Path(wanted.data).exists()
-    found = _of_function(base, wanted) if function else layout_folders.look(Path(wanted.data), wanted.classes)
+    beside = (Path(wanted.factory.rpartition(":")[0]).parent,) if ".py" in wanted.factory else ()
+    found = (
+        _of_function(base, wanted)
+        if function
+        else layout_folders.look(Path(wanted.data), wanted.classes, wanted.tokenizer, beside)
+    )
     say("data", found.said)
     network = model.load_model(_recipe(base, wanted), lambda line: say("network", line), False)
     count = sum(parameter.numel() for parameter in network.parameters())
@@ -192,7 +199,9 @@ def _task(
         say("network", f"input {list(shape)}" + ("" if wanted.input else ", which it takes (--input says otherwise)"))
     if len(shape) == 3 and found.size not in ((), shape[1:]):
         sections["data"]["resize"] = list(shape[1:])
-    if shape:
+    if shape and kind == "text":
+        sections["data"]["options"] = {**found.options, "length": shape[0]}
+    elif shape:
         sections["model"]["input"] = list(shape)
     if not task:
         task = "classification" if kind == "images" else _by_targets(wanted, sections, network)
@@ -207,7 +216,9 @@ def _task(
         sections["data"]["options"] = {**found.options, "features": wanted.features}
     fitting = found.size or (found.some and candidates.all_of(found.some, shape[1:]))
     files = kind in PICTURES and not (kind == "images" and fitting)
-    return _best(sections, wanted, network, candidates.trials(network, sections, kind, task, files), say)
+    return _best(
+        sections, wanted, network, candidates.trials(network, sections, kind, task, files, bool(wanted.input)), say
+    )
 
 
 def _by_targets(wanted: Wanted, sections: Sections, network: nn.Module) -> str:
@@ -241,7 +252,7 @@ def _best(
         failed: EdgepruneError = UsageError(f"{kind.what}: nothing that is built in fits the network.", kind.remedy)
         began = time.monotonic()
         for place, (label, patch) in enumerate(kind.candidates):
-            if rated and time.monotonic() - began > SECONDS:
+            if rated and (kind.first or time.monotonic() - began > SECONDS):
                 break
             tried = candidates.patched(sections, patch)
             one = _sketch(tried, wanted, network, sketch)

@@ -1,6 +1,6 @@
 """What a folder of data may look like: the layout that is found, and the names that say what is what.
 
-`layout_folders` and `layout_arrays` find it; `draft` makes a recipe of it.
+`layout_folders`, `layout_arrays` and `layout_tables` find it; `draft` makes a recipe of it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ HELD = 0.2  # of unsplit examples, for the test split
 MOST, DEEP = 1_000_000, 5  # entries and levels that are looked at
 READ = (
     "Read are: class folders of images or .wav, .npz and .npy arrays, boxes of COCO, YOLO and VOC, pictures with "
-    "masks; tables of text by a recipe (your-text.md); anything else by a function, --data file.py:function "
-    "(recipe.md)."
+    "masks, tables of text (.csv, .tsv, .parquet); anything else by a function, --data file.py:function (recipe.md)."
 )
 _SYSTEM = {"__MACOSX", "__pycache__", "@eaDir"}
 _ROLE = re.compile(r"(?:.*[^a-z])?(train|test|val|eval|dev)(?:ing|id|idation|uation)?\d*(?:[^a-z]|$)")
@@ -43,7 +42,7 @@ class Layout:
     kind: str
     said: str
     source: str = ""
-    splits: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    splits: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     options: Mapping[str, object] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
     task: str = ""

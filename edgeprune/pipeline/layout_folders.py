@@ -18,7 +18,7 @@ from pathlib import Path
 
 from edgeprune import files
 from edgeprune.errors import DataError
-from edgeprune.pipeline import layout_arrays
+from edgeprune.pipeline import layout_arrays, layout_tables
 from edgeprune.pipeline.layout import (
     ARRAYS,
     IMAGES,
@@ -38,21 +38,25 @@ from edgeprune.pipeline.layout import (
 _MASKS = re.compile(r"mask|label|annot|seg|^gt", re.IGNORECASE)
 
 
-def look(path: Path, classes: tuple[str, ...] = ()) -> Layout:
+def look(path: Path, classes: tuple[str, ...] = (), tokenizer: str = "", beside: tuple[Path, ...] = ()) -> Layout:
     """What lies there; raises DataError where nothing is read, saying what was found.
 
     Args:
         classes: in the order of the network's outputs; empty: by name.
+        tokenizer: a file, of texts; empty: the one beside them, or in the folders `beside`.
     """
     if not path.exists():
         raise DataError(f"--data {path}: no such file or folder.", READ)
     if path.is_file():
         if path.suffix.lower() in ARRAYS:
             return layout_arrays.of_file(path)
+        if path.suffix.lower() in layout_tables.TABLES:
+            return layout_tables.of_file(path, tokenizer, beside)
         raise DataError(f"--data {path}: a {path.suffix or 'suffixless'} file alone is not read.", READ)
     tree = tree_of(path)
     yolo, arrays = partial(_yolo, classes=classes), partial(layout_arrays.of_folder, classes=classes)
-    for find in (_own, _coco, yolo, _voc, _masks, _classes, arrays):
+    texts = partial(layout_tables.of_folder, tokenizer=tokenizer, beside=beside)
+    for find in (_own, _coco, yolo, _voc, _masks, _classes, arrays, texts):
         found = find(tree)
         if found is not None:
             return found

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from edgeprune.workload.sources.coco import coco_boxes
 from edgeprune.workload.sources.examples import Examples, SourceKind, function
 from edgeprune.workload.sources.masks import mask_folder
-from edgeprune.workload.sources.table import text_table
+from edgeprune.workload.sources.table import head_of, rows_of, text_table, tokens_of
 from edgeprune.workload.sources.voc import voc_boxes
 from edgeprune.workload.sources.wav import wav_folders
 from edgeprune.workload.sources.yolo import yolo_boxes
@@ -26,8 +26,11 @@ __all__ = [
     "SourceKind",
     "coco_boxes",
     "function",
+    "head_of",
     "mask_folder",
+    "rows_of",
     "text_table",
+    "tokens_of",
     "voc_boxes",
     "wav_folders",
     "yolo_boxes",

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from edgeprune.errors import DataError
 from edgeprune.pipeline.layout import HELD, Layout, Tree, by_role, role, told
-from edgeprune.workload.sources import Examples, head_of, rows_of, text_table, tokens_of
+from edgeprune.workload import sources
 
 TABLES = frozenset({".csv", ".tsv", ".parquet"})
 FILE = "tokenizer.json"
@@ -27,16 +27,29 @@ _LABELS = ("label", "labels", "class", "target", "category", "sentiment", "inten
 _SPLITS = ("split", "subset", "fold", "part")
 
 
+@dataclass(frozen=True)
+class End:
+    """Where a split lies: a table, and which of its rows."""
+
+    table: str
+    where: Mapping[str, str] | None = None
+    part: str = ""
+
+    def stated(self) -> dict[str, object]:
+        """As [data] splits has it."""
+        return {key: value for key, value in vars(self).items() if value}
+
+
 def of_file(path: Path, tokenizer: str, beside: Sequence[Path] = ()) -> Layout:
     """One table: its own column of splits, or a draw of its texts. Raises DataError."""
     columns, rows = _looked(path)
     splits = _of_column(columns, rows)
     if splits:
         said, name = f"{path.name}, split by its column '{splits[0]}'", splits[0]
-        ends = {split: {"table": str(path), "where": {name: value}} for split, value in splits[1].items()}
+        ends = {split: End(str(path), {name: value}) for split, value in splits[1].items()}
     else:
         said = f"{path.name}, not split: a seeded draw of {HELD:.0%} of the texts is the test split"
-        ends = {split: {"table": str(path), "part": split} for split in ("train", "test")}
+        ends = {split: End(str(path), part=split) for split in ("train", "test")}
     return _made(path, columns, rows, ends, said, _tokenizer(tokenizer, (path.parent, *beside)))
 
 
@@ -50,7 +63,7 @@ def of_folder(tree: Tree, tokenizer: str, beside: Sequence[Path] = ()) -> Layout
         return of_file(found[0], tokenizer, (tree.root, *beside))
     first = splits["train"]
     columns, rows = _looked(first)
-    ends: dict[str, dict[str, Any]] = {split: {"table": str(path)} for split, path in splits.items()}
+    ends = {split: End(str(path)) for split, path in splits.items()}
     said = ", ".join(f"{split} in {path.name}" for split, path in splits.items())
     return _made(first, columns, rows, ends, said, _tokenizer(tokenizer, (tree.root, *beside)))
 
@@ -59,12 +72,12 @@ def _made(
     path: Path,
     columns: Sequence[str],
     rows: Sequence[Mapping[str, str]],
-    ends: Mapping[str, Mapping[str, Any]],
+    ends: Mapping[str, End],
     said: str,
     tokenizer: Path,
 ) -> Layout:
     text, label = _columns(path, columns, rows)
-    longest = tokens_of(tokenizer, [row[text] for row in rows if row[text].strip()])
+    longest = sources.tokens_of(tokenizer, [row[text] for row in rows if row[text].strip()])
     if not longest:
         raise DataError(f"--data {path}: the column '{text}' has no text.", "Give the recipe the columns.")
     length = min(MOST, STEP * max(1, math.ceil(float(np.quantile(longest, USUAL)) / STEP)))
@@ -75,24 +88,21 @@ def _made(
     said = f"{said}: {told(counts)}"
     held = float(np.mean(np.asarray(longest) <= length))
     where = f"texts in '{text}', labels in '{label}'; {length} tokens hold {held:.0%} of them (--input says otherwise)"
-    return Layout(
-        "text", f"{said}; {where}", splits=ends, options=options, task="classification", counts=counts,
-    )  # fmt: skip
+    splits = {split: end.stated() for split, end in ends.items()}
+    return Layout("text", f"{said}; {where}", splits=splits, options=options, task="classification", counts=counts)
 
 
-def _read(options: Mapping[str, object], end: Mapping[str, Any], tokenizer: Path, length: int) -> Examples:
+def _read(options: Mapping[str, object], end: End, tokenizer: Path, length: int) -> sources.Examples:
     """A split, as the recipe will have it."""
     text, label = (str(options.get(name, name)) for name in ("text", "label"))
-    return text_table(
-        Path(str(end["table"])), tokenizer, length, text, label, where=end.get("where"), part=end.get("part", "")
-    )
+    return sources.text_table(Path(end.table), tokenizer, length, text, label, where=end.where, part=end.part)
 
 
 def _looked(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     """The columns, and some rows, drawn from all, as tables are often sorted; raises DataError."""
-    columns = head_of(path)
+    columns = sources.head_of(path)
     held, random = list[dict[str, str]](), np.random.default_rng(0)
-    for number, row in enumerate(rows_of(path, columns)):
+    for number, row in enumerate(sources.rows_of(path, columns)):
         place = number if number < LOOK else int(random.integers(number + 1))
         if place < LOOK:
             held[place : place + 1] = [{name: str(row[name] or "") for name in columns}]

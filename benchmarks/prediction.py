@@ -10,7 +10,8 @@ networks measured once more, in other company. No prediction can be better than 
 (a row a combination, kept when others are run again) and prediction.png. `--site` holds torchvision (`pip install
 --no-deps --target DIR torchvision==0.28.0`).
 
-Timing is done on whatever else the machine does: run it on a quiet one, or give it a scheduling group of its own.
+Timing is done on whatever else the machine does: run it on a quiet one, or put the device's worker before the rest.
+Where the kernel groups processes by session, `nice` does nothing: write -15 to /proc/PID/autogroup of the worker.
 """
 
 from __future__ import annotations

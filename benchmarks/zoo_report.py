@@ -168,7 +168,7 @@ def totals(rows: dict[str, Any]) -> list[str]:
         late = sum("processor time" in p.get("detail", "") for p in peers)
         said.append(
             f"Torch-Pruning 1.6.1: {len(ran)} of {len(peers)} run, {sum(v >= ENOUGH for v in ran)} with at least "
-            f"15 % removed; median removed {100 * statistics.median(ran or [0]):.1f} %; {late} stopped after 60 to "
+            f"15 % removed; median removed {100 * statistics.median(ran or [0]):.1f} %; {late} stopped after 20 to "
             "150 s of processor time. None of them is proven."
         )
     seconds = sorted(m["trace_seconds"] for m in mine if "trace_seconds" in m)
@@ -224,9 +224,9 @@ def _noises(rows: dict[str, Any]) -> list[str]:
         elif noise.get("selects"):
             why = "picks its best candidates in the graph: another one in a place is another row"
         elif echo and min(echo) < LOUD:
-            why = "amplifies: noise alone comes out as loud"
+            why = "amplifies: noise alone comes out below 20 dB, in float"
         else:
-            why = "INT8 in every layer adds up" if echo else "not looked into yet"
+            why = "INT8 itself: the float graph does not amplify so" if echo else "not looked into yet"
         heard = "not run" if not noise else f"{min(echo):.0f}" if echo else ""
         lines.append(_row([name, *(_noise(row, runtime) for runtime in ("openvino", "ort")), heard, why]))
     heads = "| network | OpenVINO dB | ONNX Runtime dB | float with noise at 40 dB | why |"

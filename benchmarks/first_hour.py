@@ -41,7 +41,7 @@ NETWORKS = {  # name -> its recipe
 }
 FOUR = ("mobilenet-v2", "resnet18", "fastestdet", "minilm-128")
 QUIET, LOADED = 0.03, 0.06  # relative, of the speed-up
-CALM = 0.35  # processes a core that others may keep busy on a quiet machine
+CALM = 0.35  # share of all cores that others may keep busy on a quiet machine
 STEP_OF = {"latency": "profile", "search": "prune", "recover": "prune", "quantize": "calibrate"}
 STEP_OF |= {"artifacts": "export", "validate": "validate"}
 
@@ -49,6 +49,19 @@ STEP_OF |= {"artifacts": "export", "validate": "validate"}
 def asked(name: str) -> recipe.Recipe:
     """The network's recipe."""
     return first_hour_cases.load(name) if name in first_hour_cases.CASES else recipe.load(NETWORKS[name])
+
+
+def busy(seconds: float = 3.0) -> float:
+    """The share of all cores that is at work while this process waits; a load average still has its own last run."""
+
+    def read() -> tuple[int, int]:
+        times = [int(one) for one in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+        return times[3] + times[4], sum(times)
+
+    before = read()
+    time.sleep(seconds)
+    idle, every = (now - then for now, then in zip(read(), before, strict=True))
+    return 1 - idle / max(1, every)
 
 
 def run(name: str, where: str, epochs: float | None, folder: Path) -> dict[str, Any]:
@@ -183,7 +196,7 @@ def main() -> None:
         for name in given.networks:
             for where in given.targets:
                 before = os.getloadavg()[0]
-                state = "loaded" if given.loaded else "quiet" if before < CALM * (os.cpu_count() or 1) else "busy"
+                state = "loaded" if given.loaded else "quiet" if busy() < CALM else "busy"
                 folder = given.runs / f"{name}-{where}"
                 row = run(name, where, given.epochs, folder)
                 row["load_average"] = {"before": before, "after": os.getloadavg()[0]}

@@ -11,6 +11,7 @@ from torch import nn
 
 from edgeprune import recipe
 from edgeprune.errors import RecipeError
+from edgeprune.runtimes import DIALECTS
 
 BASE = {
     "model": 'factory = "a:b"\ninput = [3, 8, 8]\n',
@@ -140,13 +141,25 @@ def test_names_of_layers_are_checked_before_any_work(tmp_path: Path) -> None:
 
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)).eval()
 
-    def check(line: str) -> None:
+    def check(line: str, dialect: str = "openvino") -> None:
         options = load(tmp_path, "quantize", line).quantize
-        check_layers(options, lambda path: export_onnx(network, torch.zeros(1, 3, 8, 8), path))
+        check_layers(
+            options, lambda path: export_onnx(network, torch.zeros(1, 3, 8, 8), path), lambda: DIALECTS[dialect]
+        )
 
     check('layers = { "0" = { precision = "float" }, "3" = { method = "mse" } }')
     with pytest.raises(RecipeError, match=r"\[quantize\.layers\] no layer is called 'conv'"):
         check("layers = { conv = { precision = 'float' } }")
+    check('layers = { "3" = { precision = "int8-weights" } }')
+    check("weights = 'int4'\nweights_from = 100")
+    for line, dialect, says in (
+        ("weights = 'int4'", "openvino", "changes nothing"),
+        ("weights = 'int4'\nweights_from = 100", "ort-arm64", "is not given weights alone"),
+        ("weights = 'int4'\nweights_from = 100\nqat_epochs = 1", "openvino", "do not go together"),
+        ('layers = { "0" = { precision = "int8-weights" } }', "openvino", "only linear layers have a kernel"),
+    ):
+        with pytest.raises(RecipeError, match=says):
+            check(line, dialect)
 
 
 @pytest.mark.parametrize(

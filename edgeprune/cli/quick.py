@@ -74,7 +74,7 @@ def _known(folder: Path, wanted: object) -> bool:
     said = json.dumps(dataclasses.asdict(wanted), default=files.plain)  # type: ignore[call-overload]
     mine = files.parse_json(said, RunError, WISH)
     before = files.read_json(folder / WISH, RunError)
-    other = sorted(key for key in mine if key not in before or before[key] != mine[key])
+    other = sorted(key for key in mine if (before.get(key) or None) != (mine[key] or None))  # a later key is empty
     if set(other) - AGAIN:
         raise UsageError(
             f"{folder} has a quick run with another {', '.join(sorted(set(other) - AGAIN))}.",

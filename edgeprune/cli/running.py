@@ -44,9 +44,11 @@ def run_step(
     now.resumable = True
     if until == "plan" and not start:
         step, until = "plan", None
-    if until == "recover" and weights is not None:
-        raise UsageError("--until recover leaves the training to you; --weights brings it back.", "Give one of them.")
     last = until or ("package" if step == "run" else step)
+    if sign is not None and last != "package":
+        raise UsageError(f"--sign signs the bundle; --until {last} makes none.", "Give one of them.")
+    if weights is not None and step == "plan":
+        raise UsageError("--weights are of a trained network; --until plan ends before that.", "Give one of them.")
     if _helps(last, recipe, target, weights):
         return
     with calm(now.verbose), progress.reporter(now) as events:

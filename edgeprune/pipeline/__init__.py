@@ -148,6 +148,8 @@ def run(
     for step, known in ((until, stage.ENDS), (start, ("", *steps))):
         if step not in known:
             raise UsageError(f"no step is called '{step}'.", did_you_mean(step, steps))
+    if weights is not None and (until == "recover" or "recover" not in [one.name for one in stage.until(until)]):
+        raise UsageError(f"--weights are of a trained network; --until {until} ends before that.", "Give one of them.")
     if weights is not None and not weights.is_file():
         raise UsageError(f"--weights: {weights}: no such file.", "Give what your training saved.")
     recipe = recipes.of_python(recipe, recipe.path or "recipe")
@@ -243,7 +245,9 @@ def _run_stages(context: Context, until: str) -> None:
     keys = context.keys
     _review(context.run, context.voice, keys, [one.name for one in order])
     subject = context.subject
-    stages.check_layers(context.recipe.quantize, lambda path: subject.export(subject.model, path))
+    stages.check_layers(
+        context.recipe.quantize, lambda path: subject.export(subject.model, path), lambda: context.bench.dialect
+    )
     ends.check(subject, context.target)
     recovery.check(subject, context.weights)
     for name, work in [(one.name, _work(one)) for one in order]:

@@ -199,7 +199,11 @@ def _task(
         say("network", f"input {list(shape)}" + ("" if wanted.input else ", which it takes (--input says otherwise)"))
     if len(shape) == 3 and found.size not in ((), shape[1:]):
         sections["data"]["resize"] = list(shape[1:])
+    if wanted.tokenizer and kind != "text":
+        raise UsageError("--tokenizer is of tables of text, which this data is not.", "Take it out.")
     if shape and kind == "text":
+        if len(shape) > 1:
+            raise UsageError("--input of texts is a number of tokens.", "Such as --input 64.")
         sections["data"]["options"] = {**found.options, "length": shape[0]}
     elif shape:
         sections["model"]["input"] = list(shape)

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from edgeprune import latency, validate
+from edgeprune import latency, quantize, validate
 from edgeprune.devices import Loaded
 from edgeprune.errors import BudgetError, DataError, ModelError
 from edgeprune.graph import Configuration
@@ -26,6 +26,7 @@ from edgeprune.pipeline.events import Progress, Voice, untold
 from edgeprune.pipeline.facts import StageKeys
 from edgeprune.pipeline.rundir import RunDirectory, read_json, write_json
 from edgeprune.pipeline.subject import Subject
+from edgeprune.recipe import QuantizeSection
 from edgeprune.result import Facts, quantity
 from edgeprune.target import Target
 from edgeprune.workload import Score, check_metric
@@ -178,7 +179,17 @@ def findings(subject: Subject, run: RunDirectory) -> tuple[validate.Finding, ...
     found = sanity(run)
     known = [validate.Finding(**one) for one in read_json(run.folder("plan") / "data.json")]
     asked = validate.ask(found, len(subject.workload.data.split("test")), subject.recipe.budget)
-    return (*asked, *known, *_pays(read_json(run.folder("plan") / "feasibility.json")))
+    pays = _pays(read_json(run.folder("plan") / "feasibility.json"))
+    return (*asked, *known, *pays, *_alone(subject.recipe.quantize))
+
+
+def _alone(options: QuantizeSection) -> list[validate.Finding]:
+    """Weights alone in integers: tables and closure know the layer in INT8 only."""
+    if not quantize.weights_asked(options):
+        return []
+    message = "[quantize] weights alone: latency is planned and searched with those layers in INT8."
+    remedy = "Dense and pruned are shipped and measured with them as asked; the latency gate judges that."
+    return [validate.Finding("latency", "warning", "model", message, remedy)]
 
 
 def _pays(found: Any) -> list[validate.Finding]:

@@ -14,7 +14,7 @@ import onnx
 
 from edgeprune import files, graph, quantize, stage
 from edgeprune.devices import Artifact
-from edgeprune.errors import GateError, ProofError, RunError
+from edgeprune.errors import GateError, ProofError, RecipeError, RunError
 from edgeprune.pipeline import ends, flavours, int8_training, optimised, recovery, workloads
 from edgeprune.pipeline.bench import Bench
 from edgeprune.pipeline.choose import build_table, choose_plan
@@ -25,6 +25,7 @@ from edgeprune.pipeline.precision import choose_precision
 from edgeprune.pipeline.rundir import RunDirectory, read_json, write_json
 from edgeprune.pipeline.subject import Subject
 from edgeprune.recipe import QuantizeSection
+from edgeprune.runtimes import Dialect
 from edgeprune.target import Target, latency_key
 
 if TYPE_CHECKING:
@@ -36,18 +37,24 @@ def graph_stage(subject: Subject, folder: Path) -> None:
     write_json(folder / "structure.json", subject.structure.to_dict())
 
 
-def check_layers(options: QuantizeSection, dense: Callable[[Path], onnx.ModelProto]) -> None:
-    """[quantize.layers] must name layers of the network as it is exported, and the device of training in INT8 must be
-    here: said before any work. `dense` exports the network to a file. Raises RecipeError.
+def check_layers(
+    options: QuantizeSection, dense: Callable[[Path], onnx.ModelProto], dialect: Callable[[], Dialect]
+) -> None:
+    """[quantize.layers] must name layers of the network as it is exported, weights alone need a kernel, and the device
+    of training in INT8 must be here: said before any work. `dense` exports the network to a file. Raises RecipeError.
     """
     if options.qat_epochs:
         int8_training.device(options)
-    from edgeprune.quantize import View, check_overrides
-
-    if options.layers:
+    alone = quantize.weights_asked(options)
+    if alone and options.qat_epochs:
+        raise RecipeError("[quantize] weights and qat_epochs do not go together.", "Set [quantize] qat_epochs = 0.")
+    if options.layers or alone:
         with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
-            network = dense(Path(folder) / "dense.onnx")
-        check_overrides(View.of(network), options)
+            view = quantize.View.of(dense(Path(folder) / "dense.onnx"))
+        quantize.check_overrides(view, options)
+        _, nothing = quantize.weights_chosen(view, dialect(), options) if alone else ({}, [])
+        if nothing:
+            raise RecipeError(nothing[0], "Take it out.")
 
 
 def latency_stage(subject: Subject, bench: Bench, run: RunDirectory, voice: Voice, folder: Path) -> None:

@@ -21,7 +21,7 @@ from edgeprune.quantize.ranges.ranges import Ranges, read_model
 from edgeprune.quantize.ranges.select import PROBED, propose, select, tensor_range
 from edgeprune.quantize.view import View
 from edgeprune.quantize.write.placement import place
-from edgeprune.quantize.write.weights import chosen, only
+from edgeprune.quantize.write.weights import only, weights_chosen
 from edgeprune.recipe import QuantizeSection
 from edgeprune.runtimes import Dialect
 
@@ -107,7 +107,7 @@ def _calibrate(
         "report": 4 * affordable(view, count, REPORTED, 4, effort),
         "correct": 2 * affordable(view, count, IMAGES, 2, effort),
     }
-    precision, warned = chosen(view, dialect, options)
+    precision, warned = weights_chosen(view, dialect, options)
     steps = Steps(images, plan, progress)
     equalise = factors(original, dialect, steps("equalise"), count, effort, distance) if options.equalize else {}
     model = equalised(original, equalise)

@@ -49,9 +49,10 @@ def test_until_plan_is_plan_and_training_of_ones_own_is_asked_for_once(edgeprune
     pipeline.plan_result = {"feasible": True}
     edgeprune_command("intel-cpu", "run", "recipe.toml", "--until", "plan", "--json")
     assert pipeline.calls[0]["until"] == "plan" and "weights" not in pipeline.calls[0]
-    Path("w.safetensors").touch()
-    done = edgeprune_command("intel-cpu", "run", "recipe.toml", "--until", "recover", "--weights", "w.safetensors")
-    assert done.exit_code == 2 and "--weights brings it back" in done.stderr
+    for extra in ("--weights", "--sign"):
+        Path("given").write_text("-----BEGIN")
+        done = edgeprune_command("intel-cpu", "run", "recipe.toml", "--until", "plan", extra, "given")
+        assert done.exit_code == 2 and done.stderr.startswith("Error: "), (extra, done.stderr)
 
 
 def test_options_change_the_target_that_is_run(edgeprune_command, project, pipeline):

@@ -28,7 +28,11 @@ def test_structure_tape_and_float_graph_share_a_capture(tmp_path: Path, monkeypa
     with run_of(tmp_path, quantize={"layers": {"0": {"precision": "float"}}}) as context:
         from edgeprune.pipeline.stages import check_layers
 
-        check_layers(context.recipe.quantize, lambda path: context.subject.export(context.subject.model, path))
+        check_layers(
+            context.recipe.quantize,
+            lambda path: context.subject.export(context.subject.model, path),
+            lambda: context.bench.dialect,
+        )
         first = context.subject.export(context.subject.model, tmp_path / "first.onnx")
         assert context.subject.session.tape.batch > 1 and context.subject.structure.groups
         again = context.subject.export(context.subject.model, tmp_path / "again.onnx")

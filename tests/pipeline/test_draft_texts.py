@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edgeprune import pipeline
-from edgeprune.errors import DataError, ModelError
+from edgeprune.errors import DataError, ModelError, UsageError
 from edgeprune.pipeline import Wanted, layout_folders, layout_tables
 from edgeprune.workload import sources
 
@@ -132,6 +132,8 @@ def test_a_network_of_fewer_places_gets_shorter_texts(here: Path) -> None:
     assert stated.recipe.data.options["length"] == 24 and not stated.recipe.model.input
     with pytest.raises(ModelError):
         pipeline.draft(Wanted("bag.py:net", "long.csv", input=(64,)), here, lambda *_: None)
+    with pytest.raises(UsageError, match="a number of tokens"):
+        pipeline.draft(Wanted("bag.py:net", "long.csv", input=(24, 2)), here, lambda *_: None)
 
 
 @pytest.mark.parametrize(

@@ -54,4 +54,8 @@ def test_a_device_that_is_not_there_is_said_before_any_work(tmp_path: Path) -> N
         run_of(tmp_path, quantize=settings) as context,
         pytest.raises(RecipeError, match=r"\[quantize\] qat_device is 'xpu', but torch .* finds no Intel GPU"),
     ):
-        stages.check_layers(context.recipe.quantize, lambda path: context.subject.export(context.subject.model, path))
+        stages.check_layers(
+            context.recipe.quantize,
+            lambda path: context.subject.export(context.subject.model, path),
+            lambda: context.bench.dialect,
+        )

@@ -56,6 +56,9 @@ def test_a_trainer_by_name_then_weights_from_elsewhere_then_weights_put_there_by
     save_file(scaled, tmp_path / "trained.safetensors")
     with pytest.raises(UsageError, match=r"--weights: .*nowhere"):
         prune(weights=tmp_path / "nowhere.safetensors")
+    for until in ("search", "recover"):
+        with pytest.raises(UsageError, match=f"--until {until} ends before that"):
+            pipeline.run(own, device, folder, until=until, weights=tmp_path / "trained.safetensors")
     found = prune(weights=tmp_path / "trained.safetensors")
     assert found["trainer"] == "trained outside" and found["weights"] == "trained.safetensors"
     for name, value in load_file(folder / "recover" / "weights.safetensors").items():

@@ -139,6 +139,13 @@ def test_what_has_no_kernel_is_refused_in_a_line() -> None:
     name = next(iter(View.of(odd).layers))
     with pytest.raises(RecipeError, match="its 20 input channels are no multiple of 16"):
         apply(odd, dummy_ranges(odd), DIALECTS["ort-x86"], {name: "int8-weights"})
+    alone = QuantizeSection(layers={name: LayerOverride(precision="int8-weights")}, equalize=False)
+    kept = calibrate(
+        odd, [np.random.default_rng(0).standard_normal((8, 20)).astype(np.float32)], DIALECTS["ort-x86"], alone
+    )
+    assert not kept.precision and f"'{name}' has precision = 'int8-weights', but stays in INT8" in " ".join(
+        kept.warnings
+    )
     ranges = calibrate(model, [examples], DIALECTS["openvino"], QuantizeSection(weights="int4", weights_from=10**9))
     assert not ranges.precision and "no linear layer of 1,000,000,000 weights or more" in ranges.warnings[-1]
     held = calibrate(model, [examples], DIALECTS["openvino"], QuantizeSection(weights="int4", weights_from=10_000))

@@ -37,14 +37,26 @@ def only(precision: Mapping[str, str]) -> dict[str, int]:
     return {name: BITS[kind] for name, kind in precision.items() if kind in BITS}
 
 
-def chosen(view: View, dialect: Dialect, options: QuantizeSection) -> tuple[dict[str, str], list[str]]:
+def weights_asked(options: QuantizeSection) -> bool:
+    """Whether the recipe wants weights alone in integers anywhere."""
+    return bool(options.weights) or any(layer.precision in BITS for layer in options.layers.values())
+
+
+def weights_chosen(view: View, dialect: Dialect, options: QuantizeSection) -> tuple[dict[str, str], list[str]]:
     """Layer -> precision, where the recipe says other than INT8, and what the user should know.
+
+    A layer that pruning left with a number of inputs for which there is no kernel stays in INT8.
 
     Raises:
         RecipeError: the runtime, or a layer that is named, has no such kernel.
     """
     found = {n: str(layer.precision) for n, layer in options.layers.items() if layer.precision not in (None, "int8")}
     kind, warnings = f"{options.weights}-weights", list[str]()
+    for name in only(found):
+        if name in view.layers and not kernelless(view, view.layers[name]) and (why := uneven(view, view.layers[name])):
+            warnings.append(
+                f"[quantize.layers] '{name}' has precision = '{found.pop(name)}', but stays in INT8: {why}."
+            )
     if options.weights:
         _refuse(dialect, f"[quantize] weights = {options.weights!r}")
         large = [name for name, node in view.layers.items() if _numbers(view, node) >= options.weights_from]
@@ -92,13 +104,23 @@ def tables(view: View, dialect: Dialect, precision: Mapping[str, str]) -> set[st
 
 def misfit(view: View, node: onnx.NodeProto) -> str:
     """Why a layer cannot have weights alone in integers; empty where it can."""
+    return kernelless(view, node) or uneven(view, node)
+
+
+def kernelless(view: View, node: onnx.NodeProto) -> str:
+    """Why there is no kernel for such a layer, whatever its width; empty where there is one."""
     weight = view.initializers.get(node.input[1])
     if node.op_type not in ("MatMul", "Gemm") or weight is None or len(weight.dims) != 2:
         return "only linear layers have a kernel for that"
     scaled = any(attribute(node, name, 1.0) != 1.0 for name in ("alpha", "beta"))
     if node.op_type == "Gemm" and (scaled or attribute(node, "transA", 0)):
         return "a Gemm that scales or transposes has no kernel for that"
-    inputs = weight.dims[_inputs_axis(node)]
+    return ""
+
+
+def uneven(view: View, node: onnx.NodeProto) -> str:
+    """Why there is no kernel for so many inputs of a linear layer; empty where there is one."""
+    inputs = view.initializers[node.input[1]].dims[_inputs_axis(node)]
     return f"its {inputs} input channels are no multiple of {LEAST_BLOCK}" if inputs % LEAST_BLOCK else ""
 
 

@@ -125,11 +125,13 @@ def test_every_room_has_its_floor():
     assert not unknown, f"give these a floor in FLOORS: {sorted(unknown)}"
 
 
+@pytest.mark.long
 def test_a_lower_floor_never_imports_a_higher_one():
     wrong = [str(item) for item in between_rooms() if FLOOR[target_room(item.module)] > FLOOR[room(item.file)]]
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.long
 def test_there_are_no_circles_between_rooms():
     leads: dict[str, set[str]] = {}
     for item in between_rooms():
@@ -173,6 +175,7 @@ def between_files() -> dict[str, set[str]]:
     return leads
 
 
+@pytest.mark.long
 def test_there_are_no_circles_of_files():
     """Imports under TYPE_CHECKING and inside functions count: they say that two files cannot be understood apart."""
     leads = {name: sorted(others) for name, others in between_files().items()}
@@ -189,6 +192,7 @@ def test_there_are_no_circles_of_files():
         visit(name, ())
 
 
+@pytest.mark.long
 def test_the_agent_imports_nothing_of_edgeprune():
     """It runs on devices where edgeprune is not installed; its own modules are reached relatively."""
     agent = PACKAGE / "devices" / "agent"
@@ -213,6 +217,7 @@ def test_the_agent_imports_nothing_of_edgeprune():
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.long
 def test_torch_stays_out_of_rooms_that_do_not_need_it():
     rooms = [file for file in files() if room(file) in WITHOUT_TORCH]
     wrong = [
@@ -264,6 +269,7 @@ def test_starting_loads_nothing_heavy(code):
     assert not loaded(code) & set(HEAVY)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", sorted(set(WITHOUT_TORCH)))
 def test_importing_a_light_room_loads_no_torch(name):
     folder = PACKAGE / name
@@ -285,6 +291,7 @@ def cpu_seconds(script: str) -> float:
     return best
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "code", ["import edgeprune", HELP.format(arguments=["--help"])], ids=["import edgeprune", "edgeprune --help"]
 )

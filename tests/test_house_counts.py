@@ -27,6 +27,7 @@ def found() -> dict[str, list[str]]:
     return measure()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CEILINGS)
 def test_no_count_rises(name: str, found: dict[str, list[str]]) -> None:
     assert len(found[name]) <= CEILINGS[name], "\n".join(found[name])

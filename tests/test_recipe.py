@@ -135,6 +135,7 @@ def test_no_text_ends_in_anything_but_a_recipe_error(tmp_path: Path, text: str) 
     assert len(str(refused.value)) < 600
 
 
+@pytest.mark.long
 def test_names_of_layers_are_checked_before_any_work(tmp_path: Path) -> None:
     from edgeprune.model import export_onnx
     from edgeprune.pipeline.stages import check_layers

@@ -55,6 +55,7 @@ speedup = 1.5
 """
 
 
+@pytest.mark.long
 def test_pictures_look_as_they_did_before_normalisation_and_the_figures_are_theirs(project, edgeprune_command):
     text = Path("recipe.toml").read_text()
     Path("recipe.toml").write_text(text.replace("[data]\n", NORMAL))
@@ -71,6 +72,7 @@ def test_pictures_look_as_they_did_before_normalisation_and_the_figures_are_thei
     assert any(np.abs(tile.astype(int) - image).max() <= 1 for image in images)
 
 
+@pytest.mark.long
 def test_the_metric_its_interval_and_what_chance_gives_are_said(project, edgeprune_command):
     done = edgeprune_command("data", "recipe.toml")
     assert done.exit_code == 0, done.stderr
@@ -81,6 +83,7 @@ def test_the_metric_its_interval_and_what_chance_gives_are_said(project, edgepru
     assert Path("tiny-test.png").is_file() and "from 0 to 0.9961" in done.stdout
 
 
+@pytest.mark.long
 def test_what_is_no_picture_becomes_lines_and_shifted_labels_are_an_error_after_them(project, edgeprune_command):
     Path("words.py").write_text(TOKENS)
     Path("right.toml").write_text(OF_TOKENS.format(source="right"))
@@ -95,6 +98,7 @@ def test_what_is_no_picture_becomes_lines_and_shifted_labels_are_an_error_after_
     assert Path("wrong.txt").read_text().startswith("high (network: low)")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("arguments", "code", "wanted"),
     [

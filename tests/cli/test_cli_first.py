@@ -17,6 +17,7 @@ from edgeprune.errors import UsageError
 from edgeprune.pipeline import Wanted
 
 
+@pytest.mark.long
 def test_init_writes_a_recipe_with_comments(edgeprune_command, project):
     done = edgeprune_command("init", "net.py:net", "--data", "data.npz", "--speedup", "1.2", "-o", "mine.toml")
     assert done.exit_code == 0, done.stderr
@@ -32,6 +33,7 @@ def test_init_writes_a_recipe_with_comments(edgeprune_command, project):
     assert "mine.toml is there already" in again.stderr
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

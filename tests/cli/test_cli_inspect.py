@@ -18,6 +18,7 @@ def plain():
 """
 
 
+@pytest.mark.long
 def test_groups_layers_and_costs_as_a_table_and_as_json(project, edgeprune_command):
     shown = edgeprune_command("inspect", "net.py:net", "--input", "3,16,16")
     assert shown.exit_code == 0, shown.stderr
@@ -26,6 +27,7 @@ def test_groups_layers_and_costs_as_a_table_and_as_json(project, edgeprune_comma
     assert found["groups"] and all(group["size"] >= 1 for group in found["groups"])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("factory", "sizes", "wanted"),
     [

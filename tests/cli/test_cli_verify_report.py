@@ -26,6 +26,7 @@ def test_report_writes_the_page_again(edgeprune_command, run):
     assert "cifar10 on intel-cpu" in (run / "report.html").read_text()
 
 
+@pytest.mark.long
 def test_what_the_linter_found_as_sarif(edgeprune_command, run, tmp_path):
     """A graph without findings is a document without results, which closes the alerts of the one before."""
     lint = [

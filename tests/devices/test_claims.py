@@ -141,6 +141,7 @@ def test_an_arm_target_on_this_machine_has_no_milliseconds(name: str) -> None:
     assert (claim.unit, claim.verdict, claim.answer) == ("modelled ms", "unverified", "this x86 machine")
 
 
+@pytest.mark.long
 def test_this_machine_is_what_it_is() -> None:
     profile = target.load("x86-onnxruntime")
     with devices.connect(profile, "local") as device:

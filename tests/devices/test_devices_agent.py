@@ -61,6 +61,7 @@ def test_the_supervisor_needs_the_standard_library_alone(tmp_path: Path) -> None
     subprocess.run([sys.executable, "-I", "-S", "-c", code, package.agent()[0]], check=True)
 
 
+@pytest.mark.long
 def test_the_agent_starts_on_python_3_8(tmp_path: Path) -> None:
     python = _python38()
     if not python:
@@ -110,6 +111,7 @@ def test_summary_agrees_with_numpy() -> None:
     assert found["count"] == 155
 
 
+@pytest.mark.long
 def test_candidates_take_turns_round_by_round() -> None:
     calls: list[str] = []
     steps = [lambda name=name: calls.append(name) for name in "ABC"]

@@ -110,6 +110,7 @@ def test_the_commands_about_boards() -> None:
     assert isinstance(nameless.exception, UsageError)
 
 
+@pytest.mark.long
 def test_doctor_says_what_is_here_and_what_mends_the_rest() -> None:
     run = CliRunner()
     answer = json.loads(run.invoke(main, ["doctor", "x86-onnxruntime", "--json"]).output)

@@ -46,6 +46,7 @@ def broken_runtime(monkeypatch: pytest.MonkeyPatch, folder: Path, fault: str) ->
     monkeypatch.setenv("PYTHONPATH", str(folder))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("fault", "kind", "words"),
     [
@@ -68,6 +69,7 @@ def test_a_runtime_that_dies(
         assert device.probe().state["memory_bytes"]  # the agent is still there
 
 
+@pytest.mark.long
 def test_a_job_over_its_time_is_stopped_and_the_next_one_runs(
     ort: Target, artifact: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,6 +84,7 @@ def test_a_job_over_its_time_is_stopped_and_the_next_one_runs(
         assert device.measure([loaded], ort.protocol)[0].count == 10
 
 
+@pytest.mark.long
 def test_a_worker_killed_in_a_job_costs_that_job_only(ort: Target, artifact: Artifact) -> None:
     endless = msgspec.structs.replace(ort.protocol, runs=10_000_000)
     with devices.connect(ort) as device:
@@ -93,6 +96,7 @@ def test_a_worker_killed_in_a_job_costs_that_job_only(ort: Target, artifact: Art
         assert len(device.infer(loaded, tinynets.images(3))[0]) == 3
 
 
+@pytest.mark.long
 def test_a_lost_agent_is_said_so_and_a_new_one_takes_over(ort: Target, artifact: Artifact) -> None:
     with devices.connect(ort) as device:
         loaded = device.load(artifact)
@@ -108,6 +112,7 @@ def test_an_interpreter_that_is_not_there(ort: Target) -> None:
         pass
 
 
+@pytest.mark.long
 def test_something_else_answers(ort: Target, tmp_path: Path) -> None:
     chatty = tmp_path / "python"
     chatty.write_text("#!/bin/sh\necho Welcome to the board\nsleep 1\n")
@@ -136,6 +141,7 @@ def test_a_transfer_damaged_again_is_refused(
     assert not list((home / "blobs").iterdir()) and not list((home / "incoming").iterdir())
 
 
+@pytest.mark.long
 def test_a_file_altered_on_the_device_is_sent_again(ort: Target, artifact: Artifact, home: Path) -> None:
     with devices.connect(ort) as device:
         device.load(artifact)
@@ -186,6 +192,7 @@ def test_a_full_disk_while_writing_results(ort: Target, artifact: Artifact, home
         assert len(device.infer(loaded, tinynets.images(2))[0]) == 2
 
 
+@pytest.mark.long
 def test_two_hosts_at_once(ort: Target, artifact: Artifact, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGEPRUNE_LOCK_WAIT", "0.3")
     with devices.connect(ort) as device:
@@ -200,6 +207,7 @@ def test_two_hosts_at_once(ort: Target, artifact: Artifact, home: Path, monkeypa
         assert device.measure([loaded], ort.protocol)[0].count == 10
 
 
+@pytest.mark.long
 def test_a_second_host_waits_its_turn(ort: Target, artifact: Artifact, home: Path) -> None:
     with devices.connect(ort) as device:
         loaded = device.load(artifact)
@@ -211,6 +219,7 @@ def test_a_second_host_waits_its_turn(ort: Target, artifact: Artifact, home: Pat
         assert time.monotonic() - start > 0.45
 
 
+@pytest.mark.long
 def test_a_throttled_board_makes_the_measurement_invalid(
     ort: Target, artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,6 +233,7 @@ def test_a_throttled_board_makes_the_measurement_invalid(
     assert timing.reasons == ("the board reports 'under-voltage'", "the board reports 'throttled'")
 
 
+@pytest.mark.long
 def test_rounds_that_scatter_make_the_measurement_invalid(ort: Target, artifact: Artifact) -> None:
     strict = msgspec.structs.replace(ort.protocol, rounds=3, max_spread=-1.0)  # medians may be equal: a spread of 0
     with devices.connect(ort) as device:

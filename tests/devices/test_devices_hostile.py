@@ -176,6 +176,7 @@ def test_more_or_fewer_latencies_than_were_asked_for(count: int, hostile: Board,
         device.measure([device.load(artifact)], hostile.target.protocol)
 
 
+@pytest.mark.long
 def test_outputs_that_cannot_be(hostile: Board, artifact: Artifact, tmp_path: Path) -> None:
     good = np.zeros((4, 10), np.float32)
     compressed = tmp_path / "compressed.npz"
@@ -246,6 +247,7 @@ def test_limits_of_lines_and_files(
         device.infer(device.load(artifact), tinynets.images(4))
 
 
+@pytest.mark.long
 def test_alive_for_ever_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgeprune.devices.link.SLACK_S", 0.5)
     chatter = 'while true; do echo \'{"protocol":1,"id":1,"event":"alive"}\'; sleep 0.05; done'
@@ -299,6 +301,7 @@ def mutated(good: Any, rng: random.Random, junk: Any) -> Any:
             return found
 
 
+@pytest.mark.long
 @seed(20261128)
 @settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 @given(op=st.sampled_from(sorted(KINDS)), junk=JUNK, rng=st.randoms(use_true_random=False))
@@ -324,6 +327,7 @@ def test_generated_answers_are_right_or_refused(op: str, junk: Any, rng: random.
     assert not answers.CONTROL.search(json.dumps(msgspec.to_builtins(read), ensure_ascii=False))
 
 
+@pytest.mark.long
 @seed(20261128)
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 @given(rng=st.randoms(use_true_random=False))
@@ -356,6 +360,7 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return script
 
 
+@pytest.mark.long
 def test_files_come_and_go_through_a_shell(shell: Path, ort: Target, artifact: Artifact) -> None:
     there = msgspec.structs.replace(ort.connection, python=sys.executable)
     with devices.connect(msgspec.structs.replace(ort, connection=there), "ssh://board") as device:
@@ -364,6 +369,7 @@ def test_files_come_and_go_through_a_shell(shell: Path, ort: Target, artifact: A
         np.testing.assert_array_equal(found, here.infer(here.load(artifact), tinynets.images(5))[0])
 
 
+@pytest.mark.long
 def test_a_shell_that_floods_or_complains_in_colours(
     shell: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,6 +28,7 @@ class Words(nn.Module):
         return x, x.argmax(1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["x86-onnxruntime", "intel-cpu"])
 def test_several_inputs_by_name_and_in_order(tmp_path: Path, name: str) -> None:
     device, network, random = targets.load(name), Words().eval(), np.random.default_rng(0)
@@ -64,6 +65,7 @@ class Summed(nn.Module):
         return x * 2, x.sum((0, 2))
 
 
+@pytest.mark.long
 def test_an_output_of_the_whole_batch_is_said(tmp_path: Path) -> None:
     """The first axis of every output is the batch; what has none is no row of each example."""
     device = targets.load("x86-onnxruntime")

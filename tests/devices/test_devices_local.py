@@ -33,6 +33,7 @@ def test_outputs_are_the_runtimes_own_and_more_than_one_chunk_comes_back_in_orde
     np.testing.assert_array_equal(found, reference(artifact.files["tiny.onnx"], images))
 
 
+@pytest.mark.long
 def test_candidates_are_measured_in_the_order_given(ort: Target, artifact: Artifact, tmp_path: Path) -> None:
     wide = dataclasses.replace(artifact, name="wide", files={"wide.onnx": tinynets.float_net(tmp_path / "w.onnx", 192)})
     with devices.connect(ort) as device:
@@ -44,6 +45,7 @@ def test_candidates_are_measured_in_the_order_given(ort: Target, artifact: Artif
     assert timings[0].minimum > 5 * timings[1].minimum  # 100 times the multiplications
 
 
+@pytest.mark.long
 def test_the_graph_that_the_devices_runtime_optimised_gives_the_same_bits(
     ort: Target, int8_artifact: Artifact, tmp_path: Path
 ) -> None:
@@ -62,6 +64,7 @@ def test_the_graph_that_the_devices_runtime_optimised_gives_the_same_bits(
     assert "QLinearConv" in written and "Conv" not in written
 
 
+@pytest.mark.long
 def test_a_runtime_that_writes_no_optimised_graph_says_so(openvino: Target, nets: dict[str, Path]) -> None:
     pytest.importorskip("openvino")
     artifact = Artifact("tiny", "openvino", "fp32", {"tiny.onnx": nets["fp32"]})
@@ -72,6 +75,7 @@ def test_a_runtime_that_writes_no_optimised_graph_says_so(openvino: Target, nets
         assert len(device.infer(loaded, tinynets.images(1))) == 1  # and is none the worse for it
 
 
+@pytest.mark.long
 def test_onnxruntime_kernels_lead_back_to_the_layers(ort: Target, artifact: Artifact) -> None:
     with devices.connect(ort) as device:
         kernels = device.profile(device.load(artifact), runs=5)
@@ -82,6 +86,7 @@ def test_onnxruntime_kernels_lead_back_to_the_layers(ort: Target, artifact: Arti
     assert all(kernel.count == 5 and kernel.median > 0 and kernel.unit == "ms" for kernel in kernels)
 
 
+@pytest.mark.long
 def test_int8_kernels_on_the_arm_path_lead_back_to_the_layers(ort: Target, int8_artifact: Artifact) -> None:
     exact = dataclasses.replace(int8_artifact, options={"session.qdqisint8allowed": "1"})
     with devices.connect(ort) as device:
@@ -90,6 +95,7 @@ def test_int8_kernels_on_the_arm_path_lead_back_to_the_layers(ort: Target, int8_
     assert [found[f"layer{number}.conv"] for number in (1, 2, 3)] == ["QLinearConv"] * 3
 
 
+@pytest.mark.long
 def test_openvino_kernels_say_what_they_fused(openvino: Target, nets: dict[str, Path], tmp_path: Path) -> None:
     artifact = runtimes.build(nets["int8"], tmp_path, openvino, "tiny", "int8")
     with devices.connect(openvino) as device:
@@ -106,6 +112,7 @@ def test_openvino_kernels_say_what_they_fused(openvino: Target, nets: dict[str, 
     assert timing.median > 0
 
 
+@pytest.mark.long
 def test_a_hundred_artifacts_pass_through_one_agent(ort: Target, tmp_path: Path) -> None:
     with devices.connect(ort) as device:
         first = device.probe().state["memory_bytes"]["MemTotal"]
@@ -127,6 +134,7 @@ def test_the_same_artifact_loaded_twice_outlives_one_unload(ort: Target, artifac
         assert device.infer(two, tinynets.images(2))[0].shape == (2, 16)
 
 
+@pytest.mark.long
 def test_probe_names_what_latency_depends_on(ort: Target) -> None:
     with devices.connect(ort) as device:
         probe = device.probe()
@@ -135,6 +143,7 @@ def test_probe_names_what_latency_depends_on(ort: Target) -> None:
     assert probe.state["memory_bytes"]["MemTotal"] > 0
 
 
+@pytest.mark.long
 def test_rounds_are_spread_over_fresh_processes(ort: Target, artifact: Artifact, tmp_path: Path) -> None:
     wide = dataclasses.replace(artifact, name="wide", files={"w.onnx": tinynets.float_net(tmp_path / "w.onnx", 64)})
     spread = msgspec.structs.replace(ort.protocol, rounds=5, processes=3, max_spread=10.0)
@@ -147,6 +156,7 @@ def test_rounds_are_spread_over_fresh_processes(ort: Target, artifact: Artifact,
         assert len(few.rounds) == 2  # no process without a round
 
 
+@pytest.mark.long
 def test_a_real_machine_gives_milliseconds_whatever_the_profile_of_an_emulated_one_says(
     ort: Target, artifact: Artifact
 ) -> None:

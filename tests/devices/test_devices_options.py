@@ -75,6 +75,7 @@ def values(allowed):
     return [allowed[1], str(allowed[1])] if isinstance(allowed, range) else list(allowed)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("runtime", "runner"), [("openvino", run_openvino), ("onnxruntime", run_onnxruntime)])
 def test_the_real_runtime_takes_every_listed_value(runtime, runner, nets, tmp_path):
     pytest.importorskip(runtime)
@@ -104,6 +105,7 @@ os.kill(os.getpid(), signal.SIGUSR1)
 """
 
 
+@pytest.mark.long
 def test_artifacts_closed_in_any_order_leave_a_process_that_hears_signals(nets):
     pytest.importorskip("openvino")
     command = [sys.executable, "-X", "faulthandler", "-c", SIGNALLED, str(nets["fp32"])]
@@ -120,6 +122,7 @@ def test_the_agent_refuses_before_the_runtime_sees_them(runtime, runner, nets, t
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.long
 def test_an_artifact_cannot_say_where_openvino_writes(openvino, artifact, nets, tmp_path):
     ours = dataclasses.replace(artifact, runtime="openvino", options={"CACHE_DIR": str(tmp_path / "cache")})
     with devices.connect(openvino) as device, pytest.raises(JobFailed, match="no option CACHE_DIR"):

@@ -175,6 +175,7 @@ def test_what_a_living_agent_holds_is_not_pruned_whatever_the_clock_says(tmp_pat
     other.close()
 
 
+@pytest.mark.long
 def test_an_agent_leaves_nothing_of_its_own(ort: target.Target, int8_artifact: Artifact) -> None:
     home = settings.cache() / "agent"
     with devices.connect(ort) as device:

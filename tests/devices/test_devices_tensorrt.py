@@ -147,6 +147,7 @@ def artifact(jetson: Target, folder: Path, precision: str = "int8") -> devices.A
     return runtimes.build(source, folder / "out", jetson, f"dense-{precision}", precision)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("version", JETSON)
 def test_the_whole_conversation(version: str, standin: pytest.MonkeyPatch, jetson: Target, tmp_path: Path) -> None:
     """On the stand-in: build, cache, accuracy, latency by CUDA graph, profile, inspector, timing cache."""
@@ -178,6 +179,7 @@ def test_the_whole_conversation(version: str, standin: pytest.MonkeyPatch, jetso
     assert in_int8 == ({"layer1.conv", "layer2.conv", "layer3.conv"} if old else set())
 
 
+@pytest.mark.long
 def test_fp32_is_built_apart_without_int8(standin: pytest.MonkeyPatch, jetson: Target, tmp_path: Path) -> None:
     with devices.connect(jetson, "local") as device:
         plain = device.load(artifact(jetson, tmp_path, "fp32"))
@@ -186,6 +188,7 @@ def test_fp32_is_built_apart_without_int8(standin: pytest.MonkeyPatch, jetson: T
     assert plain.info["engine_key"] != quantised.info["engine_key"]  # type: ignore[attr-defined]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("fault", "kind", "words"),
     [
@@ -205,6 +208,7 @@ def test_failures_while_building(
     assert caught.value.kind == kind
 
 
+@pytest.mark.long
 def test_an_engine_that_does_not_run(standin: pytest.MonkeyPatch, jetson: Target, tmp_path: Path) -> None:
     standin.setenv("STANDIN_FAULT", "execute")
     with devices.connect(jetson, "local") as device:
@@ -213,6 +217,7 @@ def test_an_engine_that_does_not_run(standin: pytest.MonkeyPatch, jetson: Target
             device.infer(loaded, tinynets.images(1))
 
 
+@pytest.mark.long
 def test_without_cuda_graphs_it_is_timed_all_the_same(
     standin: pytest.MonkeyPatch, jetson: Target, tmp_path: Path
 ) -> None:

@@ -27,6 +27,7 @@ def save(
     return Artifact("net", "onnxruntime", "fp32", {path.name: path})
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["int64", "int32"])
 def test_tokens_go_in_as_they_are(kind: str, ort: Target, tmp_path: Path) -> None:
     table = np.arange(VOCABULARY * 3, dtype=np.float32).reshape(VOCABULARY, 3)
@@ -41,6 +42,7 @@ def test_tokens_go_in_as_they_are(kind: str, ort: Target, tmp_path: Path) -> Non
     assert timing.median > 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["uint8", "bool", "float64"])
 def test_other_types_are_cast_by_the_network_alone(kind: str, ort: Target, tmp_path: Path) -> None:
     nodes = [helper.make_node("Cast", ["input"], ["output"], to=TensorProto.FLOAT)]
@@ -52,6 +54,7 @@ def test_other_types_are_cast_by_the_network_alone(kind: str, ort: Target, tmp_p
         assert device.measure([loaded], ort.protocol)[0].count == 10
 
 
+@pytest.mark.long
 def test_a_type_that_is_not_fed_is_said(ort: Target, tmp_path: Path) -> None:
     nodes = [helper.make_node("Cast", ["input"], ["output"], to=TensorProto.FLOAT)]
     artifact = save(tmp_path / "text.onnx", nodes, TensorProto.STRING, [1, 3])

@@ -107,6 +107,7 @@ def test_sizes_follow_the_batch(net: Any, shape: tuple[int, ...] | None, before:
     assert found is not None and steps_of(found) == steps_of(Tape.of(model, batch))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("net", "shape"), [(Mean, (4,)), (Recurrent, (5, 4)), (Attention, (5, 12))])
 def test_what_mixes_its_batch_in_is_captured_anew(net: type[nn.Module], shape: tuple[int, ...]) -> None:
     model, batch = net().eval(), torch.randn(6, *shape)
@@ -117,6 +118,7 @@ def test_what_mixes_its_batch_in_is_captured_anew(net: type[nn.Module], shape: t
     assert torch.allclose(values[0], model(session.judge[0][0]), atol=1e-6)
 
 
+@pytest.mark.long
 def test_a_trace_hands_its_capture_on_where_it_walked_the_network_itself() -> None:
     assert edgeprune.trace(Tokens().eval(), torch.randn(1, 3, 4, 4)).capture is not None
     model, example = graph_nets.torch_attention()

@@ -47,6 +47,7 @@ def tokens(count: int = 96) -> dict[str, Tensor]:
     return {"mask": mask, "tokens": torch.randint(0, 50, (count, 10), generator=generator)}  # not the forward's order
 
 
+@pytest.mark.long
 def test_inputs_by_name_reach_their_arguments_and_every_output_comes_out() -> None:
     net, examples = text(), tokens()
     session = Session(net, examples)
@@ -79,6 +80,7 @@ def test_a_network_of_two_inputs_and_outputs_is_measured_pruned_and_repaired() -
     assert Evaluator(structure, session)(structure.plan({})).loss == pytest.approx(0, abs=1e-9)
 
 
+@pytest.mark.long
 def test_the_second_output_counts() -> None:
     """A unit that only the second output reads is worth something."""
     net, examples = text(), tokens()

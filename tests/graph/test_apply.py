@@ -165,6 +165,7 @@ class Reader(nn.Module):
         return self.head((seen * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_the_first_layer_of_torch_s_own_encoder_may_go():
     net = Reader().eval()

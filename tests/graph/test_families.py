@@ -55,6 +55,7 @@ EXPECTED = {
 }  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("make", nets.ALL, ids=lambda f: f.__name__)
 def test_family(make: Callable[[], nets.Case]) -> None:
     torch.manual_seed(0)
@@ -126,6 +127,7 @@ def test_a_count_in_the_code_freezes_with_its_line() -> None:
     assert any("a" in f.layers and "test_families.py" in f.source for f in structure.frozen)
 
 
+@pytest.mark.long
 def test_opaque_goes_round_what_depends_on_data() -> None:
     class Picky(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -67,6 +67,7 @@ def _with(plan: Plan, i: int, kept: tuple[int, ...]) -> Plan:
     return replace(plan, cuts=tuple(cuts))
 
 
+@pytest.mark.long
 def test_the_right_plan_passes_far_below_the_tolerance() -> None:
     model, structure, plan = traced()
     proof = structure.prove(model, plan)
@@ -74,6 +75,7 @@ def test_the_right_plan_passes_far_below_the_tolerance() -> None:
     assert proof.max_error < 1e-12
 
 
+@pytest.mark.long
 def test_every_swap_and_every_wrong_choice_is_detected() -> None:
     model, structure, plan = traced()
     wrong = [*swaps(plan), *others(plan, structure)]
@@ -83,6 +85,7 @@ def test_every_swap_and_every_wrong_choice_is_detected() -> None:
         assert not structure.prove(model, bad).passed, f"missed: {changed}"
 
 
+@pytest.mark.long
 def test_a_forgotten_cut_is_detected() -> None:
     model, structure, plan = traced()
     for i, cut in enumerate(plan.cuts):
@@ -111,6 +114,7 @@ def _separable() -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(96, 5))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("make", [_plain, _separable])
 def test_a_fault_far_from_the_outputs_of_a_fresh_network_is_detected(make: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
@@ -123,6 +127,7 @@ def test_a_fault_far_from_the_outputs_of_a_fresh_network_is_detected(make: Calla
         assert not proof.passed and proof.max_error > 1e-5
 
 
+@pytest.mark.long
 def test_one_narrowed_name_of_a_tied_weight_is_refused() -> None:
     layers = {"a": nn.Linear(6, 8), "b": nn.Linear(8, 6), "c": nn.Linear(6, 8), "o": nn.Linear(8, 2)}
     model = nets.Call(lambda m, x: m.o(m.c(torch.relu(m.b(torch.relu(m.a(x)))))), **layers)

@@ -46,6 +46,7 @@ class Small(nn.Module):
         return self.fc(torch.flatten(nn.functional.adaptive_avg_pool2d(x, 2), 1))
 
 
+@pytest.mark.long
 def test_trace_plan_apply_prove_save_load(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Small()
@@ -69,6 +70,7 @@ def test_trace_plan_apply_prove_save_load(tmp_path: Path) -> None:
     assert torch.equal(again(x), pruned(x))
 
 
+@pytest.mark.long
 def test_removed_block_is_proven() -> None:
     model = Small()
     structure = edgeprune.trace(model, torch.randn(1, 3, 8, 8))
@@ -77,6 +79,7 @@ def test_removed_block_is_proven() -> None:
     assert sum(p.numel() for p in plan.apply(model).layer1[1].parameters()) == 0
 
 
+@pytest.mark.long
 def test_unknown_group_is_refused() -> None:
     structure = edgeprune.trace(Small(), torch.randn(1, 3, 8, 8))
     with pytest.raises(edgeprune.EdgepruneError, match="no group 'sten'"):

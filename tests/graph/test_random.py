@@ -221,6 +221,7 @@ def prove(seed: int) -> int:
     return len(structure.groups)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", range(3))
 def test_random_networks(seed: int) -> None:
     assert prove(seed) > 0

@@ -105,6 +105,7 @@ def test_illegal_choices_of_units(model: nn.Module) -> None:
         structure.uniform(1.0)
 
 
+@pytest.mark.long
 def test_a_plan_for_another_model(model: nn.Module) -> None:
     structure = edgeprune.trace(model, X)
     plan = structure.uniform(0.5)

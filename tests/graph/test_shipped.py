@@ -38,6 +38,7 @@ class Disentangled(nn.Module):
         return self.o(y.transpose(1, 2).flatten(2))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scale", ["tensor", "full", "number"])
 def test_a_scale_made_from_the_width_of_query_and_key_keeps_that_width(scale: str) -> None:
     torch.manual_seed(0)
@@ -65,6 +66,7 @@ class Sliced(nn.Module):
         return self.layers[-1](x)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", [nn.Sequential, nn.ModuleList])
 def test_layers_reached_through_a_slice_have_their_own_names(kind: type[nn.Module]) -> None:
     torch.manual_seed(0)
@@ -100,6 +102,7 @@ class Biased(nn.Module):
         return self.o(y.transpose(1, 2).flatten(2))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("forwards", [0, 1])
 def test_what_was_made_from_weights_and_kept_is_made_again_from_narrow_ones(forwards: int) -> None:
     torch.manual_seed(0)
@@ -135,6 +138,7 @@ class Decoding(nn.Module):
         return torch.gather(box, 2, place.unsqueeze(1).expand(-1, 2, -1))
 
 
+@pytest.mark.long
 def test_what_lies_behind_the_last_weights_is_found_and_freezes_nothing_before_it() -> None:
     model = Decoding()
     structure = edgeprune.trace(model, torch.rand(1, 3, 6, 6))
@@ -145,6 +149,7 @@ def test_what_lies_behind_the_last_weights_is_found_and_freezes_nothing_before_i
     assert structure.prove(model, structure.plan({"a": range(6)})).passed
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", [nets.values_that_agree_by_accident, nets.numbers_that_agree_by_accident])
 def test_no_trial_is_made_twice(case: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hint that brought a trial further is not tried again in the next round: each trial is a capture."""

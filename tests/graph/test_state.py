@@ -145,6 +145,7 @@ def test_a_detector_that_keeps_its_anchors(forwards: int) -> None:
     assert pruned.eval()(torch.rand(1, 3, 24, 24)).shape == (1, 7, 5)
 
 
+@pytest.mark.long
 def test_a_part_that_is_cut_out_still_looks_like_itself() -> None:
     """The network round it reads its attributes, checks its class, indexes and iterates."""
     torch.manual_seed(0)

@@ -45,6 +45,7 @@ def test_one_cell_is_enough() -> None:
     assert surface.distance(16, 64) == pytest.approx(1.0)
 
 
+@pytest.mark.long
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 64), st.integers(1, 64), st.floats(0.01, 10)), min_size=1, max_size=12))
 def test_predictions_are_positive_and_finite_whatever_was_measured(rows: list[tuple[int, int, float]]) -> None:

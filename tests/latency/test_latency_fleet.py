@@ -54,6 +54,7 @@ class Board(SimulatedDevice):
             raise DeviceUnreachable("it does not answer.")
 
 
+@pytest.mark.long
 def test_two_boards_share_a_table_and_it_is_the_one_of_each(made: ArtifactBuilder) -> None:
     boards = {"a": Board(), "b": Board()}
     variants = draw(made.structure, made.target.channels, 12, seed=1)
@@ -69,6 +70,7 @@ def test_two_boards_share_a_table_and_it_is_the_one_of_each(made: ArtifactBuilde
     assert all(board.left and not board.opened for board in boards.values())  # nothing stays open
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("first", [True, False])
 def test_one_board_drops_and_the_table_ends_on_the_other(made: ArtifactBuilder, first: bool) -> None:
     """The leading one, in the middle of shared work; or the other one."""
@@ -87,6 +89,7 @@ def test_one_board_drops_and_the_table_ends_on_the_other(made: ArtifactBuilder, 
         assert ratio == pytest.approx(truth(SimulatedDevice(), made, variant), rel=1e-3)
 
 
+@pytest.mark.long
 def test_the_last_board_is_the_fleet(made: ArtifactBuilder) -> None:
     with Fleet({"a": Board(lives=2), "b": Board(lives=2)}) as fleet, pytest.raises(DeviceUnreachable, match="answer"):
         extend(empty(fleet), fleet, made, draw(made.structure, made.target.channels, 40, seed=1), EFFORT)
@@ -107,6 +110,7 @@ def test_another_kernel_is_another_kind(made: ArtifactBuilder) -> None:
     assert all(board.left for board in boards.values())
 
 
+@pytest.mark.long
 def test_another_speed_grade_is_set_aside(made: ArtifactBuilder) -> None:
     """Its ratios are its own anchor's, so what it gave before it was known does no harm."""
     boards = {"a": Board(), "b": Board(slower=1.3)}

@@ -56,6 +56,7 @@ def ratios(made: ArtifactBuilder, device: TwoPaces, variants: Sequence[Configura
     return np.array([run.ratio for run in runs]), truths[1:] / truths[0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("slow", [lambda call: call % 8 >= 3, lambda call: call < 4, lambda call: call in (3, 5)])
 def test_the_faster_pace_counts(made: ArtifactBuilder, slow: Callable[[int], bool]) -> None:
     found, true = ratios(made, TwoPaces(slow), draw(made.structure, made.target.channels, 16, seed=4))
@@ -63,6 +64,7 @@ def test_the_faster_pace_counts(made: ArtifactBuilder, slow: Callable[[int], boo
     assert found == pytest.approx(true, rel=0.02)
 
 
+@pytest.mark.long
 def test_a_pace_that_does_not_come_back_is_not_waited_for(made: ArtifactBuilder) -> None:
     device = TwoPaces(lambda call: call > 2)
     variants = draw(made.structure, made.target.channels, 16, seed=4)
@@ -96,6 +98,7 @@ class Neighbours(SimulatedDevice):
         ]
 
 
+@pytest.mark.long
 def test_a_dense_network_that_does_not_repeat_itself_spoils_no_other(made: ArtifactBuilder) -> None:
     """All ratios share one error, that of the dense network when it was measured."""
     device = Neighbours(noise=0.002, seed=5)
@@ -105,6 +108,7 @@ def test_a_dense_network_that_does_not_repeat_itself_spoils_no_other(made: Artif
     assert 0.7 < np.median(shared) < 0.99, "the device must have moved the dense network for this test to mean anything"
 
 
+@pytest.mark.long
 def test_a_deadline_in_milliseconds_is_met_whatever_the_dense_network_does(made: ArtifactBuilder) -> None:
     device, steps = Neighbours(noise=0.002, seed=5), made.target.channels
     table = extend(Table(device.probe().fingerprint), device, made, draw(made.structure, steps, 16, seed=4), EFFORT)
@@ -139,6 +143,7 @@ def test_the_dense_network_of_an_earlier_day_counts_as_much_as_todays() -> None:
     assert resumed.known(dense).ratio == pytest.approx(1.2)
 
 
+@pytest.mark.long
 def test_a_table_of_the_slower_pace_is_measured_once_more(made: ArtifactBuilder) -> None:
     device, other = TwoPaces(lambda call: call < 8), TwoPaces(lambda call: False)
     found, alone = (profile(Table(one.probe().fingerprint), one, made, 24, 8, EFFORT) for one in (device, other))

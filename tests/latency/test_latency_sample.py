@@ -64,6 +64,7 @@ def noisy_table(tmp_path_factory: pytest.TempPathFactory, prepared: Any) -> tupl
     return made, extend(empty(device), device, made, variants, EFFORT)
 
 
+@pytest.mark.long
 def test_unseen_networks_are_predicted_through_noise_and_drift(noisy_table: tuple[ArtifactBuilder, Table]) -> None:
     made, table = noisy_table
     predictor = Predictor(table, made.structure, made.network)
@@ -116,6 +117,7 @@ def test_plans_variants_and_widths_are_predicted_alike(noisy_table: tuple[Artifa
     assert predictor.predict({"first.conv1": 16}) == predictor.predict(Configuration({"first.conv1": 16}))
 
 
+@pytest.mark.long
 def test_sampling_resumes_and_measures_nothing_twice(made: ArtifactBuilder) -> None:
     device = SimulatedDevice()
     variants = draw(made.structure, made.target.channels, 6, seed=1)
@@ -132,6 +134,7 @@ def test_sampling_resumes_and_measures_nothing_twice(made: ArtifactBuilder) -> N
     assert [path.name for path in made.folder.iterdir()] == ["anchor.onnx"]
 
 
+@pytest.mark.long
 def test_a_slower_device_gives_the_same_table(made: ArtifactBuilder) -> None:
     """Drift is divided out: sampling at half the speed changes neither cells nor ratios."""
     variants = draw(made.structure, made.target.channels, 8, seed=1)
@@ -147,6 +150,7 @@ def test_a_slower_device_gives_the_same_table(made: ArtifactBuilder) -> None:
     assert ratios[0] == pytest.approx(ratios[1], rel=1e-6)
 
 
+@pytest.mark.long
 def test_a_device_too_noisy_to_measure_gives_a_table_that_says_so_and_no_error(made: ArtifactBuilder) -> None:
     """Every round is off by several times: nothing can be told, and what cannot be told does not count."""
     device, said = SimulatedDevice(noise=20), list[str]()
@@ -160,6 +164,7 @@ def test_a_device_too_noisy_to_measure_gives_a_table_that_says_so_and_no_error(m
     assert found.predictor.predict(DENSE) > 0
 
 
+@pytest.mark.long
 def test_patience_narrows_the_intervals_of_a_noisy_device(made: ArtifactBuilder) -> None:
     """The same noise, with and without time to measure again: more rounds, all of them together."""
     hasty, patient = (SimulatedDevice(noise=0.6, seed=2) for _ in range(2))
@@ -181,6 +186,7 @@ def test_patience_narrows_the_intervals_of_a_noisy_device(made: ArtifactBuilder)
     assert said and 0 < wait.spent <= 25
 
 
+@pytest.mark.long
 def test_a_table_that_errs_more_than_asked_is_extended_then_said_to_closure(made: ArtifactBuilder) -> None:
     device, said = SimulatedDevice(noise=0.02), list[str]()
     found = profile(empty(device), device, made, 2, 4, EFFORT, max_error=1e-4, patience=Patience(3.0, said.append))
@@ -191,6 +197,7 @@ def test_a_table_that_errs_more_than_asked_is_extended_then_said_to_closure(made
     assert content.good and content.errors.median < 0.05
 
 
+@pytest.mark.long
 def test_what_disturbs_for_a_while_costs_time_but_no_table(made: ArtifactBuilder) -> None:
     """Every network of the first pass is too noisy; then the device is left alone."""
     device = SimulatedDevice(noise=20)
@@ -214,6 +221,7 @@ def test_an_unknown_network_is_refused(made: ArtifactBuilder) -> None:
         Predictor(Table({}), made.structure, made.network)
 
 
+@pytest.mark.long
 def test_profile_tells_its_error_and_beats_counting_macs(made: ArtifactBuilder) -> None:
     device = SimulatedDevice(noise=0.01)
     done: list[tuple[int, int]] = []
@@ -244,6 +252,7 @@ def uniform(maker: ArtifactBuilder) -> Any:
     return solve
 
 
+@pytest.mark.long
 def test_closure_ends_within_the_budget_as_measured(noisy_table: tuple[ArtifactBuilder, Table]) -> None:
     made, table = noisy_table
     device = SimulatedDevice(noise=0.01, drift=0.001, seed=5)
@@ -301,6 +310,7 @@ def test_only_a_network_that_may_be_taken_is_confirmed_again_and_again(
     assert (confirmed > 3) == repeated
 
 
+@pytest.mark.long
 def test_the_more_networks_were_tried_the_less_near_to_the_budget_one_has_to_be(
     noisy_table: tuple[ArtifactBuilder, Table],
 ) -> None:
@@ -336,6 +346,7 @@ class Lucky(SimulatedDevice):
         return found
 
 
+@pytest.mark.long
 def test_a_network_that_was_lucky_once_is_not_taken(noisy_table: tuple[ArtifactBuilder, Table]) -> None:
     """The winner's curse: of the networks within the budget, the one of least loss was measured too fast."""
     made, table = noisy_table
@@ -417,6 +428,7 @@ def test_tables_of_sampling_survive_a_file(noisy_table: tuple[ArtifactBuilder, T
     assert one == pytest.approx(two, rel=1e-3)
 
 
+@pytest.mark.long
 def test_of_the_networks_within_the_budget_the_one_of_least_loss_is_taken(
     noisy_table: tuple[ArtifactBuilder, Table],
 ) -> None:
@@ -436,6 +448,7 @@ def test_of_the_networks_within_the_budget_the_one_of_least_loss_is_taken(
     assert closed(lambda variant: sum(variant.widths.values())) == narrow
 
 
+@pytest.mark.long
 def test_a_network_too_near_to_the_budget_is_taken_only_where_no_other_fits(
     noisy_table: tuple[ArtifactBuilder, Table],
 ) -> None:

@@ -182,6 +182,7 @@ def command(*arguments, **environment):
     return CliRunner(env=environment).invoke(main, ["table", *map(str, arguments)], prog_name="edgeprune")
 
 
+@pytest.mark.long
 def test_the_commands(family, tmp_path):
     run = tmp_path / "run"
     (run / "latency").mkdir(parents=True)

@@ -61,6 +61,7 @@ def test_the_floor_is_the_least_of_everything(prepared: Prepared) -> None:
     assert narrow(prepared.dense, prepared.structure, least) is not None
 
 
+@pytest.mark.long
 def test_a_graph_that_cannot_be_sliced_is_refused_and_exported_instead(
     prepared: Prepared, made: ArtifactBuilder
 ) -> None:

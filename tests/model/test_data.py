@@ -66,6 +66,7 @@ def test_preprocessing_is_resize_crop_scale_mean_std() -> None:
     np.testing.assert_allclose(out, 2.0)
 
 
+@pytest.mark.long
 def test_the_shipped_cifar10_images_are_whole() -> None:
     data = model.load_data(
         Recipe(ModelSection("a:b", (3, 32, 32)), DataSection(str(CIFAR)), BudgetSection(speedup=2.0))
@@ -84,6 +85,7 @@ def test_a_selection_split_of_its_own_is_used_and_nothing_is_held_out(tmp_path: 
     assert sorted(data.selection.indices) == list(range(10))
 
 
+@pytest.mark.long
 def test_a_damaged_sheet_is_named(tmp_path: Path) -> None:
     shutil.copytree(CIFAR, tmp_path / "copy")
     sheet = tmp_path / "copy" / "test-1.webp"

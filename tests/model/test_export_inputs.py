@@ -36,6 +36,7 @@ EXAMPLE = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("form", ["by name", "by name, another order", "in order"])
 def test_inputs_are_called_as_forwards_arguments_and_outputs_by_number(tmp_path: Path, form: str) -> None:
     network = Several().train()
@@ -54,6 +55,7 @@ def test_inputs_are_called_as_forwards_arguments_and_outputs_by_number(tmp_path:
         assert np.allclose(one, two.numpy(), atol=1e-5) and one.dtype == two.numpy().dtype
 
 
+@pytest.mark.long
 def test_a_graph_that_computes_something_else_is_refused(tmp_path: Path) -> None:
     network = Several().eval()
     made = export_onnx(network, EXAMPLE, tmp_path / "x.onnx")
@@ -63,6 +65,7 @@ def test_a_graph_that_computes_something_else_is_refused(tmp_path: Path) -> None
         check_export(network, EXAMPLE, made)
 
 
+@pytest.mark.long
 def test_an_input_called_output_is_refused(tmp_path: Path) -> None:
     class Odd(nn.Module):
         def forward(self, output):
@@ -87,6 +90,7 @@ class Cached(nn.Module):
         return self.layer(x) + self.anchors
 
 
+@pytest.mark.long
 def test_a_network_that_keeps_things_in_attributes_runs_as_before_after_its_export(tmp_path: Path) -> None:
     network, x = Cached().eval(), torch.rand(1, 3, 8, 8)
     export_onnx(network, x, tmp_path / "network.onnx")
@@ -95,6 +99,7 @@ def test_a_network_that_keeps_things_in_attributes_runs_as_before_after_its_expo
         assert network(x).numpy().shape == (1, 4, 8, 8)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("pool", [nn.MaxPool2d(2, 1), nn.AvgPool2d(2, 1)])
 def test_zeros_padded_ahead_of_a_pool_count_as_zeros_in_the_runtime(tmp_path: Path, pool: nn.Module) -> None:
     """ONNX Runtime takes them for minus infinity ahead of a MaxPool: all is negative here, so zeros must win."""
@@ -122,6 +127,7 @@ class Masked(nn.Module):
         return torch.softmax(y @ x.transpose(1, 2) + self.causal, -1) @ x
 
 
+@pytest.mark.long
 def test_masks_of_minus_infinity_are_exported_as_finite_numbers(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network, mask = Masked().eval(), torch.ones(2, 5)

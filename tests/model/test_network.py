@@ -27,6 +27,7 @@ def state() -> dict[str, torch.Tensor]:
     return model.load_factory(FACTORY)().state_dict()
 
 
+@pytest.mark.long
 def test_safetensors_weights_are_assigned_and_the_network_is_in_eval_mode(tmp_path: Path) -> None:
     changed = {key: value + 1 if key == "linear.bias" else value for key, value in state().items()}
     save_file(changed, tmp_path / "w.safetensors")
@@ -35,6 +36,7 @@ def test_safetensors_weights_are_assigned_and_the_network_is_in_eval_mode(tmp_pa
     assert torch.equal(loaded.state_dict()["linear.bias"], changed["linear.bias"])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "wrap", [lambda s: s, lambda s: {"state_dict": s}, lambda s: {"module." + k: v for k, v in s.items()}]
 )
@@ -48,6 +50,7 @@ class Evil:
         return (Path.touch, (Path("evil-was-run"),))
 
 
+@pytest.mark.long
 def test_a_pickle_is_refused_and_its_code_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("w.pt").write_bytes(pickle.dumps(Evil()))
@@ -59,6 +62,7 @@ def test_a_pickle_is_refused_and_its_code_is_not_run(tmp_path: Path, monkeypatch
     assert not Path("evil-was-run").exists()
 
 
+@pytest.mark.long
 def test_wrong_weights_are_named(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     with pytest.raises(ModelError, match="no such file"):
@@ -82,6 +86,7 @@ def test_wrong_weights_are_named(tmp_path: Path) -> None:
         model.load_model(recipe(weights=str(path)))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("factory", "message"),
     [
@@ -99,11 +104,13 @@ def test_wrong_factories_are_explained(factory: str, message: str) -> None:
         model.load_model(recipe(factory))
 
 
+@pytest.mark.long
 def test_a_wrong_input_shape_is_explained() -> None:
     with pytest.raises(ModelError, match=r"fails on one example of shape \[1, 4, 32, 32\]"):
         model.load_model(recipe(shape=(4, 32, 32)))
 
 
+@pytest.mark.long
 def test_the_exported_graph_is_canonical_and_computes_the_same(tmp_path: Path) -> None:
     network = model.load_model(recipe())
     network.train()
@@ -124,6 +131,7 @@ def test_the_exported_graph_is_canonical_and_computes_the_same(tmp_path: Path) -
     assert list(tmp_path.iterdir()) == [tmp_path / "net.onnx"]
 
 
+@pytest.mark.long
 def test_a_mean_over_channels_exports(tmp_path: Path) -> None:
     class Rms(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -135,6 +143,7 @@ def test_a_mean_over_channels_exports(tmp_path: Path) -> None:
     np.testing.assert_allclose(session.run(None, {"input": x.numpy()})[0], Rms()(x).numpy(), atol=1e-5)
 
 
+@pytest.mark.long
 def test_a_digest_changes_with_a_weight() -> None:
     network = model.load_model(recipe())
     before = model.digest(network)

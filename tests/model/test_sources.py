@@ -215,6 +215,7 @@ def torn(): return {**good(), "train_labels": [[1], [1, 2]]}
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -49,6 +49,7 @@ def width(network: nn.Module) -> int:
     return network.head.out_features  # type: ignore[no-any-return]
 
 
+@pytest.mark.long
 def test_neighbours_are_found_late_and_two_projects_do_not_mix(tmp_path: Path) -> None:
     first, second = project(tmp_path / "a", 3), project(tmp_path / "b", 5)
     assert width(model.load_model(recipe(first))) == 3
@@ -60,6 +61,7 @@ def test_neighbours_are_found_late_and_two_projects_do_not_mix(tmp_path: Path) -
     assert type(one) is type(two)
 
 
+@pytest.mark.long
 def test_the_house_s_own_modules_never_give_way(tmp_path: Path) -> None:
     before = sys.modules["json"]
     factory = project(tmp_path / "a", 3)
@@ -83,6 +85,7 @@ def given(width): return good()
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -104,6 +107,7 @@ def test_however_a_factory_ends_it_is_a_model_error(tmp_path: Path, capsys, name
     assert capsys.readouterr().out == "", "standard output is for what edgeprune says"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -129,6 +133,7 @@ def test_sys_exit_as_a_factory_does_not_end_the_command() -> None:
         model.load_model(recipe("sys:exit"))
 
 
+@pytest.mark.long
 def test_ctrl_c_goes_through(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text("def build(): raise KeyboardInterrupt")
     with pytest.raises(KeyboardInterrupt):

@@ -155,6 +155,7 @@ def test_weights_of_another_network_are_not_squeezed_in(tmp_path: Path) -> None:
         loaded(tmp_path / "w.pt")
 
 
+@pytest.mark.long
 def test_values_that_are_not_finite_are_refused_also_after_a_cast(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(
         "from torch import nn\ndef build(): return nn.Sequential(nn.Flatten(), nn.Linear(4, 2))"

@@ -23,6 +23,7 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
+@pytest.mark.long
 def test_structure_tape_and_float_graph_share_a_capture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found, dense = captured(monkeypatch), sum(parameter.numel() for parameter in network().parameters())
     with run_of(tmp_path, quantize={"layers": {"0": {"precision": "float"}}}) as context:

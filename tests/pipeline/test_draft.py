@@ -60,6 +60,7 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.long
 def test_class_folders_become_a_recipe_that_holds(here):
     colours(Path("photos"))
     said = []
@@ -77,6 +78,7 @@ def test_class_folders_become_a_recipe_that_holds(here):
     assert not [finding for finding in made.findings if finding.severity == "error"]
 
 
+@pytest.mark.long
 def test_arrays_and_a_regression_are_recognised(here):
     rng = np.random.default_rng(0)
     inputs = rng.random((200, 12))
@@ -88,6 +90,7 @@ def test_arrays_and_a_regression_are_recognised(here):
     assert made.dense.metric == "MAE"
 
 
+@pytest.mark.long
 def test_a_network_that_knows_nothing_leaves_nothing_behind(here):
     colours(Path("photos"))
     Path("nets.py").write_text(COLOURS.replace("model[4].weight[2 - c, c] = scale", "pass"))
@@ -97,12 +100,14 @@ def test_a_network_that_knows_nothing_leaves_nothing_behind(here):
     assert len(list(Path("photos").rglob("*.png"))) == 36
 
 
+@pytest.mark.long
 def test_targets_that_say_nothing_are_asked_for(here):
     np.savez("odd.npz", x=np.ones((30, 12)), y=np.ones((30, 5, 5)))
     with pytest.raises(UsageError, match=r"a target is \(5, 5\)"):
         pipeline.draft(Wanted("nets.py:windows", "odd.npz"), Path(), lambda about, text: None)
 
 
+@pytest.mark.long
 def test_outputs_in_another_order_than_the_folders_are_noticed(here):
     colours(Path("photos"), count=24)
     Path("nets.py").write_text(COLOURS.replace("[2 - c, c]", "[c, c]"))
@@ -137,6 +142,7 @@ def shifted():
 """
 
 
+@pytest.mark.long
 def test_pixels_are_ranked_whatever_the_order_of_the_classes(here):
     """As they are, the right pixels score 0 points here, and ImageNet's, of which the network says one thing, 33."""
     colours(Path("photos"), count=60, dimmest=200)

@@ -73,6 +73,7 @@ def write(path: str, rows: list[list[str]], head: tuple[str, ...] = ("number", "
         csv.writer(file, delimiter="\t" if path.endswith("tsv") else ",").writerows([head, *rows])
 
 
+@pytest.mark.long
 def test_one_table_becomes_a_recipe_that_holds(here: Path) -> None:
     write("tickets.csv", tickets())
     said = list[str]()
@@ -124,6 +125,7 @@ def test_a_sorted_table_shows_its_labels(here: Path, monkeypatch: pytest.MonkeyP
     assert layout_folders.look(Path("sorted.csv")).options["label"] == "kind"
 
 
+@pytest.mark.long
 def test_a_network_of_fewer_places_gets_shorter_texts(here: Path) -> None:
     write("long.csv", tickets(longest=90))
     made = pipeline.draft(Wanted("bag.py:net", "long.csv"), here, lambda *_: None)

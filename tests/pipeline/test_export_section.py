@@ -37,6 +37,7 @@ def opened(folder: Path, name: str = "x86-onnxruntime", task: Any = None, **expo
         yield context
 
 
+@pytest.mark.long
 def test_the_device_is_fed_the_bytes_and_gives_what_the_network_does(tmp_path: Path) -> None:
     with opened(tmp_path, input="uint8 NHWC", output="argmax") as context:
         ends.check(context.subject, context.target)
@@ -65,6 +66,7 @@ def test_the_device_is_fed_the_bytes_and_gives_what_the_network_does(tmp_path: P
         assert fed.dtype == np.uint8 and np.array_equal(fed, pixels)
 
 
+@pytest.mark.long
 def test_a_run_without_it_feeds_what_the_network_takes(tmp_path: Path) -> None:
     with opened(tmp_path) as context:
         ends.check(context.subject, context.target)
@@ -74,6 +76,7 @@ def test_a_run_without_it_feeds_what_the_network_takes(tmp_path: Path) -> None:
         assert "dtype" not in travelling.preprocessing(context.subject, tmp_path)
 
 
+@pytest.mark.long
 def test_what_is_measured_and_exported_depends_on_it_and_what_is_trained_does_not_by_itself(tmp_path: Path) -> None:
     found = []
     for number, export in enumerate([{}, {"output": "softmax"}]):
@@ -92,6 +95,7 @@ BAD: dict[str, tuple[dict[str, Any], type[EdgepruneError], str]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", BAD)
 def test_what_cannot_be_is_refused_in_one_sentence(tmp_path: Path, kind: str) -> None:
     asked, error, says = BAD[kind]

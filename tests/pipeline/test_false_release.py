@@ -69,6 +69,7 @@ def test_another_core_is_measured_and_never_released(tiny: recipe.Recipe, tmp_pa
     assert f"NOT VERIFIED: no {other.title} has run this" in readme
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not X86, reason="this machine must not be an ARM one")
 def test_a_machine_that_is_called_arm_is_asked_itself(
     tiny: recipe.Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -79,6 +80,7 @@ def test_a_machine_that_is_called_arm_is_asked_itself(
     assert ended.value.exit_code == 6 and not (tmp_path / "run" / "plan").exists()
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not X86, reason="this machine must not be an ARM one")
 def test_plan_says_that_nothing_will_be_released(tiny: recipe.Recipe, tmp_path: Path) -> None:
     arguments = ["raspberry-pi-5", "plan", tiny.path, "--device", "local", "--run-dir", str(tmp_path / "run")]

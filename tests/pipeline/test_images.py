@@ -82,6 +82,7 @@ def test_a_real_device_does_all_images() -> None:
     assert network.correct == network.images == len(LABELS)
 
 
+@pytest.mark.long
 def test_maps_are_judged_in_pieces_that_fit() -> None:
     """512 KiB an example: never more than 4 MiB of outputs at once."""
 

@@ -16,6 +16,7 @@ from edgeprune.errors import RecipeError
 from edgeprune.pipeline import int8_training, stages, workloads
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("settings", "kept"),
     [({"qat_lr": 3e-3, "qat_precision": "bf16"}, True), ({"qat_lr": 30.0}, False)],

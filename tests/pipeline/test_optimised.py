@@ -58,6 +58,7 @@ def plain(context: Any, tmp_path: Path) -> Any:
 EXACT = {"session.qdqisint8allowed": "1"}
 
 
+@pytest.mark.long
 def test_made_compared_and_said(context: Any, plain: Any, tmp_path: Path) -> None:
     facts = optimised.write(subject(), context, context, tmp_path, plain)
     assert (tmp_path / facts["file"]).is_file() and len(facts["sha256"]) == 64
@@ -76,6 +77,7 @@ def test_x86_never_makes_it(context: Any, plain: Any, tmp_path: Path, monkeypatc
     assert not (tmp_path / optimised.FILE).exists()
 
 
+@pytest.mark.long
 def test_other_bits_are_not_shipped(context: Any, plain: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = tinynets.float_net(tmp_path / "other.onnx").read_bytes()
     monkeypatch.setattr(context.device, "optimised", lambda loaded: other)

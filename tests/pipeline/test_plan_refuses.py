@@ -128,6 +128,7 @@ BAD = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", BAD)
 def test_what_computes_nothing_is_refused(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     factory, test, shown, says, about = BAD[kind]

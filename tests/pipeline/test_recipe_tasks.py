@@ -106,6 +106,7 @@ def arrays(folder: Path) -> str:
     return '[data]\nkind = "arrays"\nsource = "data.npz"\nselection = 20\n'
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("source", ["datasets", "a Data", "arrays", "objects"])
 def test_the_same_task_from_a_recipe_and_from_objects(tmp_path: Path, source: str) -> None:
     given = None
@@ -150,6 +151,7 @@ def test_a_recipe_names_any_task(tmp_path: Path, section: str, metric: str, unit
     assert (made.metric, made.unit, made.higher_is_better) == (metric, unit, higher)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("section", "text"),
     [
@@ -243,6 +245,7 @@ def test_bad_data_and_metrics_end_before_anything_is_measured(
         feasible.dense_sanity(context.subject)
 
 
+@pytest.mark.long
 def test_token_ids_out_of_a_stated_range_and_other_types_than_stated(tmp_path: Path) -> None:
     stated = 'inputs.ids = { shape = [6], dtype = "int64", below = 20 }\ninputs.size = { shape = [2] }'
     with context_of(tmp_path, said(tmp_path, "", stated)) as context, pytest.raises(DataError, match="from 0 to 19"):
@@ -261,6 +264,7 @@ def pictures() -> dict[str, Any]:
             (("images", images), ("labels", np.arange(4) % 2))}  # fmt: skip
 
 
+@pytest.mark.long
 def test_images_of_a_function_need_an_input(tmp_path: Path) -> None:
     asked = said(tmp_path, f'[data]\nsource = "{__file__}:pictures"\n', section="")
     with context_of(tmp_path, asked) as context, pytest.raises(RecipeError, match="input is missing"):

@@ -273,6 +273,7 @@ def kill_at(patch: pytest.MonkeyPatch, at: int) -> None:
         patch.setattr(holder, name, killing(getattr(holder, name)))
 
 
+@pytest.mark.long
 def test_the_lock_is_never_held_twice(tmp_path: Path) -> None:
     """Four processes, a thousand times: whoever is inside finds nobody else inside."""
     path, sign, children = tmp_path / "run", tmp_path / "inside", []

@@ -15,6 +15,7 @@ from edgeprune.pipeline.rundir import RunDirectory
 from edgeprune.recover import logits
 
 
+@pytest.mark.long
 def test_a_classifier_of_images_is_a_workload_of_the_same_figures(tiny: recipe.Recipe, tmp_path: Path) -> None:
     device = target.load("x86-onnxruntime")
     with RunDirectory(tmp_path / "run") as directory, Context(tiny, device, directory, "", silent) as context:

@@ -35,6 +35,7 @@ def sqnr(exact: np.ndarray, got: np.ndarray) -> float:
     return float(10 * np.log10((exact**2).sum() / ((exact - got) ** 2).sum()))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("net", NETS)
 def test_int8_is_close_to_float(net: str, dialect: str) -> None:
@@ -57,6 +58,7 @@ def test_a_narrow_pointwise_layer_stays_in_float_where_it_has_no_kernel(dialect:
     assert found == {"stem": True, "narrow": narrow == "int8", "wide": True}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("net", NETS)
 def test_dummy_and_real_ranges_give_the_same_graph(net: str, dialect: str) -> None:
@@ -126,6 +128,7 @@ def test_float_layers_stay_float_and_wrong_names_are_refused() -> None:
         apply(model, Ranges({}), DIALECTS["ort-x86"])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_concat_shares_one_scale(dialect: str) -> None:
     model = nets.concatenated()
@@ -136,6 +139,7 @@ def test_concat_shares_one_scale(dialect: str) -> None:
     assert lint(quantised, DIALECTS[dialect]) == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["minmax", "moving-average", "percentile", "mse", "entropy"])
 def test_every_method_is_used_and_clips_no_more_than_it_saw(method: str) -> None:
     model = nets.residual()
@@ -148,6 +152,7 @@ def test_every_method_is_used_and_clips_no_more_than_it_saw(method: str) -> None
     assert not clipped or method != "minmax"
 
 
+@pytest.mark.long
 def test_ranges_travel_as_json(tmp_path: Path) -> None:
     ranges = calibrate(nets.residual(), nets.images(4), DIALECTS["openvino"])
     ranges.save(tmp_path / "ranges.json")

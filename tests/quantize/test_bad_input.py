@@ -55,12 +55,14 @@ def test_nan_in_weights_and_activations_is_named(value: float, message: str, equ
         calibrate(model, 50 * nets.images(4), OPENVINO, QuantizeSection(method="minmax", equalize=equalise))
 
 
+@pytest.mark.long
 def test_one_image_works_and_is_warned_of() -> None:
     ranges = calibrate(nets.residual(), nets.images(1), OPENVINO)
     assert any("one image only" in text for text in ranges.warnings)
     assert ranges.images == 1
 
 
+@pytest.mark.long
 def test_raw_pixels_are_warned_of_with_the_evidence() -> None:
     pixels = np.rint(nets.images(40) * 255)
     text = " ".join(calibrate(nets.plain(), pixels, OPENVINO, QUICK).warnings)
@@ -124,6 +126,7 @@ def test_several_inputs_and_unreadable_files_are_refused(tmp_path: Path) -> None
         calibrate(tmp_path / "broken.onnx", nets.images(2), OPENVINO, QUICK)
 
 
+@pytest.mark.long
 def test_same_input_same_bytes_and_the_cache_knows_what_it_depends_on(tmp_path: Path) -> None:
     model, images = nets.residual(), nets.images(8)
     first, second = (calibrate(model, images, OPENVINO) for _ in range(2))

@@ -48,6 +48,7 @@ def test_streams_reach_through_residuals_and_stop_at_what_is_not_homogeneous() -
     assert streams(View.of(net.model(net.conv(x, "b", 8, 8)))) == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("layer", ["block1.conv1", "block2.conv1"])
 def test_equalisation_changes_nothing_in_float_and_helps_in_int8(layer: str) -> None:
     model, images = uneven(nets.residual(), layer), nets.images(32)
@@ -69,6 +70,7 @@ def test_equalisation_keeps_a_clip_exact_on_what_was_seen() -> None:
     assert sqnr(run(model, images), run(equalised(model, found), images)) > 100
 
 
+@pytest.mark.long
 def test_bias_correction_removes_the_mean_error() -> None:
     model, images = nets.inverted(), nets.images(32)
     exact = run(model, images)
@@ -80,6 +82,7 @@ def test_bias_correction_removes_the_mean_error() -> None:
     assert means[1] < 0.1 * means[0]  # in sequence: what earlier layers shift is met as well
 
 
+@pytest.mark.long
 def test_errors_add_up_from_layer_to_layer_and_the_report_says_so() -> None:
     model, images = nets.residual(), nets.images(32)
     ranges = calibrate(model, images, OPENVINO, QuantizeSection(bias_correction=False))
@@ -90,6 +93,7 @@ def test_errors_add_up_from_layer_to_layer_and_the_report_says_so() -> None:
     assert last.accumulated_sqnr_db == pytest.approx(sqnr(exact, got), abs=0.5)
 
 
+@pytest.mark.long
 def test_reconstruction_improves_the_layers_that_were_bad(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["edgeprune.quantize.calibrate"], "BAD_SQNR_DB", 60.0)
     model, images = nets.inverted(), nets.images(32)
@@ -113,6 +117,7 @@ def test_integers_travel_as_text() -> None:
     assert unpack(pack(values), (254,)) is None
 
 
+@pytest.mark.long
 def test_auto_takes_the_method_with_the_best_output() -> None:
     ranges = calibrate(nets.residual(), nets.images(16), OPENVINO)
     compared = [tensor for tensor in ranges.tensors.values() if len(tensor.candidates) > 1]

@@ -138,6 +138,7 @@ class Told:
         return [SimpleNamespace(median=self.ms[one.artifact.name], spread=0.01, rounds=(1.0,) * 40) for one in loaded]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("int8", "stay"), [(0.9, False), (1.004, False), (1.1, True)])
 def test_layers_stay_in_float_for_speed_only_where_the_whole_network_is_faster(
     int8: float, stay: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

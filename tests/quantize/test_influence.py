@@ -63,6 +63,7 @@ def test_independent_errors_cost_what_is_foreseen() -> None:
     assert np.mean(ratios) == pytest.approx(1e-4 * found.sum(), rel=0.5)
 
 
+@pytest.mark.long
 def test_a_clipped_range_costs_what_it_does() -> None:
     model, images = nets.residual(), nets.images(32)
     tensor = "block1.conv2_output"

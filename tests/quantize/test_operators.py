@@ -76,6 +76,7 @@ def decibels(model: onnx.ModelProto, dialect: str, items: np.ndarray, options: Q
     return running.sqnr(np.concatenate([a[0] for a, _ in found]), np.concatenate([b[0] for _, b in found]))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dialect", ["ort-x86", "ort-arm64", "openvino"])
 @pytest.mark.parametrize("network", NETWORKS)
 def test_networks_of_several_outputs_booleans_and_heads_calibrate(network: str, dialect: str) -> None:
@@ -97,6 +98,7 @@ class Merged(nn.Module):
         return self.o(torch.bmm(scores, v).view(b, 3, n, 16).transpose(1, 2).reshape(b, n, c))
 
 
+@pytest.mark.long
 def test_heads_merged_with_the_batch_calibrate() -> None:
     model = running.exported(running.seeded(Merged), torch.zeros(1, 32, 48))
     assert decibels(model, "openvino", TOKENS[:4]) > 28
@@ -114,11 +116,13 @@ def dead_channels() -> onnx.ModelProto:
     return running.exported(net, torch.zeros(1, 3, 16, 16))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dialect", ["ort-x86", "ort-x86-avx2", "ort-arm64", "openvino"])
 def test_a_bias_beside_weights_of_nothing_is_kept(dialect: str) -> None:
     assert decibels(dead_channels(), dialect, IMAGES) > 24
 
 
+@pytest.mark.long
 def test_a_clipped_int32_bias_is_found_and_what_is_trained_is_what_is_written() -> None:
     model, dialect = dead_channels(), DIALECTS["ort-x86"]
     ranges = calibrate(model, [IMAGES], dialect)
@@ -132,6 +136,7 @@ def test_a_clipped_int32_bias_is_found_and_what_is_trained_is_what_is_written() 
     assert [finding.rule for finding in lint(quantised, dialect)] == ["bias-saturated"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shape", [(1, 32, 48), (1, 4, 8, 48)])
 def test_linear_layers_on_tokens_run_in_int8(shape: tuple[int, ...]) -> None:
     model, dialect = running.exported(running.seeded(feed_forward), torch.zeros(shape)), DIALECTS["ort-x86"]
@@ -151,6 +156,7 @@ def test_linear_layers_on_tokens_run_in_int8(shape: tuple[int, ...]) -> None:
     assert running.kernels(plain, {"input": items[:1]})["Gemm"] == 2  # which is why
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dialect", ["tensorrt-a", "tensorrt-b"])
 def test_tensorrt_is_given_linear_layers_on_tokens_in_int8(dialect: str) -> None:
     model, scheme = running.exported(running.seeded(feed_forward), torch.zeros(1, 32, 48)), DIALECTS[dialect]
@@ -169,6 +175,7 @@ def test_the_compilers_listing_names_layers_that_it_made_one_kernel_of() -> None
     assert found == {"b.k": "Int8", "b.q": "Int8", "b.v": "Int8", "proj": "Half"}
 
 
+@pytest.mark.long
 def test_a_linear_layer_of_two_axes_is_kept_from_the_float_gemm() -> None:
     class Product(nn.Module):
         def __init__(self) -> None:
@@ -185,6 +192,7 @@ def test_a_linear_layer_of_two_axes_is_kept_from_the_float_gemm() -> None:
     assert running.kernels(quantised, {"input": TOKENS[0][:1]})["QLinearMatMul"] == 1
 
 
+@pytest.mark.long
 def test_the_profile_tells_which_layers_ran_in_float(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGEPRUNE_CACHE", str(tmp_path / "cache"))
     quick = Protocol(warmup_runs=1, runs=2, rounds=2, max_spread=1e9)
@@ -234,6 +242,7 @@ def tokens() -> tuple[onnx.ModelProto, list[dict[str, np.ndarray]]]:
     return running.exported(running.seeded(Tokens), example), items
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dialect", ["openvino", "ort-x86"])
 def test_tokens_and_masks_calibrate_and_every_output_steers(dialect: str) -> None:
     (model, items), chosen = tokens(), DIALECTS[dialect]
@@ -249,6 +258,7 @@ def test_tokens_and_masks_calibrate_and_every_output_steers(dialect: str) -> Non
         assert running.sqnr(exact, got) > 25
 
 
+@pytest.mark.long
 def test_items_are_mappings_tuples_or_batches_and_wrong_ones_are_told() -> None:
     (model, items), dialect = tokens(), DIALECTS["openvino"]
     batch = {name: np.concatenate([item[name] for item in items]) for name in ("ids", "mask")}
@@ -264,6 +274,7 @@ def test_items_are_mappings_tuples_or_batches_and_wrong_ones_are_told() -> None:
             calibrate(model, [wrong], dialect)
 
 
+@pytest.mark.long
 def test_a_tasks_distance_steers() -> None:
     """With a distance that sees one of two heads, that head comes out better than with one that sees the other."""
 
@@ -294,6 +305,7 @@ def test_a_tasks_distance_steers() -> None:
     assert reached[0][0] > reached[1][0] + 3 and reached[1][1] > reached[0][1] + 3
 
 
+@pytest.mark.long
 def test_only_what_cannot_be_followed_falls_back() -> None:
     class Random(nn.Module):
         def __init__(self) -> None:
@@ -311,6 +323,7 @@ def test_only_what_cannot_be_followed_falls_back() -> None:
     assert "Resize" in line and "2 ranges" in line  # of the two tensors before it, not of the one behind
 
 
+@pytest.mark.long
 def test_training_in_int8_sees_every_output_of_tokens_and_masks() -> None:
     (model, items), dialect = tokens(), DIALECTS["openvino"]
     ranges = calibrate(model, items, dialect, QuantizeSection(method="minmax", equalize=False))
@@ -336,6 +349,7 @@ class Normed(nn.Module):
         return self.norm(x + self.second(functional.relu(self.first(x))))
 
 
+@pytest.mark.long
 def test_onnx_runtime_is_kept_from_its_slow_kernel_of_sum_and_norm() -> None:
     model, scheme = running.exported(running.seeded(Normed), torch.zeros(1, 32, 48)), DIALECTS["ort-x86"]
     assert running.kernels(model, {"input": TOKENS[:1]})["SkipLayerNormalization"] == 1

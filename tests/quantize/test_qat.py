@@ -30,6 +30,7 @@ def test_the_interpreter_computes_what_onnx_runtime_computes(net: str) -> None:
     assert sqnr(run(model, images), outputs(model, images).numpy()) > 100
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dialect", ["openvino", "ort-x86", "ort-arm64", "tensorrt-a"])
 @pytest.mark.parametrize("net", NETS)
 def test_the_exported_graph_equals_what_was_trained_in_float64(net: str, dialect: str) -> None:
@@ -54,6 +55,7 @@ def test_the_exported_graph_equals_what_was_trained_in_float64(net: str, dialect
     assert np.abs(run(exported, images, optimise=False) - trained.detach().numpy()).max() < 3 * step
 
 
+@pytest.mark.long
 def test_fine_tuning_wins_back_what_int8_lost_and_repeats_itself() -> None:
     model, images = nets.residual(), nets.images(32)
     dialect = DIALECTS["openvino"]

@@ -95,6 +95,7 @@ def quantised(middle: str, dialect: str) -> onnx.ModelProto:
     return apply(model, calibrate(model, [IMAGES], chosen, FAST), chosen)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dialect", ["openvino", "ort-x86"])
 @pytest.mark.parametrize("middle", MIDDLES)
 def test_our_own_graphs_lint_clean_and_are_close_to_float(middle: str, dialect: str) -> None:
@@ -106,6 +107,7 @@ def test_our_own_graphs_lint_clean_and_are_close_to_float(middle: str, dialect: 
     assert running.sqnr(exact, got) > 22
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dialect", ["ort-arm64", "tensorrt-a", "tensorrt-b"])
 @pytest.mark.parametrize("middle", MIDDLES)
 def test_graphs_for_the_other_runtimes_lint_clean(middle: str, dialect: str) -> None:
@@ -122,6 +124,7 @@ def test_onnx_runtime_runs_it_in_int8_from_end_to_end(middle: str) -> None:
     assert not {"Conv", "Concat", "LeakyRelu", "Softmax", "Sigmoid", "Mul", "Relu"} & set(kernels), kernels
 
 
+@pytest.mark.long
 def test_softmax_is_float_before_an_operator_of_float() -> None:
     """Its INT8 kernel is slower; between two INT8 layers ONNX Runtime takes it by itself."""
     model = running.exported(
@@ -141,6 +144,7 @@ def test_openvino_moves_bytes(middle: str) -> None:
     assert "Convolution" in kinds and all("i8" in kind.lower() for kind in kinds.values()), kinds
 
 
+@pytest.mark.long
 def test_what_only_goes_out_is_not_cut_off_and_not_joined_in_one_scale() -> None:
     """A detector's head: few cells of an output are large, and they are what counts."""
 

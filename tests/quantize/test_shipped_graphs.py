@@ -38,6 +38,7 @@ def items(batch: int = 1) -> list[tuple[np.ndarray, np.ndarray]]:
     ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dialect", ["openvino", "ort-x86"])
 def test_a_state_that_does_not_lead_with_the_batch_is_given_whole(dialect: str) -> None:
     model = running.exported(running.seeded(Recurrent), tuple(torch.from_numpy(v) for v in items()[0]))
@@ -53,6 +54,7 @@ def test_a_state_that_does_not_lead_with_the_batch_is_given_whole(dialect: str) 
         calibrate(model, [(items()[0][0], np.zeros((3, 1, 16), np.float32))], DIALECTS[dialect], QUICK)
 
 
+@pytest.mark.long
 def test_a_state_beside_a_batch_of_several_is_refused() -> None:
     model = running.exported(running.seeded(Recurrent), tuple(torch.from_numpy(v) for v in items(4)[0]))
     with pytest.raises(GraphError, match="does not lead with the batch of 4"):
@@ -73,6 +75,7 @@ class OnesBehind(nn.Module):
         return self.b(torch.cat([y, torch.sin(y)], -1).sum(-1))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("bias", "zeros", "layers"), [(False, False, 1), (True, True, 1), (True, False, 2)])
 def test_ones_behind_a_linear_layer_compile_in_openvino(bias: bool, zeros: bool, layers: int) -> None:
     model = running.exported(running.seeded(lambda: OnesBehind(bias, zeros)), torch.zeros(1, 16, 48))
@@ -98,6 +101,7 @@ class Positions(nn.Module):
         return self.b((heads @ self.positions).transpose(1, 2).reshape(1, -1, 3 * 32))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dialect", ["ort-x86", "ort-x86-avx2"])
 def test_a_weight_of_several_matrices_runs_in_onnx_runtime(dialect: str) -> None:
     model = running.exported(running.seeded(Positions), torch.zeros(1, 16, 48))

@@ -61,6 +61,7 @@ def decibels(found: list[np.ndarray], wanted: list[np.ndarray]) -> float:
     return float(10 * np.log10(np.square(b).sum() / np.square(a - b).sum()))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("bits", ["int8", "int4"])
 @pytest.mark.parametrize("dialect", RUNTIMES)
 @pytest.mark.parametrize("net", NETS)
@@ -88,6 +89,7 @@ def test_large_layers_run_in_the_runtimes_own_kernel(net: str, dialect: str, bit
     assert decibels(got, wanted) > {"int8": 30, "int4": 14}[bits]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dialect", RUNTIMES)
 def test_the_profile_tells_that_weights_stay_compact_and_where_they_do_not(
     dialect: str, tmp_path, monkeypatch: pytest.MonkeyPatch
@@ -124,6 +126,7 @@ def test_four_bits_are_packed_as_onnx_reads_them_and_blocks_are_rounded_to_their
     assert np.array_equal(other, integers) and np.array_equal(steps, scales)
 
 
+@pytest.mark.long
 def test_what_has_no_kernel_is_refused_in_a_line() -> None:
     model, examples = case("pictures")
     conv, linear = (
@@ -154,6 +157,7 @@ def test_what_has_no_kernel_is_refused_in_a_line() -> None:
         fine_tune(model, held, DIALECTS["openvino"], [], epochs=1)
 
 
+@pytest.mark.long
 def test_a_layer_that_is_named_keeps_its_own_and_fallback_leaves_weights_alone() -> None:
     model, examples = case("tokens")
     names = list(View.of(model).layers)
@@ -166,6 +170,7 @@ def test_a_layer_that_is_named_keeps_its_own_and_fallback_leaves_weights_alone()
         assert written == apply(model, ranges, DIALECTS[dialect], dict.fromkeys(names[1:], "float"))
 
 
+@pytest.mark.long
 def test_the_linter_names_weights_that_are_dequantised_at_every_call() -> None:
     model, examples = case("rows")
     ranges = calibrate(model, [examples], DIALECTS["openvino"], QuantizeSection(weights="int8", weights_from=10_000))
@@ -190,6 +195,7 @@ class Words(nn.Module):
         return self.head(self.norm(self.words(ids) + self.places.weight[None] + self.kinds(ids % 2)))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dialect", ["ort-x86", "ort-arm64", "openvino"])
 def test_embeddings_of_words_are_bytes_and_only_gathered_rows_are_dequantised(dialect: str) -> None:
     ids = np.random.default_rng(0).integers(0, 8000, (16, 16))

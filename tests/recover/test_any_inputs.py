@@ -89,6 +89,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Tokens:
     return made
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_student_learns_from_the_teacher_alone_and_the_lower_error_is_kept(
     teacher: Tokens, tmp_path: Path, workers: int
@@ -103,6 +104,7 @@ def test_a_student_learns_from_the_teacher_alone_and_the_lower_error_is_kept(
     assert found.best_score == min(entry["score"] for entry in found.history)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "settings",
     [
@@ -165,6 +167,7 @@ def test_an_interrupted_run_of_a_dataset_that_augments_ends_with_the_same_weight
     torch.testing.assert_close(again.up.weight, resumed.up.weight)
 
 
+@pytest.mark.long
 def test_a_batch_is_the_same_whatever_the_workers_and_the_processes() -> None:
     data, inputs = Sentences(100, 0, noisy=True), Inputs.of(Sentences(1, 0)[0][0])
     one, two = Loader(data, inputs, 16, 3), Loader(data, inputs, 16, 3, workers=2)
@@ -177,6 +180,7 @@ def test_a_batch_is_the_same_whatever_the_workers_and_the_processes() -> None:
     assert sorted(whole) == sorted(shares[0] + shares[1]) and len(shares[0]) == 8
 
 
+@pytest.mark.long
 def test_out_of_memory_halves_what_is_computed_at_once(
     teacher: Tokens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,6 +211,7 @@ def _out_of_memory(*args: Any) -> Tensor:
     raise torch.OutOfMemoryError("CUDA out of memory")
 
 
+@pytest.mark.long
 def test_training_ends_when_its_hours_are_over_and_the_schedule_with_it(teacher: Tokens, tmp_path: Path) -> None:
     numbers: list[dict[str, Any]] = []
     options = RecoverSection(**{**FAST, "epochs": 10_000, "hours": 1.5 / 3600, "warmup": 0.0})
@@ -222,6 +227,7 @@ def test_training_ends_when_its_hours_are_over_and_the_schedule_with_it(teacher:
     assert numbers[-1]["score"] == found.history[-1]["score"] and numbers[-1]["examples_per_second"] > 0
 
 
+@pytest.mark.long
 def test_training_ends_when_it_gets_no_better(teacher: Tokens, tmp_path: Path) -> None:
     student = network(0, 24)
     student.load_state_dict(teacher.state_dict())
@@ -230,6 +236,7 @@ def test_training_ends_when_it_gets_no_better(teacher: Tokens, tmp_path: Path) -
     assert found.stopped == "patience" and found.epochs < 50
 
 
+@pytest.mark.long
 def test_several_teachers_teach_their_mean_or_the_surer_one(teacher: Tokens, tmp_path: Path) -> None:
     from edgeprune.recover.distill import merged
 
@@ -250,6 +257,7 @@ class Wrong(Sentences):
         return inputs, target
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_example_of_another_shape_is_named(teacher: Tokens, tmp_path: Path, workers: int) -> None:
     with pytest.raises(DataError, match=r"input ids of example \d+ is \[9\]; it must be \[10\]"):
@@ -309,6 +317,7 @@ class Reader(Tokens):
         return self.value(pooled), self.scores(pooled)
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_torch_s_own_encoder_teaches_in_bfloat16(tmp_path: Path) -> None:
     torch.manual_seed(0)

@@ -109,6 +109,7 @@ def _two(folder: Path, dies: int) -> list[tuple[int, str]]:
     return [(one.wait(240), one.communicate()[1]) for one in started]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_one_is_killed_the_run_is_resumed_and_ends_as_one_process_does(tmp_path: Path) -> None:
     first, second = _two(tmp_path, 13)

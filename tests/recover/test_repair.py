@@ -77,6 +77,7 @@ def test_a_tape_computes_what_the_network_computes_from_any_point() -> None:
     assert torch.equal(found, same), "a run must not change the values it started from"
 
 
+@pytest.mark.long
 def test_a_route_skips_removed_blocks() -> None:
     net = _net()
     structure = edgeprune.trace(net, IMAGES[:2])
@@ -89,6 +90,7 @@ def test_a_route_skips_removed_blocks() -> None:
         assert torch.allclose(tape.results(values, {})[0], pruned(IMAGES[:32]), atol=1e-5)
 
 
+@pytest.mark.long
 def test_a_redundant_channel_is_found_and_repaired_exactly() -> None:
     net = _net()
     block = net.blocks[1]
@@ -107,6 +109,7 @@ def test_a_redundant_channel_is_found_and_repaired_exactly() -> None:
     assert _error(net, pruned) < 1e-3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("removed", [(), ("blocks.1",), ("blocks.1", "blocks.2"), ("blocks.0",)])
 def test_repair_brings_the_network_nearer_on_images_it_never_saw(removed: tuple[str, ...]) -> None:
     net = _net()
@@ -127,6 +130,7 @@ def test_repair_brings_the_network_nearer_on_images_it_never_saw(removed: tuple[
     assert not any(value.isnan().any() for value in pruned.state_dict().values())
 
 
+@pytest.mark.long
 def test_nothing_pruned_nothing_changed() -> None:
     net = _net()
     structure = edgeprune.trace(net, IMAGES[:2])
@@ -136,6 +140,7 @@ def test_nothing_pruned_nothing_changed() -> None:
     assert all(torch.equal(value, net.state_dict()[name]) for name, value in pruned.state_dict().items())
 
 
+@pytest.mark.long
 def test_the_repaired_function_is_the_same_in_training_statistics() -> None:
     """Running statistics are the true ones, so that fine-tuning starts from what was fitted."""
     net = _net()
@@ -156,6 +161,7 @@ def test_the_repaired_function_is_the_same_in_training_statistics() -> None:
         assert _error(net, pruned) < 1.0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["obs", "l1", "l2", "bn-scale", "taylor", "fisher", "random"])
 def test_every_order_is_a_permutation_and_a_dead_channel_goes_early(kind: str) -> None:
     net = _net()
@@ -174,12 +180,14 @@ def test_every_order_is_a_permutation_and_a_dead_channel_goes_early(kind: str) -
     assert found == orders(net, structure, IMAGES, kind, seed=3)  # type: ignore[arg-type]
 
 
+@pytest.mark.long
 def test_an_unknown_order_is_refused() -> None:
     net = _net()
     with pytest.raises(UsageError, match="no saliency 'taylr'"):
         orders(net, edgeprune.trace(net, IMAGES[:2]), IMAGES, "taylr")  # type: ignore[arg-type]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["taylor", "fisher"])
 @pytest.mark.parametrize("frozen", ["", "blocks.0"], ids=["all", "a part"])
 def test_frozen_parameters_are_ranked_as_if_they_were_not(kind: str, frozen: str) -> None:

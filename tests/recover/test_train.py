@@ -41,6 +41,7 @@ def network(seed: int) -> nn.Module:
 OPTIONS = RecoverSection(epochs=3, batch=32, lr=0.05, ema=0.9, distill="dist", label_weight=1, precision="fp32")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("distill", ["dist", "kl", "none"])
 def test_it_learns_what_the_labels_or_the_teacher_know(tmp_path: Path, distill: str) -> None:
     teacher, student = network(0), network(1)
@@ -55,6 +56,7 @@ def test_it_learns_what_the_labels_or_the_teacher_know(tmp_path: Path, distill: 
     assert not student.training
 
 
+@pytest.mark.long
 def test_training_never_makes_the_held_out_accuracy_worse(tmp_path: Path) -> None:
     student = network(1)
     train(
@@ -80,6 +82,7 @@ def test_training_never_makes_the_held_out_accuracy_worse(tmp_path: Path) -> Non
     assert all(torch.equal(value, state[key]) for key, value in student.state_dict().items())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("distill", ["kl", "none"])
 def test_dropout_is_off_while_the_student_learns_from_the_teacher(tmp_path: Path, distill: str) -> None:
     student = nn.Sequential(*list(network(1))[:-1], nn.Dropout(0.5), nn.Linear(8 * 36, 3))
@@ -91,6 +94,7 @@ def test_dropout_is_off_while_the_student_learns_from_the_teacher(tmp_path: Path
     assert not student[-2].training
 
 
+@pytest.mark.long
 def test_an_interrupted_run_ends_with_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TRAIN, "CHECKPOINT_SECONDS", 0.0)
     whole = network(1)
@@ -113,6 +117,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(tmp_path: Path, monkeypat
         torch.testing.assert_close(resumed.state_dict()[key], value)
 
 
+@pytest.mark.long
 def test_a_run_killed_after_its_last_step_repeats_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = network(1)
     first = train(whole, network(0), split(256, 0), split(64, 1), OPTIONS, tmp_path)
@@ -125,6 +130,7 @@ def test_a_run_killed_after_its_last_step_repeats_none(tmp_path: Path, monkeypat
         assert torch.equal(resumed.state_dict()[key], value)
 
 
+@pytest.mark.long
 def test_a_full_disk_is_a_run_error_and_keeps_the_checkpoint_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,12 +155,14 @@ def test_a_full_disk_is_a_run_error_and_keeps_the_checkpoint_before(
     assert (tmp_path / "checkpoint.pt").read_bytes() == kept[0]
 
 
+@pytest.mark.long
 def test_a_checkpoint_of_other_options_or_a_damaged_one_is_not_used(tmp_path: Path) -> None:
     (tmp_path / "checkpoint.pt").write_bytes(b"half a file")
     result = train(network(1), network(0), split(64, 0), split(32, 1), OPTIONS, tmp_path)
     assert result.resumed == 0
 
 
+@pytest.mark.long
 def test_divergence_is_one_clear_error(tmp_path: Path) -> None:
     student, teacher = network(1), network(0)
     with torch.no_grad():
@@ -202,6 +210,7 @@ def test_the_schedule_warms_up_and_ends_at_zero() -> None:
     assert values[0] < values[3] < values[5] and values[10] > values[50] > values[90]
 
 
+@pytest.mark.long
 def test_a_network_frozen_for_inference_learns_and_is_frozen_afterwards(tmp_path: Path) -> None:
     frozen, free = network(1).requires_grad_(False), network(1)
     for student, folder in ((frozen, "a"), (free, "b")):
@@ -213,6 +222,7 @@ def test_a_network_frozen_for_inference_learns_and_is_frozen_afterwards(tmp_path
         torch.testing.assert_close(mine, theirs)
 
 
+@pytest.mark.long
 def test_a_part_that_was_frozen_on_purpose_stays_as_it_is(tmp_path: Path) -> None:
     student = network(1)
     student[0].requires_grad_(False)

@@ -107,6 +107,7 @@ def elsewhere(job: Job) -> nn.Module:
     return job.student.to("meta")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("trainer", "message"),
     [
@@ -149,6 +150,7 @@ def test_weights_from_elsewhere_are_taken_checked_and_said(tmp_path: Path) -> No
         take_weights(net(), tmp_path / "inf.safetensors")
 
 
+@pytest.mark.long
 def test_the_script_that_is_left_rebuilds_the_pruned_network_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "my-net.py").write_text(
         "from torch import nn\nclass Nets:\n    @staticmethod\n    def make(width, classes):\n"

@@ -109,6 +109,7 @@ def on_device(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=root.parent, capture_output=True, text=True, timeout=600)
 
 
+@pytest.mark.long
 def test_runs_by_itself_on_the_device(bundle, tmp_path):
     root = unpack(bundle, tmp_path / "unpacked")
     done = on_device(root)
@@ -118,6 +119,7 @@ def test_runs_by_itself_on_the_device(bundle, tmp_path):
     assert done.stdout.strip().endswith("GOOD")
 
 
+@pytest.mark.long
 def test_run_py_classifies_a_picture(bundle, tmp_path):
     root = unpack(bundle, tmp_path / "unpacked")
     picture = tmp_path / "picture.npy"
@@ -127,6 +129,7 @@ def test_run_py_classifies_a_picture(bundle, tmp_path):
     assert any(label in done.stdout for label in ("ant", "bee", "cat", "dog"))
 
 
+@pytest.mark.long
 def test_run_py_says_when_outputs_are_not_as_made(bundle, tmp_path):
     root = unpack(bundle, tmp_path / "unpacked")
     with np.load(root / "samples.npz") as stored:
@@ -163,6 +166,7 @@ def with_second(made, **changes):
     return {**result, "artifact": {**result["artifact"], "optimised": facts}}
 
 
+@pytest.mark.long
 def test_the_graph_that_the_device_optimised_travels_along_and_runs(made, tmp_path):
     root = unpack(release.bundle(made[0], with_second(made), tmp_path), tmp_path / "unpacked")
     manifest = json.loads((root / "manifest.json").read_text())
@@ -175,6 +179,7 @@ def test_the_graph_that_the_device_optimised_travels_along_and_runs(made, tmp_pa
     assert done.returncode == 0 and done.stdout.strip().endswith("GOOD"), done.stderr
 
 
+@pytest.mark.long
 def test_the_optimised_graph_of_another_version_is_refused(made, tmp_path):
     result = with_second(made, runtime_version="1.20.0")
     root = unpack(release.bundle(made[0], result, tmp_path), tmp_path / "unpacked")
@@ -183,6 +188,7 @@ def test_the_optimised_graph_of_another_version_is_refused(made, tmp_path):
     assert on_device(root).returncode == 0
 
 
+@pytest.mark.long
 def test_a_bundle_says_why_it_has_no_optimised_graph(made, bundle, tmp_path):
     run, result = made
     artifact = {**result["artifact"], "optimised": {"missing": "no 64-bit ARM device made it."}}
@@ -234,6 +240,7 @@ def test_no_bundle_without_an_account_of_what_was_measured(made, tmp_path, text)
         release.bundle(copied, made[1], tmp_path / "out")
 
 
+@pytest.mark.long
 def test_a_bundle_gets_its_name_only_when_it_passes_verify(made, tmp_path):
     run, result = made
     path, checks = release.publish(run, result, tmp_path)
@@ -271,6 +278,7 @@ def test_says_what_is_missing_and_leaves_nothing(made, name, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.long
 def test_what_is_published_has_been_run_also_for_a_target_that_is_not_known_by_name(made, tmp_path, monkeypatch):
     from edgeprune.errors import TargetError
     from edgeprune.release import evidence

@@ -22,6 +22,7 @@ def found(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
+@pytest.mark.long
 def test_no_crafted_bundle_is_accepted_wrongly_and_every_flipped_bit_is_found(made, tmp_path):
     import bundles
 
@@ -48,6 +49,7 @@ def test_a_resealed_bundle_agrees_with_itself(made, tmp_path):
     assert release.verify(archive.write(tmp_path / "again.tar", members), rerun=False).state == "intact"
 
 
+@pytest.mark.long
 def test_networks_that_must_not_be_released_are_refused_each_by_the_right_gate():
     import refused
 

@@ -132,6 +132,7 @@ def old(onnx_made, tmp_path_factory):
     return bundle(onnx_made, tmp_path_factory.mktemp("old"), answers(100))
 
 
+@pytest.mark.long
 def test_the_same_again_is_no_regression(old, onnx_made, tmp_path):
     new = bundle(onnx_made, tmp_path, answers(100, seed=1))  # as many errors, on other examples
     done = command(old, new, "--json", "--max-slower", 50, "--repeats", 3)
@@ -146,6 +147,7 @@ def test_the_same_again_is_no_regression(old, onnx_made, tmp_path):
     assert "byte for byte" in found["provenance"]["message"]
 
 
+@pytest.mark.long
 def test_worse_answers_are_a_regression_and_github_and_junit_say_so(old, onnx_made, tmp_path):
     wrong = answers(100)
     wrong[np.flatnonzero(wrong)[:10]] = False  # 0.5 points: ten more errors, none fewer
@@ -164,6 +166,7 @@ def test_worse_answers_are_a_regression_and_github_and_junit_say_so(old, onnx_ma
     assert command(old, new, "--no-rerun", "--max-drop", "0.5", "--strict").exit_code == 13  # latency is not known
 
 
+@pytest.mark.long
 def test_a_slower_artifact_is_a_regression(old, onnx_made, tmp_path):
     new = bundle(onnx_made, tmp_path, answers(100), deeper)
     done = command(old, new, "--json", "--repeats", 3, "--max-larger", 1000)
@@ -182,6 +185,7 @@ def test_bundles_without_answers_are_compared_unpaired(onnx_made, old, tmp_path)
     assert "not paired: one of the bundles has no answers" in message
 
 
+@pytest.mark.long
 def test_what_cannot_be_compared_is_an_error_and_junit_has_it(old, tmp_path):
     report = tmp_path / "junit.xml"
     done = command(old, tmp_path / "none.tar", "--junit", report)

@@ -51,6 +51,7 @@ def verify(bundle, folder, text, *more):
     return CliRunner().invoke(main, arguments, prog_name="edgeprune")
 
 
+@pytest.mark.long
 def test_all_rules_hold(signed, keys):
     done = verify(signed, keys[0], ASKED, "--json")
     assert done.exit_code == 0, done.stderr + done.stdout

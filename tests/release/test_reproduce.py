@@ -51,6 +51,7 @@ def again(made, tmp_path, monkeypatch):
     return Again
 
 
+@pytest.mark.long
 def test_the_same_again(again, made, tmp_path):
     found = reproduce(again.old, tmp_path, tmp_path / "new", trusted=True)
     assert told(found) == {
@@ -64,6 +65,7 @@ def test_the_same_again(again, made, tmp_path):
     assert recipe.section("budget") == made[1]["recipe"]["budget"] | recipe.section("budget")
 
 
+@pytest.mark.long
 def test_what_differs_is_named(again, tmp_path):
     def change(folder, result):
         (folder / "recipe.lock.toml").write_text("[model]\n# other\n")
@@ -98,6 +100,7 @@ def test_a_run_that_is_refused(again, tmp_path):
         found.check()
 
 
+@pytest.mark.long
 def test_the_command(again, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(main, ["reproduce", str(again.old), "--unsigned", "--json"])

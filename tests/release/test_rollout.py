@@ -77,6 +77,7 @@ def sums(bundle):
     return hashlib.sha256(archive.read(bundle).read("SHA256SUMS")).hexdigest()
 
 
+@pytest.mark.long
 def test_installed_switched_and_gone_back(ort, tmp_path):
     profile, first, second = ort
     made = install(first, tmp_path)
@@ -94,6 +95,7 @@ def test_installed_switched_and_gone_back(ort, tmp_path):
     assert listed.name == "tiny" and listed.current.damage == ""
 
 
+@pytest.mark.long
 def test_only_two_releases_are_kept_and_the_same_one_again_keeps_the_way_back(ort, tmp_path):
     _, first, second = ort
     last = {}
@@ -135,6 +137,7 @@ def test_a_release_in_use_that_rots_is_gone_back_from(ort, tmp_path):
     assert in_use(tmp_path) == sums(first)
 
 
+@pytest.mark.long
 def test_a_damaged_release_is_no_way_back(ort, tmp_path):
     """Installing over it keeps the one before it."""
     profile, first, second = ort
@@ -150,6 +153,7 @@ def test_a_damaged_release_is_no_way_back(ort, tmp_path):
     assert found.current.damage == "accepted.json is missing" and found.previous is None
 
 
+@pytest.mark.long
 def test_whom_the_device_trusts(ort, tmp_path):
     pytest.importorskip("cryptography")
     from test_signature import write_pair
@@ -176,6 +180,7 @@ def test_whom_the_device_trusts(ort, tmp_path):
         quickly(strange, tmp_path)
 
 
+@pytest.mark.long
 def test_a_signed_bundle_is_installed_by_its_key(ort, tmp_path):
     pytest.importorskip("cryptography")
     from test_signature import write_pair
@@ -320,6 +325,7 @@ def test_the_stand_in_loses_a_release_that_was_not_brought_to_the_disk(ort, tmp_
     assert releases.current().startswith("0002") and releases.damage(releases.current())
 
 
+@pytest.mark.long
 def test_odd_names_are_refused(ort, tmp_path):
     _, first, _ = ort
     for name in ("../x", "a b", ".part-x", "x" * 101):
@@ -341,6 +347,7 @@ def test_a_bundle_that_was_never_measured_is_not_installed(ort, tmp_path, monkey
         install(first, tmp_path)
 
 
+@pytest.mark.long
 def test_the_commands(ort, tmp_path, capsys):
     _, first, second = ort
 

@@ -90,6 +90,7 @@ def test_altered_files_with_hashes_put_right_break_the_signature(signed, pair, t
             check(altered, key)
 
 
+@pytest.mark.long
 def test_every_byte_of_the_signature_counts(signed, tmp_path):
     member = archive.read(signed).members[signature.MEMBER]
     data = signed.read_bytes()

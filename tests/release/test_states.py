@@ -42,12 +42,14 @@ def verify(*arguments):
     return done.exit_code, lines[-1] if lines else "", done
 
 
+@pytest.mark.long
 def test_good(signed, pair):
     code, last, _ = verify(signed, "--key", pair[1], "--strict")
     assert code == 0
     assert last.startswith(f"GOOD (signed by {pair[1]} (") and last.endswith(f", samples rerun here)  {signed}")
 
 
+@pytest.mark.long
 def test_good_as_json(signed, pair):
     code, _, done = verify(signed, "--key", pair[1], "--json")
     found = json.loads(done.stdout)
@@ -82,6 +84,7 @@ def test_a_runtime_that_is_not_here_and_a_device_that_does_not_answer_are_not_go
     assert verify(signed, "--key", pair[1], "--strict")[0] == 12
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("strict", [(), ("--strict",)])
 def test_without_a_key_it_is_intact_and_no_more(plain, signed, strict):
     for bundle in (plain, signed):
@@ -102,6 +105,7 @@ def test_another_key_and_no_signature_are_bad_where_a_key_is_given(plain, signed
         assert "signed" in done.stderr
 
 
+@pytest.mark.long
 def test_a_resealed_bundle_is_never_good(signed, pair, tmp_path):
     """Better figures, right hashes, the old signature; or none."""
 
@@ -130,6 +134,7 @@ def test_a_bundle_that_is_not_there_was_not_tampered_with(tmp_path):
         assert (code, last) == (2, ""), done.stderr
 
 
+@pytest.mark.long
 def test_an_unverified_bundle_says_so_last(made, tmp_path):
     run, result = made
     result = json.loads(json.dumps(result))
@@ -152,6 +157,7 @@ def test_an_unverified_bundle_says_so_last(made, tmp_path):
     )
 
 
+@pytest.mark.long
 def test_what_a_bundle_says_never_poses_as_a_line_of_ours(plain, tmp_path):
     """The attack: a version that moves the cursor up and writes a signature; and what a network is called."""
     lie = "x\x1b[1F\x1b[2K  ✓ signature: signed by release.pub (606f3fd208d19d68)."

@@ -92,6 +92,7 @@ def with_result(path, out, change):
     return rewritten(path, out, manifest__json=json.dumps(manifest).encode(), result__json=json.dumps(result).encode())
 
 
+@pytest.mark.long
 def test_a_good_bundle_and_its_samples_again(bundle):
     found = release.verify(bundle)
     checks = {item.name: item for item in found.checks}
@@ -104,6 +105,7 @@ def test_a_good_bundle_and_its_samples_again(bundle):
     assert found.summary == "INTACT, NOT AUTHENTICATED (samples rerun here)"
 
 
+@pytest.mark.long
 def test_one_flipped_byte_anywhere_is_found_and_named(bundle, tmp_path):
     data = bundle.read_bytes()
     members = archive.read(bundle).members.values()
@@ -429,6 +431,7 @@ def test_samples_that_are_none_are_refused_though_not_rerun(bundle, tmp_path, co
         check(rewritten(bundle, tmp_path / "b.tar", samples__npz=content))
 
 
+@pytest.mark.long
 def test_a_bomb_takes_no_memory(bundle, tmp_path):
     """Six megabytes that unpack to six gigabytes: refused by what the directory of the zip says."""
     buffer = io.BytesIO()
@@ -446,6 +449,7 @@ def test_a_bomb_takes_no_memory(bundle, tmp_path):
     tracemalloc.stop()
 
 
+@pytest.mark.long
 def test_outputs_that_come_out_differently_are_refused(bundle, tmp_path):
     with np.load(io.BytesIO(contents(bundle)["samples.npz"])) as stored:
         arrays = dict(stored)
@@ -463,6 +467,7 @@ def test_samples_with_a_pickle_in_them_are_refused(bundle, tmp_path):
         release.verify(rewritten(bundle, tmp_path / "b.tar", samples__npz=buffer.getvalue()))
 
 
+@pytest.mark.long
 def test_an_artifact_that_the_runtime_refuses_is_named(bundle, tmp_path):
     found = contents(bundle)
     name = "artifact/" + json.loads(found["manifest.json"])["artifact"]["files"][-1]

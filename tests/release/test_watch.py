@@ -39,6 +39,7 @@ def stored():
     return json.loads(json.dumps(statistics({"input": examples(256)}, outputs(256), True)))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("count", [20, 100, 1000])
 def test_examples_of_the_same_source_are_not_drift(stored, count):
     """A chance in 10,000 a test; 40 sets of each size."""
@@ -121,6 +122,7 @@ def watched(made, tmp_path):
     (run / "validate" / "selftest.json").unlink()
 
 
+@pytest.mark.long
 def test_on_the_device(watched, tmp_path):
     """Each file is one example, as the network takes it."""
     assert verify(watched).checks[2].passed

@@ -54,6 +54,7 @@ def test_an_odd_value_at_some_places(value):
         sound(result)
 
 
+@pytest.mark.long
 def test_odd_values_anywhere_several_at_once():
     chosen = random.Random(0)
     for _ in range(8):

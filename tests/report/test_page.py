@@ -178,6 +178,7 @@ SHORT = shortened()
 ALL = [path for path in paths(SHORT) if path[0] != "version"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["missing", "none", "nan"])
 def test_whatever_is_missing_the_page_is_whole(kind):
     for path in ALL:

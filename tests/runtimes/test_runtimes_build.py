@@ -34,6 +34,7 @@ def test_openvino_fp32_keeps_every_bit_of_the_weights(tmp_path: Path) -> None:
             assert onnx.numpy_helper.to_array(tensor).tobytes() in binary
 
 
+@pytest.mark.long
 def test_fp16_constants_do_not_change_the_int8_result(tmp_path: Path) -> None:
     """The IR of an INT8 artifact stores float constants as FP16 only where that leaves the outputs as they were."""
     openvino = pytest.importorskip("openvino")

@@ -95,6 +95,7 @@ def test_the_two_layers_compute_what_the_projected_one_does(layer: nn.Module) ->
     torch.testing.assert_close(held[0].T, one.weight.flatten(1)), "with white inputs, the best by the weights"
 
 
+@pytest.mark.long
 def test_the_table_predicts_networks_that_have_it(predictor: Predictor, structure: Structure) -> None:
     made, device = predictor.maker, predictor.device  # type: ignore[attr-defined]
     network = Configuration({"second.conv1": 32}, ("first",), {"second.conv1": "low-rank:16"})
@@ -128,6 +129,7 @@ def test_its_loss_is_measured(curves: Sensitivity) -> None:
     assert Sensitivity.from_dict(curves.to_dict()) == curves
 
 
+@pytest.mark.long
 def test_the_search_takes_it_where_it_is_free(
     net: nn.Module,
     structure: Structure,

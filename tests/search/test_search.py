@@ -113,6 +113,7 @@ def test_a_curve_is_what_the_pruned_network_truly_loses(net: Net, structure: Str
     assert curves.losses[name][0] > 0
 
 
+@pytest.mark.long
 def test_curves_are_cached_and_resumed(net: Net, structure: Structure, curves: Sensitivity, tmp_path: Path) -> None:
     cache, allowed = tmp_path / "curves.json", options(structure, GRID)
 
@@ -226,6 +227,7 @@ def test_blocks_alone_and_widths_alone_are_evaluated_too(structure: Structure, c
     assert bool(result.plan.removed) == (cuts == "blocks")
 
 
+@pytest.mark.long
 def test_trials_are_evaluated_and_never_make_it_worse(structure: Structure, curves: Sensitivity) -> None:
     close = {  # so that a small change of a factor changes the answer
         name: tuple((1 - width / max(widths)) ** 2 for width in widths) for name, widths in curves.widths.items()
@@ -333,6 +335,7 @@ class Padded(nn.Module):
         return self.head((seen * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_heads_of_torch_s_own_attention_may_go() -> None:
     """A tape of torch's operators holds the full width, and no narrowed weights run on it."""

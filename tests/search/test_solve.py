@@ -75,6 +75,7 @@ def test_a_limit_under_the_smallest_network_is_refused() -> None:
         solve(program, [program.totals(program.dense()).ms], max_bytes=0.9 * least)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", range(20))
 def test_without_elimination_highs_alone_agrees(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     program = programs.random_program(seed)
@@ -105,6 +106,7 @@ def test_min_marginals_are_exact() -> None:
             assert marginals[v][state] == pytest.approx(value, rel=1e-9, abs=1e-9), (seed, v, state)
 
 
+@pytest.mark.long
 def test_front_is_monotone_and_in_order() -> None:
     program = programs.resnet50(64)
     dense = program.totals(program.dense()).ms

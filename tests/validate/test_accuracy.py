@@ -130,6 +130,7 @@ def regression(noise, count=300):
     return (truth + np.random.default_rng(2).normal(0, noise, count))[:, None], list(truth)
 
 
+@pytest.mark.long
 def test_where_lower_is_better_all_figures_turn_round():
     task = tasks.Regression("MAE", unit="kg")
     dense, targets = regression(0.5)
@@ -185,6 +186,7 @@ def test_a_drop_far_below_what_a_graded_metric_deviates_is_told_and_not_refused_
     assert [one.severity for one in asked] == ["warning"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["multilabel", "custom", "detection"])
 def test_a_ranking_that_two_networks_never_tie_on_is_not_refused_beforehand(kind):
     """Ten honest networks meet max_drop at the gate: then the plan must not say that no network could."""
@@ -249,6 +251,7 @@ def test_mcnemar_is_the_exact_binomial_test(first, second):
     assert mcnemar(first, second) == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.long
 @given(st.integers(1, 5000), st.data())
 def test_wilson_holds_the_proportion(images, data):
     correct = data.draw(st.integers(0, images))

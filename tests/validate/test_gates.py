@@ -181,6 +181,7 @@ def test_a_verdict_stands_until_all_validations_together_speak_against_it():
     assert not latency_gate(0.49, 0.506, 0.507).passed
 
 
+@pytest.mark.long
 def test_a_network_over_its_budget_is_not_fished_into_a_release():
     """1 % over, runs that differ by 0.7 % as on a busy machine: what 20 repeats of the command ever release."""
     rng = np.random.default_rng(0)

@@ -79,6 +79,7 @@ def test_thousands_of_resamples_take_seconds():
     assert (time.process_time() - start) / 100 < 0.02
 
 
+@pytest.mark.long
 def test_a_worse_detector_drops_and_batches_join():
     outputs, targets = scene(3)
     task = Varying(read)

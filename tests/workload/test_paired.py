@@ -57,6 +57,7 @@ def test_with_many_pairs_it_is_what_the_normal_distribution_says(first, second, 
     assert paired.lower_limit(first, second, examples, 0.95) == pytest.approx(share - 1.645 * error, abs=0.25 * error)
 
 
+@pytest.mark.long
 def test_more_confidence_more_pairs_and_fewer_examples_make_it_wider():
     assert (
         paired.upper_limit(5, 2, 200, 0.99) > paired.upper_limit(5, 2, 200, 0.95) > paired.upper_limit(5, 2, 200, 0.6)

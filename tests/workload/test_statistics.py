@@ -50,6 +50,7 @@ def test_the_bootstrap_of_a_mean_is_the_t_interval():
     assert found.value - found.low == pytest.approx(half, rel=0.1)
 
 
+@pytest.mark.long
 def test_intervals_cover_what_they_promise():
     """One-sided 95 % limits of a small, skewed difference of 40 pairs hold about 95 times of 100."""
     random = np.random.default_rng(1)
@@ -61,6 +62,7 @@ def test_intervals_cover_what_they_promise():
     assert 0.90 <= held / 300 <= 0.985
 
 
+@pytest.mark.long
 def test_few_examples_that_do_not_differ_prove_little():
     """Ten examples on which both are right: nobody knows that the drop is below a point."""
     for statistics in (Proportion.of(np.ones(10, bool)), means(np.ones(10))):
@@ -92,6 +94,7 @@ def test_a_drop_is_positive_when_worse_whichever_direction_is_better():
     assert found.upper(0.95) == 100 * paired.upper_limit(20, 0, 400, 0.95)  # what a gate decides by is exact
 
 
+@pytest.mark.long
 def test_the_same_seed_gives_the_same_interval_and_resampling_is_quick():
     values = means(np.random.default_rng(0).random(5000))
     start = time.process_time()

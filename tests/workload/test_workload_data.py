@@ -133,6 +133,7 @@ def test_targets_stay_with_their_inputs_in_order():
         assert [int(row[0] % 2) for row in ids] == targets
 
 
+@pytest.mark.long
 def test_the_digest_is_of_the_content():
     def digest(**change):
         return edgeprune.Data(Dataset(600), Dataset(30, 1, **change)).digest()
@@ -181,6 +182,7 @@ def test_data_that_is_none_is_refused(make, text):
         make()
 
 
+@pytest.mark.long
 def test_a_workload_is_checked_on_real_examples():
     data = edgeprune.Data(Dataset(100), Dataset(30, 1), selection_examples=20)
     made = Workload.of(Network, data, tasks.Classification())

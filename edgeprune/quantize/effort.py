@@ -17,19 +17,23 @@ from edgeprune.quantize.view import View, attribute
 Effort = Literal["fast", "default", "best"]
 
 GIGA_MACS: dict[str, float] = {"fast": 60.0, "default": 240.0, "best": 4000.0}  # of one part; some 40 a second and core
+SPARE = 100.0 / 240.0  # of that is spent on more images than a part needs: small networks see many, large ones few
 LEAST = 4  # images, whatever they cost
 LARGE = 3e8  # multiply-accumulates of an image from which both cores of a small machine are worth their overhead
 PER_VALUE = 40  # multiply-accumulates that reading or writing one value costs as much as
 
 
-def affordable(view: View, limit: int, most: int, passes: float, effort: Effort) -> int:
+def affordable(view: View, limit: int, wish: int | tuple[int, int], passes: float, effort: Effort) -> int:
     """How many of `limit` images a part looks at that runs the network `passes` times for each.
 
     Args:
-        most: that it wants by default; "best" takes twice as many.
+        wish: how many it wants by default, or how many it needs and how many it gains from; "best" takes twice as many.
     """
-    wanted = min(limit, 2 * most if effort == "best" else most)
-    return max(min(wanted, LEAST), min(wanted, int(GIGA_MACS[effort] * 1e9 / max(passes * work(view), 1.0))))
+    needed, gained = wish if isinstance(wish, tuple) else (wish, wish)
+    within = GIGA_MACS[effort] * 1e9 / max(passes * work(view), 1.0)
+    wanted = max(needed, min(gained, int(SPARE * within)))
+    wanted = min(limit, 2 * wanted if effort == "best" else wanted)
+    return max(min(wanted, LEAST), min(wanted, int(within)))
 
 
 def threads(view: View) -> int:

@@ -18,3 +18,13 @@ def test_a_large_network_looks_at_few_images_but_for_best(monkeypatch):
     monkeypatch.setattr(effort, "work", lambda view: 3e9)
     seen = {name: effort.affordable(view, 256, 24, 9, name) for name in ("fast", "default", "best")}
     assert seen == {"fast": effort.LEAST, "default": 8, "best": 48}
+
+
+def test_a_part_that_gains_from_more_images_sees_them_where_they_cost_little(monkeypatch):
+    view = View.of(plain())
+    seen = []
+    for each in (1e7, 3e8, 9e8, 3e9):
+        monkeypatch.setattr(effort, "work", lambda view, each=each: each)
+        seen.append(effort.affordable(view, 256, (24, 96), 9, "default"))
+    assert seen == [96, 37, 24, 8]
+    assert effort.affordable(view, 20, (24, 96), 9, "best") == 20

@@ -2,8 +2,8 @@
 
 Both graphs advance together over a few images. The input of each INT8 layer holds all the noise of the layers before.
 With reconstruction the weights are rounded so that what they make of that very input changes least (rounding.py); then
-the mean difference from the float network that is left in each output channel goes into the bias, and the layers after
-it see the corrected values. So errors are met where they arise and are not handed on.
+the usual difference from the float network that is left in each output channel goes into the bias (bias.py), and the
+layers after it see the corrected values. So errors are met where they arise and are not handed on.
 Source: Nagel et al., "Data-free quantization through weight equalization and bias correction" (arXiv 1906.04721),
 section 4.2, measured rather than derived, and in sequence.
 """
@@ -19,6 +19,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from edgeprune.quantize.correct.bias import seen_between, usual_error
 from edgeprune.quantize.correct.rounding import SecondMoment, fits, pack, round_weight
 from edgeprune.quantize.effort import Effort, affordable, threads
 from edgeprune.quantize.feeds import Feed, Images, feeds
@@ -31,7 +32,7 @@ from edgeprune.quantize.write.insert import simulated
 from edgeprune.quantize.write.placement import place
 from edgeprune.runtimes import Dialect
 
-IMAGES = 32  # at most
+IMAGES = (32, 96)  # whatever they cost, and at most
 MEMORY = 1 << 30  # bytes of activations, at most; networks with large ones use fewer images
 CHECKED = 8  # of the images only judge whether reconstruction helped
 Floats = NDArray[np.float32]
@@ -95,7 +96,7 @@ def correct(
             if integers is not None:
                 rounding[node.name] = pack(integers)
         got = walk.step(node)
-        error = _mean_error(got, wanted)
+        error = usual_error(got, wanted, seen_between(view, twin))
         if correct_bias and node.op_type != "MatMul":
             bias[node.name] = tuple(float(np.float32(-value)) for value in error)
             for value in got:
@@ -140,22 +141,12 @@ def _reconstruct(walk: _Walk, node: onnx.NodeProto, weight: Floats, dialect: Dia
 
 def _spread(got: list[Floats], wanted: list[Floats]) -> float:
     """Sum of squared errors less each channel's mean error, which the bias will take."""
-    error = _mean_error(got, wanted)
+    error = usual_error(got, wanted, None)
     shape = (1, -1, *[1] * (got[0].ndim - 2))
     return sum(
         float(np.square((a - b) - error.reshape(shape), dtype=np.float64).sum())
         for a, b in zip(got, wanted, strict=True)
     )
-
-
-def _mean_error(got: list[Floats], wanted: list[Floats]) -> NDArray[np.float64]:
-    """Mean of got - wanted for each channel (axis 1), of the batch in the middle.
-
-    The median, as what a clipped range takes from a few images is no business of the others.
-    """
-    axes = (0, *range(2, got[0].ndim))
-    each = [(a - b).mean(axis=axes, dtype=np.float64) for a, b in zip(got, wanted, strict=True)]
-    return np.asarray(np.median(each, axis=0), np.float64)
 
 
 def _sqnr(got: list[Floats], wanted: list[Floats]) -> float:

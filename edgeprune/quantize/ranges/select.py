@@ -30,7 +30,7 @@ from edgeprune.runtimes import Dialect
 if TYPE_CHECKING:
     from edgeprune.quantize.ranges.outputs import Distance
 
-PROBED = 24  # images that a comparison of methods sees
+PROBED = (24, 96)  # images that a comparison of methods sees, whatever they cost, and at most
 PARTS = (0.85, 0.7, 0.6, 0.5, 0.4, 0.32, 0.25, 0.2)  # of the full range, which "auto" tries as well
 
 

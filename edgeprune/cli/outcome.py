@@ -232,7 +232,7 @@ def _layers(layers: Any, unit: str) -> None:
         made.add_row(
             Text(str(layer["name"])),
             number(layer.get("ms")),
-            MISSING if share is None else f"{share:.1%}",
+            MISSING if share is None else f"{100 * share:.1f} %",
             Text("yes" if frozen is True else str(frozen)),
         )
     console.say()

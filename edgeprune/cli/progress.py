@@ -69,7 +69,7 @@ class Lines(Silent):
         if event.kind == "progress":
             left = self._pace.left(event.done, event.total or 0.0, self._clock())
             if self._clock() - self._said >= PLAIN_SECONDS:
-                share = f"{event.done / event.total:4.0%}  " if event.total else ""
+                share = f"{100 * event.done / event.total:4.0f} %  " if event.total else ""
                 words = (event.message, "" if left is None else f"{about(left)} left")
                 self._line(event.stage, share + ", ".join(filter(None, words)))
         elif event.kind == "done":

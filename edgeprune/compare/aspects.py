@@ -101,7 +101,8 @@ def metric(old: Contents, new: Contents, given: Tolerance) -> Aspect:
     text = (
         f"{found.metric} {quantity(found.value, found.unit)} against {quantity(found.reference, found.unit)} on "
         f"{found.examples:,} examples: {_size(found.drop, found.unit)} {where} "
-        f"({given.confidence:.0%} limits {_signed(found.low, found.unit)} to {_signed(found.high, found.unit)} worse"
+        f"({100 * given.confidence:.0f} % limits "
+        f"{_signed(found.low, found.unit)} to {_signed(found.high, found.unit)} worse"
         f"{f'; {given.max_drop:g} allowed' if given.max_drop else ''}), {WORDS[said]}"
     )
     return Aspect(
@@ -138,7 +139,8 @@ def size(old: Contents, new: Contents, given: Tolerance) -> Aspect:
     before, after = (_bytes(one) for one in (old, new))
     change = after / before - 1
     said = word(change, change, given.max_larger)
-    text = f"{after:,} bytes against {before:,} ({change:+.2%}; {given.max_larger:.0%} allowed), {WORDS[said]}."
+    allowed = f"{100 * given.max_larger:.0f} % allowed"
+    text = f"{after:,} bytes against {before:,} ({100 * change:+.2f} %; {allowed}), {WORDS[said]}."
     if said == "same":
         text = f"{after:,} bytes, as before."
     return Aspect("size", said, text, before, after, "bytes", change, change, change, "share")

@@ -77,9 +77,9 @@ def judged(
     said = word(low, high, given.max_slower)
     text = (
         f"{_spelled(after, unit)} against {_spelled(before, unit)}, {len(ratios)} measurements side by side ({where}): "
-        f"{abs(centre - 1):.2%} {'slower' if centre >= 1 else 'faster'} "
-        f"({given.confidence:.0%} limits {low:+.2%} to {high:+.2%}"
-        f"{f'; {given.max_slower:.1%} allowed' if given.max_slower else ''}), {WORDS[said]}."
+        f"{100 * abs(centre - 1):.2f} % {'slower' if centre >= 1 else 'faster'} "
+        f"({100 * given.confidence:.0f} % limits {100 * low:+.2f} % to {100 * high:+.2f} %"
+        f"{f'; {100 * given.max_slower:.1f} % allowed' if given.max_slower else ''}), {WORDS[said]}."
     )
     return Aspect("latency", said, text, before, after, unit, centre - 1, low, high, "share")
 

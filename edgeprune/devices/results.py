@@ -24,7 +24,7 @@ def timing(found: answers.Summary, job: answers.MeasureAnswer, protocol: Protoco
     """One artifact's latency; not valid where the device was disturbed, or where its rounds scatter too much."""
     reasons = list(job.reasons)
     if found.spread > protocol.max_spread:
-        reasons.append(f"rounds scatter by {found.spread:.1%}, allowed are {protocol.max_spread:.1%}")
+        reasons.append(f"rounds scatter by {100 * found.spread:.1f} %, allowed are {100 * protocol.max_spread:.1f} %")
     return Timing(
         median=scaled(found.median, unit),
         p90=scaled(found.p90, unit),

@@ -142,6 +142,6 @@ class Findings:
         macs = max(1, sum(layer.macs for layer in self.layers))
         place = f" [{worst.place}]" if worst.place else ""
         return (
-            f"{worst.what} stay whole ({worst.parameters / max(1, self.parameters):.0%} of the parameters, "
-            f"{worst.macs / macs:.0%} of the multiply-accumulates): {worst.why}{place}."
+            f"{worst.what} stay whole ({100 * (worst.parameters / max(1, self.parameters)):.0f} % of the parameters, "
+            f"{100 * worst.macs / macs:.0f} % of the multiply-accumulates): {worst.why}{place}."
         )

@@ -114,7 +114,7 @@ def feasibility(
     )
     spread = max(one.spread for one in found[1:])
     if spread > effort.max_spread:
-        message += f" The device was busy meanwhile: these latencies are good to {spread:.0%} only."
+        message += f" The device was busy meanwhile: these latencies are good to {100 * spread:.0f} % only."
     return Feasibility(
         unit=unit,
         dense_fp32=found[1].ratio * latency,

@@ -141,7 +141,8 @@ def _account(
     verdict = (
         f"{complaint}. Closure measures every network that it takes, and goes on for longer."
         if complaint
-        else f"the table predicts unseen networks to {tested.errors.median:.1%} (median; asked: {max_error:.0%})."
+        else f"the table predicts unseen networks to {100 * tested.errors.median:.1f} % "
+        f"(median; asked: {100 * max_error:.0f} %)."
     )
     return Profile(
         table=full,
@@ -188,10 +189,11 @@ class _Tested:
         ours, macs = self.errors.median, self.by_macs.median
         if not self.errors.count:
             return ""  # every network that can be drawn is in the table
+        errs = f"the table errs by {100 * ours:.1f} % on unseen networks (median)"
         if ours > max_error:
-            return f"the table errs by {ours:.1%} on unseen networks (median), more than the {max_error:.0%} asked for"
+            return f"{errs}, more than the {100 * max_error:.0f} % asked for"
         if ours > CLEARLY * macs and ours > NEGLIGIBLE:
-            return f"the table errs by {ours:.1%} on unseen networks (median), counting MACs by {macs:.1%} only"
+            return f"{errs}, counting MACs by {100 * macs:.1f} % only"
         return ""
 
 

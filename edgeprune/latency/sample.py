@@ -163,7 +163,7 @@ def extend(
             break
         if refused and patience.left:
             widest = max(known_now[key].spread for key in refused)
-            patience.tell(device, f"{len(refused)} of {len(wanted)} latencies are good to {widest:.0%} only")
+            patience.tell(device, f"{len(refused)} of {len(wanted)} latencies are good to {100 * widest:.0f} % only")
         effort, waiting = dataclasses.replace(effort, rounds=min(2 * effort.rounds, MOST_ROUNDS)), again
     doubtful = [known_now[key] for key in refused]
     return record(table, maker, [found[0], *doubtful], USELESS) if doubtful else table
@@ -240,4 +240,4 @@ def _reason(noisy: Sequence[Measured], effort: Effort) -> str:
     if not noisy:
         return "networks timed"
     widest = max(one.spread for one in noisy)
-    return f"latencies are good to {widest:.0%} so far, wanted are {effort.max_spread:.0%}"
+    return f"latencies are good to {100 * widest:.0f} % so far, wanted are {100 * effort.max_spread:.0f} %"

@@ -125,7 +125,7 @@ def _set_aside(fleet: Fleet, pace: Pace) -> None:
     for name in fleet.boards:
         own = pace.on(name).fastest
         if first and own and abs(own / first - 1) > GRADE:
-            how = f"{own / first - 1:.0%} slower" if own > first else f"{1 - own / first:.0%} faster"
+            how = f"{100 * abs(own / first - 1):.0f} % {'slower' if own > first else 'faster'}"
             fleet.drop(name, f"it is {how} than {lead}: another speed grade, or throttled.")
 
 

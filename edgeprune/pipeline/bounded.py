@@ -139,4 +139,4 @@ def _tried(subject: Subject, voice: Voice, plan: Plan, folder: Path) -> tuple[fl
         checkpoint.forget(folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return recovery.score(work, student), f"after {PART:.0%} of the epochs"
+    return recovery.score(work, student), f"after {100 * PART:.0f} % of the epochs"

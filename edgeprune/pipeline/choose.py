@@ -102,8 +102,8 @@ def build_table(subject: Subject, bench: Bench, run: RunDirectory, voice: Voice,
     voice.say(
         "latency",
         f"table of {found.cells} cells from {found.networks} networks; error on {errors['count']} unseen networks: "
-        f"median {errors['median']:.1%}, p90 {errors['p90']:.1%} (by MACs alone: {by_macs['median']:.1%}, "
-        f"{by_macs['p90']:.1%}); plot: {shown}",
+        f"median {100 * errors['median']:.1f} %, p90 {100 * errors['p90']:.1f} % "
+        f"(by MACs alone: {100 * by_macs['median']:.1f} %, {100 * by_macs['p90']:.1f} %); plot: {shown}",
     )
     if not found.good:
         voice.say("latency", found.verdict)
@@ -174,8 +174,8 @@ def joint(
     voice.say(
         "search",
         f"{len(found.plan.removed)} blocks and {sum(found.widths.values())} units stay or go by a program solved to "
-        f"{found.gap:.2%}; {session.distance.title} to the dense network {found.loss:.3f}"
-        + ("" if found.agreement is None else f", agreement {found.agreement:.1%}"),
+        f"{100 * found.gap:.2f} %; {session.distance.title} to the dense network {found.loss:.3f}"
+        + ("" if found.agreement is None else f", agreement {100 * found.agreement:.1f} %"),
     )
     again = Again(structure, curves, found, evaluator, max_bytes=limit, time_limit=options.time_limit)
     closed = _closed(subject.recipe, bench, run, voice, maker, table, again, budget / predictor.dense)
@@ -202,7 +202,7 @@ def _answer(closed: Closure, loss: float) -> dict[str, object]:
 
 def _told(closed: Closure, distance: str, loss: float) -> str:
     steps = len(closed.steps)
-    return f"closed in {steps} measurements: {closed.of_budget:.1%} of the budget; {distance} {loss:.3f}"
+    return f"closed in {steps} measurements: {100 * closed.of_budget:.1f} % of the budget; {distance} {loss:.3f}"
 
 
 def _curves(subject: Subject, voice: Voice, widths: Mapping[str, Sequence[int]], cache: Path) -> Sensitivity:
@@ -260,7 +260,9 @@ def _closed(
         absolute=recipe.budget.latency_ms is not None,
         loss=again.loss,
         patience=patience(recipe, voice, "search"),
-        told=lambda count, share: report(min(count, rounds), rounds, f"network {count}: {share:.1%} of the budget"),
+        told=lambda count, share: report(
+            min(count, rounds), rounds, f"network {count}: {100 * share:.1f} % of the budget"
+        ),
     )
 
 
@@ -311,7 +313,9 @@ def uniform(subject: Subject, bench: Bench, voice: Voice, maker: ArtifactBuilder
         if index not in tried:
             fraction, plan = candidates[index]
             tried[index] = _measure(subject.recipe, bench, maker, plan, anchor, f"uniform-{fraction:.2f}", wait)
-            voice.say("search", f"{fraction:.0%} of every group removed: {tried[index].ratio:.3f} of dense INT8")
+            voice.say(
+                "search", f"{100 * fraction:.0f} % of every group removed: {tried[index].ratio:.3f} of dense INT8"
+            )
         return tried[index].fits
 
     low, high = 0, len(candidates) - 1
@@ -323,7 +327,9 @@ def uniform(subject: Subject, bench: Bench, voice: Voice, maker: ArtifactBuilder
     good = [index for index, one in tried.items() if one.fits]
     if not good:
         best = min(tried, key=lambda index: tried[index].ratio, default=-1)
-        fastest = f"{1 / tried[best].ratio:.2f}x at {candidates[best][0]:.0%} removed" if tried else "nothing can go"
+        fastest = (
+            f"{1 / tried[best].ratio:.2f}x at {100 * candidates[best][0]:.0f} % removed" if tried else "nothing can go"
+        )
         raise BudgetError(
             f"no uniform width meets the budget on {bench.target.name}: the fastest measured is {fastest}.",
             'Use [search] method = "joint", which also removes whole blocks, or ask for less.',
@@ -368,6 +374,6 @@ def _measure(
             if len(ratios) == CONFIRM or not wait.left or abs(found.ratio / found.budget / found.room - 1) > doubt:
                 return found
             if len(ratios) == 1 and noise > 0.01:
-                wait.tell(bench.device, f"latency is good to {doubt:.1%} so far")
+                wait.tell(bench.device, f"latency is good to {100 * doubt:.1f} % so far")
     finally:
         bench.device.unload(loaded)

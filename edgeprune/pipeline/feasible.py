@@ -82,10 +82,11 @@ class Dense:
             return []
         named = ", ".join(names[row] for row in np.argsort(outputs))
         message = (
-            f"the network's outputs seem to be in another order than the classes: {stated:.1%} right as they are, "
+            f"the network's outputs seem to be in another order than the classes: "
+            f"{100 * stated:.1f} % right as they are, "
         )
         remedy = "State the order of the outputs: [data] classes, or classes.txt beside train/ (init: --classes)."
-        return [validate.Finding("order", "warning", "data", f"{message}{found:.1%} as {named}.", remedy)]
+        return [validate.Finding("order", "warning", "data", f"{message}{100 * found:.1f} % as {named}.", remedy)]
 
 
 def in_best_order(

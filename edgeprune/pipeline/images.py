@@ -118,13 +118,13 @@ def in_words(found: Emulated, examples: int) -> str:
         low, high = (quantity(one, found.score.unit) for one in (found.score.low, found.score.high))
         scored = f"{found.score.metric} {found.score.text}, 95 % interval {low} to {high}; "
     same = (
-        f"within {CLOSE:.0%} of full scale of the pre-check on {found.close or 0:.2%} of them"
+        f"within {100 * CLOSE:.0f} % of full scale of the pre-check on {100 * (found.close or 0):.2f} % of them"
         if found.same_class is None
-        else f"the same class as the pre-check on {found.same_class:.2%} of them"
+        else f"the same class as the pre-check on {100 * found.same_class:.2f} % of them"
     )
     return (
         f"{found.images:,} of {examples:,} test {what} on the true runtime ({found.runtime}): {scored}{same}, "
-        f"the same bits on {found.same_bits:.2%}"
+        f"the same bits on {100 * found.same_bits:.2f} %"
     )
 
 

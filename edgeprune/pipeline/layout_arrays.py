@@ -182,7 +182,9 @@ def _named(held: Mapping[str, object], read: Callable[[Any], Array], said: str, 
     def draw() -> dict[str, Array]:
         return _held_out(read(made["inputs"]), read(made["targets"]))
 
-    return Unwritten("arrays", f"{said}, not split: a seeded draw of {HELD:.0%} is the test split", source, read=draw)
+    return Unwritten(
+        "arrays", f"{said}, not split: a seeded draw of {100 * HELD:.0f} % is the test split", source, read=draw
+    )
 
 
 def _held_out(inputs: Array, targets: Array) -> dict[str, Array]:

@@ -48,7 +48,7 @@ def of_file(path: Path, tokenizer: str, beside: Sequence[Path] = ()) -> Layout:
         said, name = f"{path.name}, split by its column '{splits[0]}'", splits[0]
         ends = {split: End(str(path), {name: value}) for split, value in splits[1].items()}
     else:
-        said = f"{path.name}, not split: a seeded draw of {HELD:.0%} of the texts is the test split"
+        said = f"{path.name}, not split: a seeded draw of {100 * HELD:.0f} % of the texts is the test split"
         ends = {split: End(str(path), part=split) for split in ("train", "test")}
     return _made(path, columns, rows, ends, said, _tokenizer(tokenizer, (path.parent, *beside)))
 
@@ -87,7 +87,8 @@ def _made(
     counts = {split: len(_read(options, end, tokenizer, length)) for split, end in ends.items()}
     said = f"{said}: {told(counts)}"
     held = float(np.mean(np.asarray(longest) <= length))
-    where = f"texts in '{text}', labels in '{label}'; {length} tokens hold {held:.0%} of them (--input says otherwise)"
+    where = f"texts in '{text}', labels in '{label}'; {length} tokens hold {100 * held:.0f} % of them"
+    where += " (--input says otherwise)"
     splits = {split: end.stated() for split, end in ends.items()}
     return Layout("text", f"{said}; {where}", splits=splits, options=options, task="classification", counts=counts)
 

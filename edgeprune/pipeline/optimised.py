@@ -49,7 +49,7 @@ def write(subject: Subject, bench: Bench, voice: Voice, folder: Path, plain: Loa
     same = Facts(facts).number("same_bits") or 0.0
     if same < 1:
         (folder / FILE).unlink()
-        return {"missing": f"its outputs are the plain graph's on only {same:.2%} of the images."}
+        return {"missing": f"its outputs are the plain graph's on only {100 * same:.2f} % of the images."}
     made = {key: fingerprint.get(key) for key in ("machine", "cpus", "emulation", "runtime", "runtime_version")}
     voice.say("validate", f"optimised on {', '.join(map(str, Facts(fingerprint).listed('cpus')))}: {in_words(facts)}")
     return {"file": FILE, "sha256": files.sha256(folder / FILE), "made_on": made, **facts}
@@ -88,8 +88,8 @@ def in_words(facts: Mapping[str, object]) -> str:
     """One sentence on the comparison."""
     latency, load = (_change(Facts(facts).part(name)) for name in ("median", "load_s"))
     return (
-        f"outputs as the plain graph's, bit for bit, on {facts['images']} images; latency {latency:+.2%}, "
-        f"loading {load:+.0%}"
+        f"outputs as the plain graph's, bit for bit, on {facts['images']} images; latency {100 * latency:+.2f} %, "
+        f"loading {100 * load:+.0f} %"
     )
 
 

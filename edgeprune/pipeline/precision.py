@@ -51,7 +51,7 @@ def choose_precision(
         if whole["chosen"] > whole["room"] * whole["int8"]:  # not faster, or by no more than noise
             voice.say("quantize", f"{_slower(whole, bench)}: all {len(costs)} layers run in INT8")
             return {**found, "float": []}
-    voice.say("quantize", f"INT8 agrees on {agreement:.1%}; {len(kept)} of {len(costs)} layers stay in float")
+    voice.say("quantize", f"INT8 agrees on {100 * agreement:.1f} %; {len(kept)} of {len(costs)} layers stay in float")
     return found
 
 

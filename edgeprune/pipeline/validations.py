@@ -64,7 +64,7 @@ def measure(
         if share is None or not share.near or repeats >= limit:
             break
         repeats += 1
-        voice.say("validate", f"{share.ratio:.1%} of the latency budget, too near to tell: measuring once more")
+        voice.say("validate", f"{100 * share.ratio:.1f} % of the latency budget, too near to tell: measuring once more")
     return timings, kept
 
 

@@ -53,7 +53,7 @@ class HeldOutScorer:
     def shown(self, value: float) -> str:
         """For people."""
         if isinstance(self.split, Split):
-            return f"best {value:.1%} on {len(self)} held-out images"
+            return f"best {100 * value:.1f} % on {len(self)} held-out images"
         unit = f" {self.task.unit}" if self.task.unit else ""
         return f"best {self.task.metric} {value:.4g}{unit} on {len(self)} held-out examples"
 

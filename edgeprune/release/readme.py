@@ -115,7 +115,7 @@ def _optimised(found: Facts) -> str:
         f"\n`artifact/{found.text('file')}` is the same network as {made.text('runtime')} "
         f"{made.text('runtime_version')} rewrote it "
         f"on {where}{emulated}: the same outputs, bit for bit, on {found.text('images')} images; latency "
-        f"{latency - 1:+.2%}, opening it takes {load:.0%} "
+        f"{100 * (latency - 1):+.2f} %, opening it takes {100 * load:.0f} % "
         "of the plain graph's time. It fits that version only: `python3 run.py --optimised`. All figures above are of "
         "the plain graph.\n"
     )

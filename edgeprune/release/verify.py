@@ -235,8 +235,8 @@ def _compare(
         worst = max(worst, error)
         if classifies and agreement is not None:
             same = agreement if same is None else min(same, agreement)
-    equal = "" if same is None else f"the same class on {same:.0%}, "
-    facts = f"{len(expected[0])} samples on {where}: {equal}mean error {worst:.2%} of full scale"
+    equal = "" if same is None else f"the same class on {100 * same:.0f} %, "
+    facts = f"{len(expected[0])} samples on {where}: {equal}mean error {100 * worst:.2f} % of full scale"
     if not (worst <= on_device.ERROR and (same is None or same >= on_device.AGREEMENT)):
         raise BundleError(f"{found.path}: {facts}.", "This artifact does not compute what it did when it was made.")
     return f"{facts}."

@@ -225,9 +225,10 @@ def _difference(result: Result) -> Html:
         )
     if judged is not None and judged.high is not None and text:
         kind = "exact upper limit" if found is not None else "upper limit"
-        text += (
-            f" The gate judges the drop's {kind}: with {100 * judged.confidence:g} % confidence at most "
-            f"{_amount(judged.high, judged.unit)}."
+        text += f" The gate judges the drop's {kind}: with {100 * judged.confidence:g} % confidence " + (
+            f"at most {_amount(judged.high, judged.unit)} {judged.worse}."
+            if judged.high >= 0
+            else f"at least {_amount(-judged.high, judged.unit)} {judged.better}."
         )
     return tag("p", text, cls="lead") if text else NOTHING
 

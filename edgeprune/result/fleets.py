@@ -56,7 +56,7 @@ class FleetInfo(msgspec.Struct, frozen=True, kw_only=True):
         if self.latency_differs is not None and self.speedup_differs is not None:
             told += (
                 f"; {len(self.measured)} boards measured, whose latencies of this network differ by at most "
-                f"{self.latency_differs:.2%}, and their speed-ups by {self.speedup_differs:.2%}"
+                f"{100 * self.latency_differs:.2f} %, and their speed-ups by {100 * self.speedup_differs:.2f} %"
             )
         gone = [f"{one.name} ({one.why})" if one.why else one.name for one in self.boards if not one.valid]
         return f"{told}; without a measurement that counts: {', '.join(gone)}." if gone else f"{told}."

@@ -401,7 +401,7 @@ class _Timer:
                 if sure <= SURE or self._outside(float(np.median(ratios)), sure):
                     break
                 if len(ratios) == 1:
-                    self.patience.tell(self.device, f"this network's latency is good to {2 * sure:.1%} so far")
+                    self.patience.tell(self.device, f"this network's latency is good to {100 * 2 * sure:.1f} % so far")
                 with self.patience.again():
                     ratios.append(self._judged(loaded))
         finally:

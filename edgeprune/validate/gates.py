@@ -102,12 +102,12 @@ def _emulation(emulated: Mapping[str, Emulated], released: Network) -> Gate:
     facts = (
         f"{ours.runtime}: {ours.images:,} of {total:,} {'images' if classes else 'examples'} of pruned INT8, "
         f"{_scored(ours)}; dense and pruned, {what} as in the pre-check on "
-        f"{same:.2%}" + ("" if exact else f" (bits are not asked for; operators not proven equal: {others})")
+        f"{100 * same:.2f} %" + ("" if exact else f" (bits are not asked for; operators not proven equal: {others})")
     )
     if same >= limit:
-        return Gate("emulation", True, same, limit, "share", f"{facts} (limit {limit:.0%}).")
+        return Gate("emulation", True, same, limit, "share", f"{facts} (limit {100 * limit:.0f} %).")
     remedy = "The pre-check does not stand for this runtime: please report it with both versions of ONNX Runtime."
-    return Gate("emulation", False, same, limit, "share", f"{facts}; wanted {limit:.0%}.", remedy)
+    return Gate("emulation", False, same, limit, "share", f"{facts}; wanted {100 * limit:.0f} %.", remedy)
 
 
 def _scored(found: Emulated) -> str:

@@ -103,10 +103,13 @@ def accuracy_gate(result: Result, max_drop: float, used: float) -> Gate:
     if high is None or not math.isfinite(high):
         message = f"{side} the dense FP32 network; {found.examples:,} examples set no limit to it."
         return Gate("accuracy", False, None, max_drop, found.unit, message, "Give more test examples.")
+    most = f"at most {number(high, found.unit)} {found.worse}"
+    if high < 0:  # better for certain
+        most = f"at least {number(-high, found.unit)} {found.better}"
     facts = (
         f"{quantity(found.value, found.unit, found.scale)} against "
         f"{quantity(found.reference, found.unit, found.scale)} of the dense FP32 network on "
-        f"{found.examples:,} examples: {side}; with {sure} confidence at most {number(high, found.unit)} {found.worse} "
+        f"{found.examples:,} examples: {side}; with {sure} confidence {most} "
         f"(limit {number(max_drop, found.unit)})"
     )
     if found.metric != "top-1":
@@ -116,7 +119,8 @@ def accuracy_gate(result: Result, max_drop: float, used: float) -> Gate:
     if drop > max_drop:
         remedy = _accuracy_remedy(result, found, drop, high)
         if used < SPARE and result.search.method == "uniform":
-            remedy = f"Only {used:.0%} of the latency budget is used, as uniform widths come in large steps: " + (
+            remedy = (
+                f"Only {100 * used:.0f} % of the latency budget is used, as uniform widths come in large steps: "
                 '[search] method = "joint" keeps more; or train longer ([recover] epochs).'
             )
         message = f"{facts}: {number(drop - max_drop, found.unit)} more than the limit."
@@ -161,7 +165,7 @@ def precision_gate(found: Precision | None) -> Gate:
         return Gate("precision", False, 0.0, 1.0, "operators", message, remedy)
     message = f"{count} of {total} operators with weights run in INT8, {by}"
     if floats := found.floats:
-        message += f" ({found.share:.0%} of their time)" if found.share is not None else ""
+        message += f" ({100 * found.share:.0f} % of their time)" if found.share is not None else ""
         whole = [name for name in floats if name not in found.weights]
         for what, names in (("in float", whole), ("with weights alone in integers", found.weights)):
             more = f" and {len(names) - 5} more" if len(names) > 5 else ""

@@ -75,7 +75,8 @@ def measurement_gate(kept: Sequence[Validation], result: Result, max_spread: flo
             reasons.append(f"{NAMES[name]}: {', '.join(latency.reasons) or 'marked as not valid'}")
         elif not latency.spread <= max_spread:
             reasons.append(
-                f"{NAMES[name]}: the rounds' medians spread by {latency.spread:.1%}, more than {max_spread:.1%}"
+                f"{NAMES[name]}: the rounds' medians spread by {100 * latency.spread:.1f} %, "
+                f"more than {100 * max_spread:.1f} %"
             )
     others = [one for one in kept[:-1] if one.valid]
     if reasons and others:
@@ -85,7 +86,7 @@ def measurement_gate(kept: Sequence[Validation], result: Result, max_spread: flo
     if reasons:
         remedy = "Close what else runs on the device, fix its clocks, let it cool, and repeat: --from validate."
         return Gate("measurement", False, worst, max_spread, "spread", "; ".join(reasons) + ".", remedy)
-    message = f"the rounds' medians spread by at most {worst:.1%} (limit {max_spread:.1%})."
+    message = f"the rounds' medians spread by at most {100 * worst:.1f} % (limit {100 * max_spread:.1f} %)."
     return Gate("measurement", True, worst, max_spread, "spread", message)
 
 
@@ -96,17 +97,17 @@ def deadline_gate(kept: Sequence[Validation], medians: Mapping[str, float], budg
     value = pooled.ratio * limit
     times = "one validation" if pooled.count == 1 else f"{pooled.count} validations together"
     facts = f"{quantity(value, unit)} against a budget of {quantity(limit, unit)}"
-    sure = f"at most {pooled.high:.1%} of it with {100 * budget.confidence:g} % confidence, by {times}"
+    sure = f"at most {100 * pooled.high:.1f} % of it with {100 * budget.confidence:g} % confidence, by {times}"
     if pooled.passed:
-        return Gate("latency", True, value, limit, unit, f"{facts}: {pooled.ratio:.1%} of it; {sure}.")
+        return Gate("latency", True, value, limit, unit, f"{facts}: {100 * pooled.ratio:.1f} % of it; {sure}.")
     if pooled.open:
         remedy = (
             "Each further validation counts: --from validate; or search again with what was measured: --from prune."
         )
-        message = f"{facts}: {pooled.ratio:.1%} of it, but {sure}: too near to tell."
+        message = f"{facts}: {100 * pooled.ratio:.1f} % of it, but {sure}: too near to tell."
         return Gate("latency", False, value, limit, unit, message, remedy)
     remedy = "Search again with what was measured: --from prune; or ask for less: see edgeprune TARGET plan RECIPE."
-    message = f"{facts}: {pooled.ratio - 1:.1%} too slow, by {times}."
+    message = f"{facts}: {100 * (pooled.ratio - 1):.1f} % too slow, by {times}."
     return Gate("latency", False, value, limit, unit, message, remedy)
 
 

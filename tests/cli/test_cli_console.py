@@ -191,4 +191,4 @@ def test_progress_without_words_is_no_comma():
     lines = progress.Lines(said.append, lambda: float(next(clock)))
     for done in (1, 2):
         lines(type("E", (), {"kind": "progress", "stage": "search", "message": "", "done": done, "total": 4}))
-    assert said[-1].startswith("search      50%  about ") and ", " not in "".join(said)
+    assert said[-1].startswith("search       50 %  about ") and ", " not in "".join(said)

@@ -61,7 +61,7 @@ def test_interrupted_resumed_signed_and_verified(project):
     good = call("verify", bundle, "--key", "release.pub")
     assert good.returncode == 0, good.stderr
     assert "signed by release.pub" in good.stdout
-    assert "the same class on 100%" in good.stdout
+    assert "the same class on 100 %" in good.stdout
     data = bytearray(bundle.read_bytes())
     data[len(data) // 2] ^= 1
     bundle.write_bytes(data)

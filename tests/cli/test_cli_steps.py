@@ -135,7 +135,7 @@ def test_progress_is_a_line_in_ten_seconds_not_a_thousand():
         now[0] = step * 0.05
         lines(Event("progress", "recover", "epoch", step, 1000))
     assert 4 <= len(said) <= 6
-    assert said[1].split() == ["recover", "20%", "epoch,", "about", "40", "s", "left"]
+    assert said[1].split() == ["recover", "20", "%", "epoch,", "about", "40", "s", "left"]
 
 
 def test_the_time_left_is_of_the_piece_under_way():
@@ -192,7 +192,7 @@ def test_plan_says_whether_it_can_be_met(edgeprune_command, project, pipeline):
         "dense INT8",
         "0.300",
         "conv[1]",
-        "60.0%",
+        "60.0 %",
         "fc: it is an output",
         "FEASIBLE IN LATENCY  It can.",
         "Nothing is said of accuracy",

@@ -118,7 +118,7 @@ def test_another_speed_grade_is_set_aside(made: ArtifactBuilder) -> None:
     with Fleet(boards) as fleet:
         table = extend(empty(fleet), fleet, made, variants, EFFORT)
         (aside,) = [one for one in fleet.states if one.gone]
-    assert aside.name == "b" and "30% slower" in aside.gone
+    assert aside.name == "b" and "30 % slower" in aside.gone
     alone = extend(empty(Board()), Board(), made, variants, EFFORT)
     runs = [{run.key: run.ratio for run in one.networks[made.network].runs} for one in (table, alone)]
     assert runs[0] == pytest.approx(runs[1], rel=1e-3)

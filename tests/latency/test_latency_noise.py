@@ -64,8 +64,8 @@ class Busy(SimulatedDevice):
 @pytest.mark.parametrize(("load", "busy"), [("2.10", True), ("0.30", False), ("", False)])
 def test_waiting_says_why_how_busy_the_device_is_and_for_how_long_at_most(load: str, busy: bool) -> None:
     said: list[Any] = []
-    Patience(600, said.append).tell(Busy(load), "4 of 16 latencies are good to 20% only")
-    assert said[0].startswith("4 of 16 latencies are good to 20% only")
+    Patience(600, said.append).tell(Busy(load), "4 of 16 latencies are good to 20 % only")
+    assert said[0].startswith("4 of 16 latencies are good to 20 % only")
     assert ("busy (load 2.1 on 2 CPUs; quiet is at most 0.7)" in said[0]) == busy
     assert "up to 10 min more" in said[0]
 

@@ -190,7 +190,7 @@ def test_patience_narrows_the_intervals_of_a_noisy_device(made: ArtifactBuilder)
 def test_a_table_that_errs_more_than_asked_is_extended_then_said_to_closure(made: ArtifactBuilder) -> None:
     device, said = SimulatedDevice(noise=0.02), list[str]()
     found = profile(empty(device), device, made, 2, 4, EFFORT, max_error=1e-4, patience=Patience(3.0, said.append))
-    assert not found.good and "more than the 0% asked for" in found.verdict and "Closure" in found.verdict
+    assert not found.good and "more than the 0 % asked for" in found.verdict and "Closure" in found.verdict
     assert any("networks more" in line for line in said)
     assert found.networks > 2 + 4 + 2
     content = profile(empty(device), device, made, 16, 4, EFFORT, max_error=0.5)

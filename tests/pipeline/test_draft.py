@@ -111,7 +111,7 @@ def test_targets_that_say_nothing_are_asked_for(here):
 def test_outputs_in_another_order_than_the_folders_are_noticed(here):
     colours(Path("photos"), count=24)
     Path("nets.py").write_text(COLOURS.replace("[2 - c, c]", "[c, c]"))
-    with pytest.raises(DataError, match=r"33\.3% right as they are, 100\.0% as red, green, blue") as told:
+    with pytest.raises(DataError, match=r"33\.3 % right as they are, 100\.0 % as red, green, blue") as told:
         pipeline.draft(Wanted("nets.py:net", "photos"), Path(), lambda about, text: None)
     assert "--classes red,green,blue" in told.value.remedy
     assert not Path("net-data").exists()
@@ -148,7 +148,7 @@ def test_pixels_are_ranked_whatever_the_order_of_the_classes(here):
     colours(Path("photos"), count=60, dimmest=200)
     Path("nets.py").write_text(BRIGHT)
     said = []
-    with pytest.raises(DataError, match=r" 0\.0% right as they are, 100\.0% as red, blue, green") as told:
+    with pytest.raises(DataError, match=r" 0\.0 % right as they are, 100\.0 % as red, blue, green") as told:
         pipeline.draft(Wanted("nets.py:shifted", "photos"), Path(), lambda about, text: said.append(text))
     assert "--classes red,blue,green" in told.value.remedy
     assert any(

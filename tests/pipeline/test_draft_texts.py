@@ -83,7 +83,7 @@ def test_one_table_becomes_a_recipe_that_holds(here: Path) -> None:
     assert data.options["text"] == "subject" and data.options["label"] == "kind"
     assert data.options["names"] == ["ids", "mask"] and data.options["length"] == 32
     assert made.dense.value == 100.0 and made.dense.metric == "top-1"
-    assert any("texts in 'subject', labels in 'kind'; 32 tokens hold 100% of them" in line for line in said)
+    assert any("texts in 'subject', labels in 'kind'; 32 tokens hold 100 % of them" in line for line in said)
 
 
 def test_no_text_is_in_both_parts_whatever_the_order_of_the_rows(here: Path) -> None:

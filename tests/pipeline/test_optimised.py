@@ -82,7 +82,7 @@ def test_other_bits_are_not_shipped(context: Any, plain: Any, tmp_path: Path, mo
     other = tinynets.float_net(tmp_path / "other.onnx").read_bytes()
     monkeypatch.setattr(context.device, "optimised", lambda loaded: other)
     facts = optimised.write(subject(), context, context, tmp_path, plain)
-    assert facts == {"missing": "its outputs are the plain graph's on only 0.00% of the images."}
+    assert facts == {"missing": "its outputs are the plain graph's on only 0.00 % of the images."}
     assert not (tmp_path / optimised.FILE).exists()
 
 

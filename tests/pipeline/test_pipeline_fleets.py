@@ -65,7 +65,7 @@ def test_how_far_the_boards_differ() -> None:
     found = compared({"a": Board(2.0, 0.5), "b": Board(2.1, 0.5), "c": Board(2.0, 0.51)})
     assert found.validated_on == "a" and len(found.measured) == 3
     assert found.latency_differs == pytest.approx(0.05) and found.speedup_differs == pytest.approx(0.02)
-    assert "validated on a, one of a fleet of 3; 3 boards measured" in found.text and "5.00%" in found.text
+    assert "validated on a, one of a fleet of 3; 3 boards measured" in found.text and "5.00 %" in found.text
 
 
 def test_what_does_not_count_and_who_dropped() -> None:

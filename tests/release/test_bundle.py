@@ -114,7 +114,7 @@ def test_runs_by_itself_on_the_device(bundle, tmp_path):
     root = unpack(bundle, tmp_path / "unpacked")
     done = on_device(root)
     assert done.returncode == 0, done.stderr
-    assert "6 samples, output: the same class on 100% of them" in done.stdout
+    assert "6 samples, output: the same class on 100 % of them" in done.stdout
     assert "ms median here" in done.stdout
     assert done.stdout.strip().endswith("GOOD")
 
@@ -174,7 +174,7 @@ def test_the_graph_that_the_device_optimised_travels_along_and_runs(made, tmp_pa
     assert manifest["files"][f"artifact/{second['file']}"]["sha256"] == second["sha256"]
     readme = " ".join((root / "README.md").read_text().split())
     assert "rewrote it on cortex-a76 (emulated): the same outputs, bit for bit, on 64 images" in readme
-    assert "latency +0.10%, opening it takes 25% of the plain graph's time" in readme
+    assert "latency +0.10 %, opening it takes 25 % of the plain graph's time" in readme
     done = on_device(root, "--optimised")
     assert done.returncode == 0 and done.stdout.strip().endswith("GOOD"), done.stderr
 

@@ -82,7 +82,7 @@ def test_a_segmenter_lays_its_classes_over_the_picture(show, tmp_path, capsys):
     scores = np.zeros((1, 2, 8, 16))
     scores[:, 1, :, 8:] = 1.0
     show.each([picture(tmp_path)], {"task": {"kind": "segmentation"}}, SPEC, ["road", "sky"], lambda _: [scores])
-    assert "sky (class 1) on 50.0%" in capsys.readouterr().out
+    assert "sky (class 1) on 50.0 %" in capsys.readouterr().out
     from PIL import Image
 
     drawn = np.asarray(Image.open(tmp_path / "street-classes.png"))
@@ -144,7 +144,7 @@ def test_boxes_and_masks_of_arrays_are_said_and_not_drawn(show, tmp_path, capsys
     scores[1, :2] = 1
     manifest = {"task": {"kind": "segmentation"}, "inputs": [{"name": "x", "shape": [3, 8, 16], "dtype": "float32"}]}
     show.each(["one.npy"], manifest, {"kind": "arrays"}, None, lambda _: [scores[None]])
-    assert "(class 1) on 50.0%" in capsys.readouterr().out
+    assert "(class 1) on 50.0 %" in capsys.readouterr().out
     assert np.array_equal(np.load("one-mask.npy"), scores.argmax(0))
     settings = {"decode": {"name": "FastestDet", **dataclasses.asdict(decoders.FastestDet(score=0.2))}}
     manifest = {"task": {"kind": "detection", "settings": settings}, "inputs": manifest["inputs"]}

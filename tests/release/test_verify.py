@@ -99,7 +99,7 @@ def test_a_good_bundle_and_its_samples_again(bundle):
     assert checks["integrity"].passed
     assert checks["evidence"].passed
     assert checks["samples"].passed, checks["samples"].message
-    assert "the same class on 100%" in checks["samples"].message
+    assert "the same class on 100 %" in checks["samples"].message
     assert not checks["signature"].passed  # not signed, and says so
     assert found.state == "intact" and not found.to_dict()["good"]
     assert found.summary == "INTACT, NOT AUTHENTICATED (samples rerun here)"

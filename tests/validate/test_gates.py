@@ -98,7 +98,7 @@ def test_all_gates_hold():
         ),
         ({"precision__int8": 0}, "precision", "none of 20 operators", "edgeprune releases INT8"),
         ({"precision": None}, "precision", "nothing tells", "--from validate"),
-        ({"pruned_int8__latency_ms__median": 0.55}, "latency", "10.0% too slow", "plan"),
+        ({"pruned_int8__latency_ms__median": 0.55}, "latency", "10.0 % too slow", "plan"),
         ({"pruned_int8__latency_ms__median": 0.498}, "latency", "too near to tell", "--from validate"),
         (
             {"dense_int8__latency_ms__median": 0.483},
@@ -132,7 +132,7 @@ def test_limits_themselves_pass():
 def test_names_what_runs_in_float_and_how_much_of_the_time_that_is():
     partly = {"by": "profiler", "operators": 20, "int8": 18, "float": ["conv1", "fc"], "share": 0.91}
     gate = by_name(changed(precision=partly))["precision"]
-    assert gate.passed and "18 of 20" in gate.message and "91% of their time" in gate.message
+    assert gate.passed and "18 of 20" in gate.message and "91 % of their time" in gate.message
     assert "in float: conv1, fc" in gate.message
     compact = by_name(changed(precision={**partly, "weights": ["fc"]}))["precision"]
     assert "; in float: conv1; with weights alone in integers: fc." in compact.message
@@ -211,7 +211,7 @@ def test_blames_quantisation_where_it_costs_most():
 def test_says_so_when_uniform_widths_left_budget_unused():
     result = changed(comparison__drop=0.6, comparison__high=0.65, pruned_int8__latency_ms__median=0.29)
     result["search"] = {"method": "uniform"}
-    assert "Only 58% of the latency budget is used" in by_name(result)["accuracy"].remedy
+    assert "Only 58 % of the latency budget is used" in by_name(result)["accuracy"].remedy
     result["search"] = {"method": "joint"}
     assert "Train longer" in by_name(result)["accuracy"].remedy
 
@@ -358,3 +358,10 @@ def test_milliseconds_where_only_a_model_may_speak_are_refused():
     claim = {"verdict": "unverified", "unit": "modelled ms", "why": "x86.", "remedy": "Give its own."}
     gates = validate.gates({**changed(), "claim": claim}, BUDGET)
     assert not gates[0].passed and validate.verdict(gates, "ms", "unverified") == "unverified"
+
+
+def test_a_network_that_is_better_for_certain_is_said_to_be_so():
+    gate = by_name(changed(comparison={**COMPARISON, "value": 96.0, "drop": -3.5, "low": -3.9, "high": -3.05}))[
+        "accuracy"
+    ]
+    assert gate.passed and "3.50 points above; with 95 % confidence at least 3.05 above (limit 0.50)" in gate.message

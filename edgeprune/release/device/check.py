@@ -133,7 +133,7 @@ def _histogram(known: list[int], answers: Any) -> tuple[str, str, str]:
         return ("classes", "ok", "answered as often as of the test examples")
     most = int(np.argmax(np.abs(np.asarray(known) / sizes[0] - new / sizes[1])))
     shares = (known[most] / sizes[0], int(new[most]) / sizes[1])
-    told = f"another share of each; class {most}: {shares[1]:.0%}, was {shares[0]:.0%}"
+    told = f"another share of each; class {most}: {100 * shares[1]:.0f} %, was {100 * shares[0]:.0f} %"
     return ("classes", "odd", told)
 
 

@@ -141,8 +141,8 @@ def check_samples(model: Any, classifies: bool) -> bool:
         agreement, error = compare(found, samples[name])
         agreement = agreement if classifies else None
         good = good and error <= ERROR and (agreement is None or agreement >= AGREEMENT)
-        same = "" if agreement is None else f"the same class on {agreement:.0%} of them, "
-        print(f"{len(inputs[0])} samples, {name}: {same}mean error {error:.2%} of full scale")
+        same = "" if agreement is None else f"the same class on {100 * agreement:.0f} % of them, "
+        print(f"{len(inputs[0])} samples, {name}: {same}mean error {100 * error:.2f} % of full scale")
     return bool(good)
 
 

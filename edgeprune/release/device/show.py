@@ -243,7 +243,7 @@ def segment(path: str, scores: Any, spec: dict[str, Any], labels: Any) -> None:
         )
     mask = scores.astype(np.uint8)
     for number, count in zip(*np.unique(mask, return_counts=True)):  # noqa: B905
-        print(f"{path}: {named(int(number), labels)} (class {number}) on {count / mask.size:.1%}")
+        print(f"{path}: {named(int(number), labels)} (class {number}) on {100 * count / mask.size:.1f} %")
     images: Any = None
     with contextlib.suppress(ImportError):
         images = importlib.import_module("PIL.Image")

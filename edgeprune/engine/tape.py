@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from edgeprune.engine.examples import Batch, Examples, Outputs, parts
 from edgeprune.errors import EdgepruneError, GraphError
-from edgeprune.graph import Capture, as_inputs, capture_error, capture_model, owner_of, with_free_heads
+from edgeprune.graph import Block, Capture, SumPlace, as_inputs, capture_error, capture_model, owner_of, with_free_heads
 
 Values = dict[int, Any]  # step -> what it returned
 Weights = Mapping[str, Tensor]
@@ -136,21 +136,21 @@ class Tape:
         """The values before the first operator."""
         return dict(enumerate(batch))
 
-    def route(self, removed: Sequence[str] = ()) -> Route:
-        """The way through the network when these blocks are identities.
+    def route(self, removed: Sequence[Block] = ()) -> Route:
+        """The way through the network when these blocks are gone.
 
         Raises:
             GraphError: a block has no single input and output on the tape.
         """
-        return self._route(tuple(sorted(removed)))
+        return self._route(tuple(sorted(removed, key=lambda block: block.module)))
 
-    def _make_route(self, removed: tuple[str, ...]) -> Route:
+    def _make_route(self, removed: tuple[Block, ...]) -> Route:
         alias = {}
         for block in removed:
             before, after = self.ends(block)
             alias[after] = before
         if any(end in alias for end in self.ends_of_all):
-            raise GraphError(f"Block '{'/'.join(removed)}' makes the network's output.")
+            raise GraphError(f"Block '{'/'.join(b.module for b in removed)}' makes the network's output.")
 
         def source(step: int) -> int:
             while step in alias:
@@ -164,8 +164,11 @@ class Tape:
                     last.setdefault(source(read), k)
         return Route(tuple(sorted(last)), tuple(alias.items()), last)
 
-    def ends(self, module: str) -> tuple[int, int]:
-        """The steps that make a module's first input and its output."""
+    def ends(self, block: Block) -> tuple[int, int]:
+        """The steps that make a block's input and its output."""
+        if block.end is not None:
+            return self._sum(block.end)
+        module = block.module
         inside = [k for k, s in enumerate(self.steps) if s.module == module or s.module.startswith(module + ".")]
         body = set(inside)
         outer = [read for k in inside for read in self.steps[k].reads if read not in body]
@@ -174,6 +177,14 @@ class Tape:
         if len(set(outer)) != 1 or len(leaving) != 1:
             raise GraphError(f"'{module}' has {len(set(outer))} inputs and {len(leaving)} outputs on the tape.")
         return outer[0], leaving[0]
+
+    def _sum(self, end: SumPlace) -> tuple[int, int]:
+        """Of a term of a sum: the step that makes what stays, and the sum."""
+        alike = [k for k, s in enumerate(self.steps) if s.module == end.module and s.op == end.op]
+        operand = self.steps[alike[end.number]].args[end.operand] if end.number < len(alike) else None
+        if not isinstance(operand, Ref):
+            raise GraphError(f"The sum that '{end.module}' runs is not on the tape.")
+        return operand.step, alike[end.number]
 
     def run(
         self,

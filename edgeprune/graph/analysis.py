@@ -63,7 +63,7 @@ class Analysis:
         """The cuts and attributes of a choice of units; what lies in a removed block is left out."""
 
         def gone(name: str) -> bool:
-            return any(name == block or name.startswith(block + ".") for block in removed)
+            return any(self.spans[block].gone(name) for block in removed)
 
         masks = self.masks(kept)
         cuts: list[Cut] = []

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from torch.fx import Node
 
-from edgeprune.graph.capture import owner_of
+from edgeprune.graph.capture import Forward, owner_of
 from edgeprune.graph.groups import Units
-from edgeprune.graph.parts import Block, Layer
+from edgeprune.graph.parts import Block, Layer, SumPlace
 from edgeprune.graph.rules.pointwise import RULES as ELEMENTWISE
+from edgeprune.graph.surgery import FIRST, stand_in_text
 from edgeprune.graph.walk import Shaped, Walk, operator_name
 
 _PASS = frozenset(
@@ -34,14 +35,23 @@ _PASS = frozenset(
 
 @dataclass(frozen=True)
 class Span:
-    """The graph values at the two ends of a block."""
+    """The graph values at the two ends of a block; of a term also its stand-ins, nodes and sum."""
 
     module: str
     source: str
     result: str
+    stand_ins: tuple[tuple[str, str], ...] = ()
+    nodes: frozenset[str] = frozenset()
+    end: SumPlace | None = None
+
+    def gone(self, name: str) -> bool:
+        """Whether a module or a parameter goes with it."""
+        modules = [module for module, _ in self.stand_ins] or [self.module]
+        return any(name == module or name.startswith(module + ".") for module in modules)
 
 
-def _modules(node: Node) -> list[str]:
+def modules_of(node: Node) -> list[str]:
+    """The modules that run a node, the outermost first."""
     stack = node.meta.get("nn_module_stack") or {}
     return [str(path) for path, _ in stack.values() if path]
 
@@ -51,7 +61,7 @@ def find_spans(walk: Walk, units: Units) -> dict[str, Span]:
     graph = walk.capture.module.graph
     inside: dict[str, list[Node]] = {}
     for node in graph.nodes:
-        for path in dict.fromkeys(_modules(node)):
+        for path in dict.fromkeys(modules_of(node)):
             inside.setdefault(path, []).append(node)
     busy = {call.module for call in walk.calls}
     found: dict[str, Span] = {}
@@ -82,11 +92,15 @@ def _span(walk: Walk, units: Units, path: str, nodes: Sequence[Node]) -> Span | 
             if source.name not in walk.capture.parameters:
                 sources.append(source)
     label = units.solution.label
-    for source in sources:
+    forward = walk.capture.forwards.get(path, Forward(out.shape, 1))
+    if forward.given != out.shape or not forward.count:
+        return None
+    for source in sources[:1]:  # an identity of the first argument is none of another one
         value = walk.values[source.name]
         same = all(np.array_equal(label[a], label[b]) for a, b in zip(value.axes, out.axes, strict=True))
         if same and _residual(result, source, mine):
-            return Span(path, source.name, result.name)
+            stand_ins = ((path, stand_in_text(FIRST, forward.count)),) if forward.count > 1 else ()
+            return Span(path, source.name, result.name, stand_ins)
     return None
 
 
@@ -118,13 +132,14 @@ def make_blocks(walk: Walk, units: Units, spans: dict[str, Span], layers: Sequen
         stream: list[str] = []
         for axis in walk.values[span.result].axes:
             stream.extend(s.group for s in units.segments(axis) if s.group is not None)
-        mine = [la for la in layers if la.name == path or la.name.startswith(path + ".")]
+        mine = [la for la in layers if span.gone(la.name)]
         others = [la for la in layers if la not in mine]
         outside = {s.group for la in others for s in (*la.inputs, *la.outputs)}
         within = dict.fromkeys(s.group for la in mine for s in (*la.inputs, *la.outputs) if s.group)
         inner = tuple(g for g in within if g not in outside and g not in stream)
-        blocks.append(Block(path, tuple(dict.fromkeys(stream)), inner, tuple(dict.fromkeys(la.name for la in mine))))
+        names = tuple(dict.fromkeys(la.name for la in mine))
+        blocks.append(Block(path, tuple(dict.fromkeys(stream)), inner, names, span.stand_ins, span.end))
     return tuple(blocks)
 
 
-__all__ = ["Span", "find_spans", "make_blocks", "owner_of"]
+__all__ = ["Span", "find_spans", "make_blocks", "modules_of", "owner_of"]

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import io
 import logging
 import re
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,19 @@ Inputs = tuple[tuple[Any, ...], dict[str, object]]
 
 
 @dataclass(frozen=True)
+class Forward:
+    """One call of a module.
+
+    Attributes:
+        given: the shape of its first argument; () where that is no tensor.
+        count: how many values it returned, the first a tensor; 1: that tensor alone, 0: anything else.
+    """
+
+    given: tuple[int, ...]
+    count: int
+
+
+@dataclass(frozen=True)
 class Capture:
     """An exported graph and what its placeholders are.
 
@@ -45,6 +59,7 @@ class Capture:
         constants: placeholder name -> tensor lifted from a plain attribute or a literal.
         inputs: the names of the placeholders of the user's inputs, in order.
         program: what torch.export gave, with the inputs that it was given.
+        forwards: what each module's forward was given and returned.
     """
 
     module: GraphModule
@@ -53,6 +68,7 @@ class Capture:
     inputs: tuple[str, ...]
     buffers: frozenset[str]
     program: ExportedProgram
+    forwards: Mapping[str, Forward] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -149,7 +165,9 @@ def capture_model(model: nn.Module, inputs: Inputs, *, lines: bool = True) -> Ca
         CaptureError: the network's Python depends on data, or its forward fails; names the line.
     """
     args, kwargs = inputs
-    with quiet(), kept(model), same_dice(), contextlib.nullcontext() if lines else _without_lines():
+    forwards: dict[str, Forward] = {}
+    noting = _noting(model, forwards) if lines else _without_lines()
+    with quiet(), kept(model), same_dice(), noting:
         program = torch.export.export(model, args, kwargs, strict=False)
     signature = program.graph_signature
     parameters: dict[str, str] = {}
@@ -166,7 +184,34 @@ def capture_model(model: nn.Module, inputs: Inputs, *, lines: bool = True) -> Ca
     if lines:
         _name_modules(program.graph_module, model)
     buffers = frozenset(signature.buffers)
-    return Capture(program.graph_module, parameters, constants, tuple(user), buffers, program)
+    return Capture(program.graph_module, parameters, constants, tuple(user), buffers, program, forwards)
+
+
+def first_argument(module: nn.Module) -> str:
+    """The name of the first argument of a module's forward."""
+    return next(iter(inspect.signature(module.forward).parameters), "input")
+
+
+@contextlib.contextmanager
+def _noting(model: nn.Module, forwards: dict[str, Forward]) -> Iterator[None]:
+    """Note what modules take and return while they are traced."""
+    names = {id(vars(module)): name for name, module in model.named_modules()}  # export calls proxies with these
+
+    def note(module: nn.Module, args: tuple[Any, ...], named: Mapping[str, object], result: Any) -> None:
+        name = names.get(id(vars(module)))
+        if name is None:
+            return
+        parts = result if type(result) in (tuple, list) else (result,)
+        good = type(result) is not list and bool(parts) and isinstance(parts[0], torch.Tensor)
+        first = args[0] if args else named.get(first_argument(module))
+        given = tuple(int(n) for n in first.shape) if isinstance(first, torch.Tensor) else ()
+        forwards[name] = Forward(given, len(parts) if good else 0)
+
+    handle = torch.nn.modules.module.register_module_forward_hook(note, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextlib.contextmanager

@@ -131,20 +131,51 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class SumPlace:
+    """The sum that a block's term is added in: the `number`th `op` that `module` itself runs; its `operand` stays."""
+
+    module: str
+    op: str
+    number: int
+    operand: int
+
+
+@dataclass(frozen=True)
 class Block:
-    """A residual block that may go: `module` becomes an identity of its first input.
+    """A block that may go: `x + f(x)` becomes x.
+
+    A residual module becomes an identity of its first input. Where the sum stands in a module's own forward (`end`),
+    the modules of f go, each by its stand-in.
 
     Attributes:
-        module: qualified name.
+        module: its name: the module's, or that of the last module of f that has weights.
         groups: the groups of its input and output axis (one, unless the stream is a concat).
         inner: groups that live only inside it.
         layers: the layers inside.
+        stand_ins: module -> what takes its place ("first", "nothing"); none for a residual module.
+        end: the sum, where it stands in a module's own forward.
     """
 
     module: str
     groups: tuple[str, ...]
     inner: tuple[str, ...]
     layers: tuple[str, ...]
+    stand_ins: tuple[tuple[str, str], ...] = ()
+    end: SumPlace | None = None
+
+    @property
+    def kind(self) -> str:
+        """ "module": a residual module; "term": of a sum in a module's own forward."""
+        return "module" if self.end is None else "term"
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The modules that go."""
+        return tuple(name for name, _ in self.stand_ins) or (self.module,)
+
+    def holds(self, name: str) -> bool:
+        """Whether a module or a parameter goes with it."""
+        return any(name == module or name.startswith(module + ".") for module in self.modules)
 
     @property
     def group(self) -> str:

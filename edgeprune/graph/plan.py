@@ -17,11 +17,12 @@ from edgeprune.errors import PlanError, did_you_mean
 from edgeprune.graph.analysis import Findings
 from edgeprune.graph.configuration import Configuration
 from edgeprune.graph.options import apply_options, option_of
-from edgeprune.graph.parts import Group
+from edgeprune.graph.parts import Block, Group
 from edgeprune.graph.surgery import Attribute, Cut, narrow
 
 VERSION = 1
 WITH_OPTIONS = 2  # of a plan that has options: an edgeprune that knows none must not read it as one without
+WITH_STAND_INS = 3  # of a plan that removes terms of sums: likewise
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Plan:
         removed: blocks replaced by an identity.
         kept: kept units by group; groups that stay whole are left out.
         options: layer -> what it becomes beside narrower, such as "low-rank:16".
+        stand_ins: module of a removed term -> what takes its place: "first", "nothing" (see `graph.terms`).
     """
 
     structure: str
@@ -43,6 +45,7 @@ class Plan:
     removed: tuple[str, ...] = ()
     kept: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     options: Mapping[str, str] = field(default_factory=dict)
+    stand_ins: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def configuration(self) -> Configuration:
@@ -60,12 +63,14 @@ class Plan:
         Raises:
             PlanError: the plan is for another model, or illegal.
         """
-        return apply_options(narrow(model, self.cuts, self.attributes, self.removed), self.options)
+        return apply_options(
+            narrow(model, self.cuts, self.attributes, self.removed, stand_ins=self.stand_ins), self.options
+        )
 
     def to_dict(self) -> dict[str, object]:
         """What plan.json holds."""
         return {
-            "version": WITH_OPTIONS if self.options else VERSION,
+            "version": WITH_STAND_INS if self.stand_ins else WITH_OPTIONS if self.options else VERSION,
             "structure": self.structure,
             "cuts": [{"parameter": c.parameter, "axis": c.axis, "kept": list(c.kept)} for c in self.cuts],
             "attributes": [
@@ -75,6 +80,7 @@ class Plan:
             "removed": list(self.removed),
             "kept": {name: list(units) for name, units in self.kept.items()},
             **({"options": dict(self.options)} if self.options else {}),
+            **({"stand_ins": dict(self.stand_ins)} if self.stand_ins else {}),
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -97,9 +103,9 @@ def read_plan(path: Path) -> Plan:
     """Parse plan.json and check every field's type."""
     data = files.read_json(path, PlanError, "It is damaged; make it again.", missing="Give the path of a plan.json.")
     try:
-        if data["version"] not in (VERSION, WITH_OPTIONS):
+        if data["version"] not in (VERSION, WITH_OPTIONS, WITH_STAND_INS):
             raise PlanError(
-                f"The plan '{path}' has version {data['version']!r}; versions {VERSION} and {WITH_OPTIONS} are read.",
+                f"The plan '{path}' has version {data['version']!r}; versions {VERSION} to {WITH_STAND_INS} are read.",
                 "Make it again.",
             )
         return Plan(
@@ -109,6 +115,7 @@ def read_plan(path: Path) -> Plan:
             tuple(_text(r) for r in data["removed"]),
             {_text(k): _ints(v) for k, v in data.get("kept", {}).items()},
             {_text(k): _text(v) for k, v in data.get("options", {}).items()},
+            {_text(k): _text(v) for k, v in data.get("stand_ins", {}).items()},
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise PlanError(f"The plan '{path}' is damaged: {type(error).__name__}: {error}.", "Make it again.") from error
@@ -151,10 +158,13 @@ def make_plan(
     chosen = {name: units for name, raw in kept.items() if len(units := _units(names, name, raw)) < names[name].size}
     cuts, attributes = structure.analysis.spell(chosen, tuple(removed))
     gone = tuple(sorted(set(removed)))
-    return Plan(structure.fingerprint, cuts, attributes, gone, chosen, _options(structure, gone, options or {}))
+    blocks = [b for b in structure.blocks if b.module in gone]
+    places = {module: text for block in blocks for module, text in block.stand_ins}
+    given = _options(structure, blocks, options or {})
+    return Plan(structure.fingerprint, cuts, attributes, gone, chosen, given, places)
 
 
-def _options(structure: Findings, removed: Sequence[str], options: Mapping[str, str]) -> dict[str, str]:
+def _options(structure: Findings, removed: Sequence[Block], options: Mapping[str, str]) -> dict[str, str]:
     layers = {layer.name: layer for layer in structure.layers}
     for name, text in options.items():
         option, _ = option_of(text)
@@ -162,7 +172,7 @@ def _options(structure: Findings, removed: Sequence[str], options: Mapping[str, 
             raise PlanError(f"There is no layer '{name}' in this network.", did_you_mean(name, layers))
         if not option.settings(layers[name]):
             raise PlanError(f"Layer '{name}' ({layers[name].kind}) cannot be {option.name}.", "Leave the option out.")
-        if any(f"{name}.".startswith(f"{block}.") for block in removed):
+        if any(block.holds(name) for block in removed):
             raise PlanError(f"Layer '{name}' goes with its block, so that it cannot be {text}.", "Leave one out.")
     return dict(options)
 

@@ -117,7 +117,7 @@ def _with_options(structure: Findings, model: nn.Module, plan: Plan, proof: Proo
     inputs = tree_map(lambda v: _cast(v, dtype), structure.analysis.inputs)
     with torch.no_grad(), quiet(), default_dtype(dtype), double_casts(dtype):
         plain = _private(structure, plan.narrowing.apply(model), dtype, generic=False)
-        other = replace(plan, cuts=(), attributes=(), removed=()).apply(plain)
+        other = replace(plan, cuts=(), attributes=(), removed=(), stand_ins={}).apply(plain)
         for name, layer in merged(other, plan.options).items():
             parent, _, leaf = name.rpartition(".")
             plain.get_submodule(parent)._modules[leaf] = layer

@@ -129,8 +129,11 @@ class Reference:
     def _skipped(self, node: Node) -> bool:
         if not self.removed:
             return False
+        spans = [self.analysis.spans[b] for b in self.removed]
         stack = node.meta.get("nn_module_stack") or {}
-        return any(str(p) == b or str(p).startswith(b + ".") for p, _ in stack.values() for b in self.removed)
+        return any(
+            node.name in s.nodes if s.nodes else any(s.gone(str(path)) for path, _ in stack.values()) for s in spans
+        )
 
     def _call(self, node: Node, env: dict[Node, Any], path: str) -> Any:
         args, kwargs = list(read(node.args, env)), dict(read(node.kwargs, env))

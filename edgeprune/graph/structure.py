@@ -9,6 +9,7 @@ from torch import nn
 from edgeprune.graph.analysis import Findings
 from edgeprune.graph.describe import describe, to_dict
 from edgeprune.graph.options import choices
+from edgeprune.graph.parts import Block
 from edgeprune.graph.plan import Plan, make_plan, uniform_plan
 from edgeprune.graph.prove import Proof, prove
 
@@ -58,6 +59,10 @@ class Structure(Findings):
         Of a plan that removes nothing, `vacuous` is set and `detail` says what keeps most whole.
         """
         return prove(self, model, plan)
+
+    def gone(self, plan: Plan) -> tuple[Block, ...]:
+        """The blocks that a plan removes."""
+        return tuple(block for block in self.blocks if block.module in plan.removed)
 
     def describe(self) -> str:
         """A text table: each group with its layers and sizes, the removable blocks, and what is frozen and why."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -13,7 +12,7 @@ from torch import nn
 
 from edgeprune.errors import PlanError, did_you_mean
 from edgeprune.graph.attention import free_heads
-from edgeprune.graph.capture import shadow, tensors_of
+from edgeprune.graph.capture import first_argument, shadow, tensors_of
 from edgeprune.graph.state import plain_tensors
 
 
@@ -35,23 +34,58 @@ class Attribute:
     value: int | tuple[int, ...]
 
 
+FIRST, NOTHING = "first", "nothing"  # stand-ins of a removed module: its first input, or zeros like it
+
+
+def stand_in_text(kind: str, count: int) -> str:
+    """A stand-in as plans write it: "nothing", or "nothing/2" where the module returns a tuple of two."""
+    return f"{kind}/{count}" if count > 1 else kind
+
+
 class Removed(nn.Module):
     """What is left of a removed block: its first input, whatever else it is called with.
 
     Args:
         first: the name of the block's first argument.
+        count: how many values it returns; all but the first are None.
         marks: plain attributes of the block and of its children, which the network round it may read (`m.f`,
-            `m.type`, `m.self_attn.batch_first`).
+            `m.type`, `m.self_attn.batch_first`); its parameters are None.
     """
 
-    def __init__(self, first: str, marks: Mapping[str, object] | None = None) -> None:
+    def __init__(self, first: str, marks: Mapping[str, object] | None = None, count: int = 1) -> None:
         super().__init__()
         vars(self).update(marks or {})
-        self.first = first
+        self.first, self.count = first, count
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the first argument."""
-        return args[0] if args else kwargs[self.first]
+        found = self._left(args[0] if args else kwargs[self.first])
+        return found if self.count == 1 else (found, *[None] * (self.count - 1))
+
+    def _left(self, value: Any) -> Any:
+        return value
+
+
+class ZeroStandIn(Removed):
+    """What is left of a removed term of a sum: zeros like its first input. The float ONNX has no sum with them."""
+
+    def _left(self, value: Any) -> Any:
+        return torch.zeros_like(value)
+
+
+_STAND_INS: Mapping[str, type[Removed]] = {FIRST: Removed, NOTHING: ZeroStandIn}
+
+
+def read_stand_in(text: str) -> tuple[type[Removed], int]:
+    """The class and the number of returned values of a stand-in.
+
+    Raises:
+        PlanError: there is no such stand-in.
+    """
+    kind, _, count = text.partition("/")
+    if kind not in _STAND_INS or not (count or "1").isdigit() or int(count or 1) < 1:
+        raise PlanError(f"The plan puts '{text}' in a module's place, which is unknown.", "Make the plan again.")
+    return _STAND_INS[kind], int(count or 1)
 
 
 def narrow(
@@ -60,17 +94,20 @@ def narrow(
     attributes: Sequence[Attribute],
     removed: Sequence[str] = (),
     *,
+    stand_ins: Mapping[str, str] | None = None,
     empty: bool = False,
 ) -> nn.Module:
     """A new module; the given one is left as it was.
 
+    `stand_ins`: what takes the place of modules that go; of a removed block that is not there, an identity.
     `empty` leaves the narrowed values undefined and shares the others: shapes for a trial, without memory.
 
     Raises:
         PlanError: the cuts do not fit this model.
     """
     tensors = tensors_of(model)
-    by_tensor = _cuts_by_tensor(model, tensors, cuts, removed)
+    places = {**dict.fromkeys(removed, FIRST), **(stand_ins or {})}
+    by_tensor = _cuts_by_tensor(model, tensors, cuts, tuple(places))
     replace: dict[int, torch.Tensor] = {}
     twins: dict[tuple[Any, ...], torch.Tensor] = {}
     for name, tensor in tensors.items():
@@ -86,7 +123,7 @@ def narrow(
                 if id(value) not in replace:
                     replace[id(value)] = value.detach().clone().requires_grad_(value.requires_grad and value.is_leaf)
     edited = shadow(model, replace)
-    _take_out(edited, removed)
+    _take_out(edited, places)
     _set(edited, attributes)
     free_heads(edited)
     _drop_caches(edited)
@@ -173,23 +210,26 @@ def _narrowed(
     return new
 
 
-def _take_out(model: nn.Module, removed: Sequence[str]) -> None:
+def _take_out(model: nn.Module, places: Mapping[str, str]) -> None:
     bare = vars(nn.Module())
-    for block in removed:
+    for block, text in places.items():
+        kind, count = read_stand_in(text)
         old = model.get_submodule(block)
-        first = next(iter(inspect.signature(old.forward).parameters), "input")
         parent, _, name = block.rpartition(".")
         children = {k: SimpleNamespace(**_marks(child, bare)) for k, child in old.named_children()}
-        new = Removed(first, {**_marks(old, bare), **children})
+        new = kind(first_argument(old), {**_marks(old, bare), **children}, count)
         new.training = old.training
         model.get_submodule(parent)._modules[name] = new
-    for encoder in model.modules():
-        if isinstance(encoder, nn.TransformerEncoder) and isinstance(encoder.layers[0], Removed):
-            encoder.use_nested_tensor = False  # its fast path reads the first layer's weights
+    for part in model.modules():  # torch's own fast paths read weights of children
+        if isinstance(part, nn.TransformerEncoder) and any(isinstance(m, Removed) for m in part.layers[0].modules()):
+            part.use_nested_tensor = False
+        if isinstance(part, nn.TransformerEncoderLayer) and any(isinstance(m, Removed) for m in part.children()):
+            part.activation_relu_or_gelu = 0
 
 
 def _marks(module: nn.Module, bare: Mapping[str, object]) -> dict[str, object]:
-    return {key: value for key, value in vars(module).items() if key not in bare and _plain(value)}
+    plain = {key: value for key, value in vars(module).items() if key not in bare and _plain(value)}
+    return {**dict.fromkeys(module._parameters), **plain}
 
 
 def _plain(value: Any) -> bool:

@@ -37,6 +37,7 @@ from edgeprune.graph.postprocessing import postprocessing
 from edgeprune.graph.rules import RULES
 from edgeprune.graph.space import Axis, Reason
 from edgeprune.graph.structure import Structure
+from edgeprune.graph.terms import find_terms
 from edgeprune.graph.training import named, training_branches
 from edgeprune.graph.trial import (
     TRAINING_TRIALS,
@@ -158,10 +159,8 @@ class _Trials:
 
     def analyse(self, units: Units, hints: Hints) -> Analysis:
         rules, disputes = find_attributes(self.view, self.walk, units, hints)
-        tuples, spans = _tuples(self.view, rules), find_spans(self.walk, units)
-        return Analysis(
-            self.walk, units, rules, disputes, tuples, self.aliases, spans, {}, self.inputs, self.opaque
-        )  # fmt: skip
+        tuples = _tuples(self.view, rules)
+        return Analysis(self.walk, units, rules, disputes, tuples, self.aliases, {}, {}, self.inputs, self.opaque)
 
     def attempt(self, analysis: Analysis) -> Failure | None:
         """What fails when half of everything goes; None where nothing does. No trial is made twice.
@@ -235,7 +234,8 @@ def _norms(model: nn.Module, units: Units, members: Sequence[Sequence[Member]]) 
 
 def _structure(model: nn.Module, analysis: Analysis, members: list[list[Member]], capture: Capture | None) -> Structure:
     walk, units = analysis.walk, analysis.units
-    analysis = replace(analysis, norms=_norms(model, units, members))
+    spans = find_terms(walk, find_spans(walk, units))
+    analysis = replace(analysis, norms=_norms(model, units, members), spans=spans)
     layers = make_layers(walk, units)
     groups = make_groups(walk, units, members, layers)
     return Structure(

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from edgeprune.graph import Configuration, Layer, Structure, option_of, width
+from edgeprune.latency.going import homes
 from edgeprune.latency.kernels import Entry, cell_channels
 from edgeprune.latency.network import FloatGraph
 from edgeprune.latency.table import Site
@@ -29,17 +30,22 @@ def find_sites(
             channels in all of them; without any, the nearest layer.
     """
     layers = {layer.name: layer for layer in structure.layers}
-    return tuple(_site(entry, network, structure, layers, examples) for entry in entries)
+    home = homes(network, structure.blocks)
+    return tuple(_site(entry, network, home, layers, examples) for entry in entries)
 
 
 def _site(
-    entry: Entry, network: FloatGraph, structure: Structure, layers: Mapping[str, Layer], examples: Sequence[Example]
+    entry: Entry,
+    network: FloatGraph,
+    home: Mapping[str, str],
+    layers: Mapping[str, Layer],
+    examples: Sequence[Example],
 ) -> Site:
-    block = block_of(entry.node, network, structure)
+    block = home.get(entry.node, "")
     own = own_layer(entry.node, network, layers)
     if own and not entry.family.kind.startswith("reformat"):
         return Site(entry.node, entry.family, entry.c_in, entry.c_out, own, "both", block, entry.time)
-    candidates = _candidates(entry, network, structure, layers, block)
+    candidates = _candidates(entry, network, home, layers)
     made = [Site(entry.node, entry.family, entry.c_in, entry.c_out, *one, block, entry.time) for one in candidates]
     fixed = Site(entry.node, entry.family, entry.c_in, entry.c_out, "", "", block, entry.time)
     if not examples or not entry.node:
@@ -89,15 +95,8 @@ def base_name(node: str) -> str:
     return node.partition("#")[0]
 
 
-def block_of(node: str, network: FloatGraph, structure: Structure) -> str:
-    """The removable block that a node vanishes with, the outermost one; "" when it stays."""
-    module = network.nodes[node].module if node in network.nodes else ""
-    inside = [b.module for b in structure.blocks if module == b.module or module.startswith(f"{b.module}.")]
-    return min(inside, key=len, default="")
-
-
 def _candidates(
-    entry: Entry, network: FloatGraph, structure: Structure, layers: Mapping[str, Layer], block: str
+    entry: Entry, network: FloatGraph, home: Mapping[str, str], layers: Mapping[str, Layer]
 ) -> list[tuple[str, str]]:
     """Layers and sides ("out" or "in") whose channels a kernel may follow, the likeliest first."""
     if not entry.node:
@@ -112,7 +111,7 @@ def _candidates(
     found = []
     for name, side in candidates:
         own = own_layer(name, network, layers)
-        if own and block_of(name, network, structure) == block and _channels(layers[own], side, {}):
+        if own and home.get(name, "") == home.get(entry.node, "") and _channels(layers[own], side, {}):
             found.append((own, side))
     return found
 

@@ -15,7 +15,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from edgeprune.graph import Configuration, Structure, width
+from edgeprune.graph import Block, Configuration, Structure, width
+from edgeprune.latency.going import calls_of, going
 from edgeprune.latency.left import Removed, resize_constants
 
 UNNAMED = ("embedding", "lstm", "gru", "rnn_tanh", "rnn_relu")  # no node bears the name of such a layer
@@ -30,8 +31,8 @@ def narrow(dense: onnx.ModelProto, structure: Structure, variant: Configuration)
     model = onnx.ModelProto()
     model.CopyFrom(dense)
     del model.graph.value_info[:]
-    for block in variant.removed:
-        if not _bypass(model.graph, block):
+    for block in structure.blocks:
+        if block.module in variant.removed and not _bypass(model.graph, block):
             return None
     _drop_dead(model.graph)
     gone = removed_positions(structure, variant.widths)
@@ -46,22 +47,15 @@ def narrow(dense: onnx.ModelProto, structure: Structure, variant: Configuration)
     return model if _sound(model, dense, structure, variant) else None
 
 
-def _bypass(graph: onnx.GraphProto, block: str) -> bool:
+def _bypass(graph: onnx.GraphProto, block: Block) -> bool:
     """Connect what a block reads to what reads the block; False when it has not one entry and one exit."""
-    prefix = (f"{block}.", f"{block}/")
-    inside = [node for node in graph.node if node.name.startswith(prefix)]
-    made = {name for node in inside for name in node.output}
-    constants = {tensor.name for tensor in graph.initializer}
-    entries = dict.fromkeys(n for node in inside for n in node.input if n and n not in made and n not in constants)
-    outside = [node for node in graph.node if not node.name.startswith(prefix)]
-    exits = made & {name for node in outside for name in node.input}
-    if len(entries) != 1 or len(exits) != 1 or made & {value.name for value in graph.output}:
+    gone = going(calls_of(graph), block)
+    if gone is None or any(value.name == gone.result for value in graph.output):
         return False
-    entry, exit_ = next(iter(entries)), next(iter(exits))
-    for node in outside:
-        node.input[:] = [entry if name == exit_ else name for name in node.input]
-    for node in inside:
+    for node in [node for node in graph.node if node.name in gone.nodes]:
         graph.node.remove(node)
+    for node in graph.node:
+        node.input[:] = [gone.source if name == gone.result else name for name in node.input]
     return True
 
 

@@ -148,7 +148,7 @@ def _export(module: nn.Module, example: Example, program: ExportedProgram | None
     """The graph as torch exports it, and the names of the arguments, where they have one, in the graph's order."""
     import torch
 
-    from edgeprune.graph import attributes_kept
+    from edgeprune.graph import attributes_kept, drop_zeros
 
     args, named = _arguments(example)
     training = {name: part.training for name, part in module.named_modules()}
@@ -157,6 +157,7 @@ def _export(module: nn.Module, example: Example, program: ExportedProgram | None
         with _quiet(), torch.no_grad(), attributes_kept(module):  # a cache would be left with tensors of no values
             if program is None or _nested(program):
                 program = torch.export.export(module, args, named, strict=False)
+                drop_zeros(program.graph_module)
             exported = torch.onnx.export(program, dynamo=True, optimize=True, verbose=False, opset_version=18)
         assert exported is not None
         model: onnx.ModelProto = exported.model_proto

@@ -113,8 +113,9 @@ def layers(
         for name in ("dense-int8", "pruned-int8")
     )
     rows: list[dict[str, object]] = []
+    gone = subject.structure.gone(plan)
     for layer in subject.structure.layers:
-        removed = any(layer.name == block or layer.name.startswith(f"{block}.") for block in plan.removed)
+        removed = any(block.holds(layer.name) for block in gone)
         groups = [segment.group for segment in layer.outputs if segment.group]
         rows.append(
             {

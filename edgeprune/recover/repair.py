@@ -84,7 +84,7 @@ def repair(
             own |= {f"{layer}.{name}": value for name, value in module.named_parameters()}
         now = {**weights_of(pruned), **{name: layout(own[name].detach()) for name in _names(ordinary)}}
         new = repair_weights(
-            session, narrow, now, session.tape.route(plan.removed), kept_outputs(plan, session.device),
+            session, narrow, now, session.tape.route(structure.gone(plan)), kept_outputs(plan, session.device),
             session.batches(examples), options=plan.options, ridge=ridge, seed=seed, progress=progress,
         )  # fmt: skip
         for name, value in new.items():

@@ -47,7 +47,7 @@ from edgeprune.engine import (
 )
 from edgeprune.engine import examples as stacks
 from edgeprune.errors import GraphError, RunError
-from edgeprune.graph import Group, Structure, option_of
+from edgeprune.graph import Block, Group, Structure, option_of
 from edgeprune.search.saliency import Kind, consumers, obs_orders, orders
 
 RIDGE = 1e-3  # of a consumer's own fit: its targets are exact functions of its inputs
@@ -225,7 +225,7 @@ class _Measurement:
         self.nested_of = ""
 
     def candidates(
-        self, points: Mapping[str, Sequence[int]], blocks: Sequence[Any], options: Mapping[str, Sequence[str]]
+        self, points: Mapping[str, Sequence[int]], blocks: Sequence[Block], options: Mapping[str, Sequence[str]]
     ) -> list[Candidate]:
         found = []
         for layer in self.session.layers:
@@ -234,7 +234,7 @@ class _Measurement:
             found += [self._narrowed(group, width) for width in points[group.name][:-1]]
         for block in blocks:
             try:
-                found.append(self._without(block.module))
+                found.append(self._without(block))
             except GraphError as error:
                 log.warning("Block %s is not offered for removal: %s", block.module, error.message)
         return sorted(found, key=lambda item: item.start)
@@ -310,9 +310,9 @@ class _Measurement:
             changed[layer.bias] = self.weights[layer.bias] - shift.to(old.dtype)
         return changed
 
-    def _without(self, block: str) -> Candidate:
+    def _without(self, block: Block) -> Candidate:
         route, session = self.tape.route([block]), self.session
-        first = min(k for k, s in enumerate(self.tape.steps) if s.module == block or s.module.startswith(block + "."))
+        first = min(k for k, s in enumerate(self.tape.steps) if block.holds(s.module))
         full = self.tape.route()
         heirs = [
             layer
@@ -321,7 +321,7 @@ class _Measurement:
             and goal_of(self.tape, route, layer).dense != goal_of(self.tape, full, layer).dense
         ]
         if not heirs:
-            return Candidate(block, first, route, lambda _: {})
+            return Candidate(block.module, first, route, lambda _: {})
         heir = heirs[-1]
         goal = goal_of(self.tape, route, heir)
 
@@ -343,7 +343,7 @@ class _Measurement:
             intercept = heir.norm is not None or bool(heir.bias)
             return install(heir, fit(data.parts, effective(heir, self.weights), intercept), self.weights)
 
-        return Candidate(block, heir.step, route, make)
+        return Candidate(block.module, heir.step, route, make)
 
     def measure(
         self, todo: Sequence[Candidate], partial: Partial, progress: Callable[[int, int], None] | None

@@ -43,7 +43,7 @@ class Evaluator:
         """Repair and judge one plan; a second or two for a ResNet-56 and 256 images, the first takes longer."""
         session = self.session
         with torch.no_grad():
-            tape, route = same_steps(session, self.structure, plan), session.tape.route(plan.removed)
+            tape, route = same_steps(session, self.structure, plan), session.tape.route(self.structure.gone(plan))
             narrow = narrowed(session.weights, plan)
             narrow |= repair_weights(
                 session, tape, narrow, route, kept_outputs(plan, session.device), session.fit,

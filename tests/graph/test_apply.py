@@ -167,16 +167,24 @@ class Reader(nn.Module):
 
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
-def test_the_first_layer_of_torch_s_own_encoder_may_go():
+def test_the_terms_of_torch_s_own_encoder_may_go():
     net = Reader().eval()
     ids, mask = torch.randint(20, (2, 6), generator=torch.Generator().manual_seed(1)), torch.ones(2, 6)
     mask[0, 4:] = 0
     structure = edgeprune.trace(net, (ids, mask))
-    plan = structure.plan({}, removed=["encoder.layers.0"])
+    names = [f"encoder.layers.{i}.{name}" for i in range(2) for name in ("self_attn", "linear2")]
+    assert [block.module for block in structure.blocks] == names
+    for name in names:
+        one = structure.plan({}, removed=[name])
+        assert structure.prove(net, one).passed
+        with torch.no_grad():
+            one.apply(net)(ids, mask)
+    plan = structure.plan({}, removed=names[:2])
     assert structure.prove(net, plan).passed
     small = plan.apply(net)
     with torch.no_grad():
-        hidden = net.encoder.layers[1](net.tokens(ids), src_key_padding_mask=mask == 0)
+        first = net.encoder.layers[0]
+        hidden = net.encoder.layers[1](first.norm2(first.norm1(net.tokens(ids))), src_key_padding_mask=mask == 0)
         wanted = net.head((hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
         torch.testing.assert_close(small(ids, mask), wanted)
     assert net.encoder.use_nested_tensor and not small.encoder.use_nested_tensor

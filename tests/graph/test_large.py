@@ -63,6 +63,6 @@ def test_a_model_of_300_million_parameters(request: pytest.FixtureRequest) -> No
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["parameters"] > 300e6
-    assert found["groups"] == 1 + 2 * 24 and found["blocks"] == 24
+    assert found["groups"] == 1 + 2 * 24 and found["blocks"] == 48
     assert found["seconds"] < 120, found
     assert found["times_size"] < 1.5, found

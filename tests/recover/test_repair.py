@@ -86,7 +86,8 @@ def test_a_route_skips_removed_blocks() -> None:
     tape = Tape.of(net, IMAGES[:32])
     values = tape.begin((IMAGES[:32],))
     with torch.no_grad():
-        tape.run(values, tape.route(removed), weights_of(pruned))
+        gone = [block for block in structure.blocks if block.module in removed]
+        tape.run(values, tape.route(gone), weights_of(pruned))
         assert torch.allclose(tape.results(values, {})[0], pruned(IMAGES[:32]), atol=1e-5)
 
 

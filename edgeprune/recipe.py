@@ -117,6 +117,7 @@ class SearchSection(_Section, frozen=True):
     method: Literal["joint", "uniform"] = "joint"  # joint: blocks and widths together; uniform: one fraction everywhere
     saliency: Saliency = "obs"
     blocks: bool = True  # may whole residual blocks go?
+    repeats: bool = False  # also parts that keep their input's shape, without a sum? ties the widths at their ends
     options: tuple[str, ...] = ()  # what single layers may become beside narrower: files of graph/options
     images: Count = 512  # for the loss curves
     rounds: Annotated[int, Meta(ge=1, le=1000)] = 3  # of interaction correction

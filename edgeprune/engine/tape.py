@@ -168,14 +168,13 @@ class Tape:
         """The steps that make a block's input and its output."""
         if block.end is not None:
             return self._sum(block.end)
-        module = block.module
-        inside = [k for k, s in enumerate(self.steps) if s.module == module or s.module.startswith(module + ".")]
+        inside = [k for k, s in enumerate(self.steps) if block.holds(s.module)]
         body = set(inside)
         outer = [read for k in inside for read in self.steps[k].reads if read not in body]
         used = {read for k, s in enumerate(self.steps) if k not in body for read in s.reads} | {*self.ends_of_all}
         leaving = [k for k in inside if k in used]
         if len(set(outer)) != 1 or len(leaving) != 1:
-            raise GraphError(f"'{module}' has {len(set(outer))} inputs and {len(leaving)} outputs on the tape.")
+            raise GraphError(f"'{block.module}' has {len(set(outer))} inputs and {len(leaving)} outputs on the tape.")
         return outer[0], leaving[0]
 
     def _sum(self, end: SumPlace) -> tuple[int, int]:

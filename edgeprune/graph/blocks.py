@@ -43,6 +43,7 @@ class Span:
     stand_ins: tuple[tuple[str, str], ...] = ()
     nodes: frozenset[str] = frozenset()
     end: SumPlace | None = None
+    kind: str = "module"
 
     def gone(self, name: str) -> bool:
         """Whether a module or a parameter goes with it."""
@@ -138,7 +139,7 @@ def make_blocks(walk: Walk, units: Units, spans: dict[str, Span], layers: Sequen
         within = dict.fromkeys(s.group for la in mine for s in (*la.inputs, *la.outputs) if s.group)
         inner = tuple(g for g in within if g not in outside and g not in stream)
         names = tuple(dict.fromkeys(la.name for la in mine))
-        blocks.append(Block(path, tuple(dict.fromkeys(stream)), inner, names, span.stand_ins, span.end))
+        blocks.append(Block(path, tuple(dict.fromkeys(stream)), inner, names, span.stand_ins, span.end, span.kind))
     return tuple(blocks)
 
 

@@ -154,6 +154,7 @@ class Block:
         layers: the layers inside.
         stand_ins: module -> what takes its place ("first", "nothing"); none for a residual module.
         end: the sum, where it stands in a module's own forward.
+        kind: "module": a residual module; "term": of a sum in a module's own forward; "repeat": without a sum.
     """
 
     module: str
@@ -162,11 +163,7 @@ class Block:
     layers: tuple[str, ...]
     stand_ins: tuple[tuple[str, str], ...] = ()
     end: SumPlace | None = None
-
-    @property
-    def kind(self) -> str:
-        """ "module": a residual module; "term": of a sum in a module's own forward."""
-        return "module" if self.end is None else "term"
+    kind: str = "module"
 
     @property
     def modules(self) -> tuple[str, ...]:

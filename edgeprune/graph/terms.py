@@ -79,7 +79,7 @@ class _Term:
         same = [n for n in alike if operator_name(n).removesuffix("_") == op]
         end = SumPlace(module, op, same.index(self.result), operand)
         nodes = frozenset(n.name for n in self.cone)
-        return Span(self.name, self.source.name, self.result.name, self.modules, nodes, end)
+        return Span(self.name, self.source.name, self.result.name, self.modules, nodes, end, "term")
 
 
 class _Places:

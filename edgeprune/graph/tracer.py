@@ -19,7 +19,7 @@ from edgeprune.errors import CaptureError
 from edgeprune.graph.analysis import Analysis
 from edgeprune.graph.attention import free_heads
 from edgeprune.graph.attributes import AttributeRule, Hints, find_attributes, pattern
-from edgeprune.graph.blocks import find_spans, make_blocks
+from edgeprune.graph.blocks import Span, find_spans, make_blocks
 from edgeprune.graph.capture import (
     Capture,
     Inputs,
@@ -34,6 +34,7 @@ from edgeprune.graph.groups import Units, find_units, make_groups, make_layers
 from edgeprune.graph.opaque import cut_out, record
 from edgeprune.graph.parts import Frozen, Group, Layer, Member
 from edgeprune.graph.postprocessing import postprocessing
+from edgeprune.graph.repeats import still_tied, tie_repeats
 from edgeprune.graph.rules import RULES
 from edgeprune.graph.space import Axis, Reason
 from edgeprune.graph.structure import Structure
@@ -59,13 +60,15 @@ _TRIES = 24  # hints tried in one trace; each is a capture
 _LOG = logging.getLogger(__name__)
 
 
-def trace(model: nn.Module, example_inputs: Any, *, opaque: Sequence[str] = ()) -> Structure:
+def trace(model: nn.Module, example_inputs: Any, *, opaque: Sequence[str] = (), repeats: bool = False) -> Structure:
     """Find which units of `model` may be removed.
 
     Args:
         model: any nn.Module; it is not changed, whatever mode it is in. It is analysed as in eval mode.
         example_inputs: a tensor, a tuple of tensors, or a dict of keyword arguments.
         opaque: qualified names of submodules that cannot be captured; what they read and give stays whole.
+        repeats: offer parts of a Sequential or list that keep their input's shape, without a sum, as blocks too; the
+            widths at both ends of each become one group (see `graph.repeats`).
 
     Raises:
         ModelError: not a module that can be analysed (scripted, on meta, cannot be copied), or its own forward fails.
@@ -87,8 +90,15 @@ def trace(model: nn.Module, example_inputs: Any, *, opaque: Sequence[str] = ()) 
     walk = Walk(named(captured, names), RULES)
     walk.run()
     training = training_branches(view, walk, inputs, names, opaque)
+    tied = _repeats(view, walk) if repeats else {}
     analysis, members = _settle(view, walk, training, inputs, aliases, given)
-    return _structure(model, analysis, members, captured if as_given else None)
+    spans = find_terms(walk, find_spans(walk, analysis.units)) | still_tied(walk, analysis.units, tied)
+    return _structure(model, replace(analysis, spans=spans), members, captured if as_given else None)
+
+
+def _repeats(view: nn.Module, walk: Walk) -> dict[str, Span]:
+    units, _ = find_units(walk, walk.space.solve())
+    return tie_repeats(view, walk, units, find_terms(walk, find_spans(walk, units)))
 
 
 def _ties(model: nn.Module) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
@@ -234,8 +244,7 @@ def _norms(model: nn.Module, units: Units, members: Sequence[Sequence[Member]]) 
 
 def _structure(model: nn.Module, analysis: Analysis, members: list[list[Member]], capture: Capture | None) -> Structure:
     walk, units = analysis.walk, analysis.units
-    spans = find_terms(walk, find_spans(walk, units))
-    analysis = replace(analysis, norms=_norms(model, units, members), spans=spans)
+    analysis = replace(analysis, norms=_norms(model, units, members))
     layers = make_layers(walk, units)
     groups = make_groups(walk, units, members, layers)
     return Structure(

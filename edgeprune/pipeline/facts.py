@@ -65,7 +65,7 @@ def _export(run: Keyed) -> Any:
 FACTS: Mapping[str, Callable[[Keyed], Any]] = {
     "version": lambda run: __version__,
     "name": lambda run: run.recipe.name,
-    "model": lambda run: run.recipe.section("model"),
+    "model": lambda run: [run.recipe.section("model"), run.recipe.search.repeats],
     "weights": _weights,
     "target": _target,
     "device": lambda run: [run.bench.name, run.bench.probe.fingerprint],

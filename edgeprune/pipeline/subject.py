@@ -184,7 +184,7 @@ class Subject:
         """What may go."""
         from edgeprune.graph import trace
 
-        return trace(self.model, self.example, opaque=self.recipe.model.opaque)
+        return trace(self.model, self.example, opaque=self.recipe.model.opaque, repeats=self.recipe.search.repeats)
 
     @cached_property
     def capture(self) -> Capture | None:

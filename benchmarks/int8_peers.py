@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 Images = NDArray[np.float32]
 
 ORT = {"ort-minmax": "MinMax", "ort-entropy": "Entropy", "ort-percentile": "Percentile"}
+HELD = 16  # images whose activations are held at once
 MODELOPT = {"modelopt-entropy": "entropy", "modelopt-max": "max"}
 
 
@@ -29,7 +30,8 @@ def onnxruntime_quantization(
     """Q/DQ with a scale a channel; U8S8 for x86, S8S8 for ARM.
 
     CalibMaxIntermediateOutputs must stay unset: with it ONNX Runtime 1.31 drops every full batch of outputs unread, and
-    min-max ranges come from the last few images alone.
+    min-max ranges come from the last few images alone. Percentile and entropy keep every activation of all images until
+    the histograms are made, gigabytes of them: they get a few images at a time, and the histograms add up.
 
     Args:
         images: one array, or a sequence of mappings by input name.
@@ -43,6 +45,12 @@ def onnxruntime_quantization(
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             self.left = iter(images)
+
+        def __len__(self) -> int:
+            return len(images)
+
+        def set_range(self, start_index: int, end_index: int) -> None:
+            self.left = iter(images[start_index:end_index])
 
         def get_next(self) -> dict[str, Any] | None:
             image = next(self.left, None)
@@ -60,7 +68,13 @@ def onnxruntime_quantization(
         per_channel=True,
         reduce_range=reduced,
         calibrate_method=getattr(quantization.CalibrationMethod, ORT[maker]),
+        extra_options={} if maker == "ort-minmax" else {"CalibStridedMinMax": at_once(len(images))},
     )
+
+
+def at_once(count: int) -> int:
+    """How many of `count` images are held at a time: a divisor of it, as the option asks for."""
+    return max(size for size in range(1, HELD + 1) if count % size == 0)
 
 
 def nncf(model: Path, images: Any, out: Path, transformer: bool = False) -> None:

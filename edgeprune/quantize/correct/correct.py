@@ -32,7 +32,7 @@ from edgeprune.quantize.write.insert import simulated
 from edgeprune.quantize.write.placement import place
 from edgeprune.runtimes import Dialect
 
-IMAGES = (32, 96)  # whatever they cost, and at most
+IMAGES = (32, 64)  # whatever they cost, and at most
 MEMORY = 1 << 30  # bytes of activations, at most; networks with large ones use fewer images
 CHECKED = 8  # of the images only judge whether reconstruction helped
 Floats = NDArray[np.float32]

@@ -18,7 +18,7 @@ from edgeprune.quantize.effort import affordable
 from edgeprune.quantize.feeds import Counted, Images, feeds
 from edgeprune.quantize.ranges.observe import watch
 from edgeprune.quantize.ranges.ranges import Ranges, read_model
-from edgeprune.quantize.ranges.select import PROBED, propose, select, tensor_range
+from edgeprune.quantize.ranges.select import PROBED, alike, propose, select, tensor_range
 from edgeprune.quantize.view import View
 from edgeprune.quantize.write.placement import place
 from edgeprune.quantize.write.weights import only, weights_chosen
@@ -115,6 +115,7 @@ def _calibrate(
     placement = place(view, dialect)
     seen, looked = watch(model, placement.tensors, steps("watch"), count)
     warnings = [*warned, *check_seen(model, seen), *check_placement(view, placement, dialect, options)]
+    placement = alike(view, placement, seen, dialect)
     proposals = propose(view, placement, seen, dialect, options)
     best = select(model, placement, proposals, steps("select"), count, effort, distance, warnings)
     tensors = {name: tensor_range(seen[name], *best[placement.scale_of[name]]) for name in placement.tensors}

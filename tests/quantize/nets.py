@@ -124,3 +124,22 @@ def images(count: int = 16, size: int = 16, seed: int = 1) -> Floats:
     coarse = rng.random((count, 3, 4, 4)).astype(np.float32)
     smooth = np.kron(coarse, np.ones((1, 1, size // 4, size // 4), np.float32))
     return np.clip(smooth + rng.normal(0, 0.05, smooth.shape), 0, 1).astype(np.float32)
+
+
+def neck(size: int = 8, times: float = 20.0) -> onnx.ModelProto:
+    """A map that a convolution reads, and that a Concat joins with one of `times` its size: a detector's neck."""
+    net = Net(size=size)
+    x = net.relu(net.conv("input", "stem", 3, 16))
+    small = net.relu(net.conv(x, "small", 16, 16))
+    large = net.relu(net.conv(x, "large", 16, 16))
+    _scale(net, times)
+    joined = net.conv(net.node("Concat", small, large, axis=1, name="cat"), "joined", 32, 16, k=1)
+    _scale(net, 0.3 / times)
+    apart = net.relu(net.conv(small, "apart", 16, 16))
+    return net.model(net.conv(net.node("Add", net.relu(joined), apart), "last", 16, 16, k=1))
+
+
+def _scale(net: Net, times: float) -> None:
+    """The weights of the layer that was made last, times a number."""
+    value = numpy_helper.to_array(net.constants[-2]) * np.float32(times)
+    net.constants[-2].CopyFrom(numpy_helper.from_array(value, net.constants[-2].name))

@@ -15,6 +15,8 @@ import pytest
 from edgeprune.errors import GraphError, InputError, RecipeError
 from edgeprune.quantize import Ranges, apply, calibrate, dummy_ranges, lint
 from edgeprune.quantize.ranges.grids import qparams, quantise_weight
+from edgeprune.quantize.view import View
+from edgeprune.quantize.write.placement import place
 from edgeprune.recipe import QuantizeSection
 from edgeprune.runtimes import DIALECTS
 
@@ -191,3 +193,17 @@ def test_apply_is_fast_enough_for_latency_sampling() -> None:
     began = time.process_time()
     apply(model, ranges, DIALECTS["openvino"])
     assert time.process_time() - began < 1.0
+
+
+def test_what_others_read_keeps_its_own_range_at_a_concat_of_onnx_runtime() -> None:
+    images, dialect = nets.images(16, size=8), DIALECTS["ort-x86"]
+    for times, apart in ((20.0, True), (1.0, False)):
+        model = nets.neck(times=times)
+        ranges = calibrate(model, images, dialect)
+        placement = place(View.of(model), dialect)
+        small, large = (View.of(model).settled(View.of(model).layers[name].output[0]) for name in ("small", "large"))
+        assert placement.scale_of[small] != placement.scale_of[large]
+        assert (ranges.tensors[small].high != ranges.tensors[large].high) == apart
+        found = apply(model, ranges, dialect)
+        assert [str(one) for one in lint(found, dialect)] == []
+        assert sqnr(run(model, images), run(found, images)) > 28

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from edgeprune.quantize.check.findings import DQ, LintFinding, LintRule, Q, dequantised
 from edgeprune.quantize.check.lint_float import SILENT, on_weights_alone
 from edgeprune.quantize.view import View, attribute, is_depthwise, output_axis
-from edgeprune.quantize.write.placement import SHARING, role_of
+from edgeprune.quantize.write.placement import SHARING, read_elsewhere, role_of
 from edgeprune.runtimes import Dialect
 
 MOST = 2**30 + 2**24  # of an int32 bias: more leaves the sum of products no room
@@ -205,11 +205,15 @@ def _weight_shape(view: View, node: onnx.NodeProto) -> tuple[int, ...]:
 
 
 def _joins(view: View, dialect: Dialect) -> Iterator[LintFinding]:
-    """Inputs of a Concat share one scale, or a requantising kernel runs for each."""
+    """Inputs of a Concat share one scale, or a requantising kernel runs for each.
+
+    ONNX Runtime's own kernel takes a scale for each; what others read too has one of its own there.
+    """
     for node in view.nodes:
         if node.op_type != "Concat":
             continue
-        feeding = [pair for pair in (dequantised(view, name) for name in node.input) if pair is not None]
+        alone = [name for name in node.input if not (dialect.outputs and read_elsewhere(view, name))]
+        feeding = [pair for pair in (dequantised(view, name) for name in alone) if pair is not None]
         found: dict[bytes, set[bytes]] = {}
         for pair in feeding:
             scale, zero = (view.constant(name) for name in (pair.input[1], pair.input[-1]))

@@ -7,8 +7,8 @@ noise there wins. Where no gradient reaches a tensor, it is judged by the output
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from edgeprune.quantize.ranges.outputs import Distance
 
 PROBED = (24, 96)  # images that a comparison of methods sees, whatever they cost, and at most
+LIKE = 2.0  # times a range: what it is joined with may be so much larger and shares its own
 PARTS = (0.85, 0.7, 0.6, 0.5, 0.4, 0.32, 0.25, 0.2)  # of the full range, which "auto" tries as well
 
 
@@ -42,6 +43,41 @@ class Proposal:
     low: float
     high: float
     grid: QParams
+
+
+def alike(view: View, placement: Placement, seen: Mapping[str, Watched], dialect: Dialect) -> Placement:
+    """`placement` with one range for what a Concat joins and what others read too, where both are of about one size.
+
+    A Concat of ONNX Runtime takes a scale for each input; with the same one it copies bytes and looks up none.
+    """
+    if not dialect.outputs:
+        return placement
+    found = placement
+    for node in view.nodes:
+        if placement.nodes.get(node.name) != "join":
+            continue
+        joined = found.scale_of.get(view.settled(node.output[0]))
+        for name in node.input:
+            alone = found.scale_of.get(name)
+            if joined is None or alone is None or alone == joined:
+                continue
+            kinds = {non_negative(view, one) for one in (*found.groups[joined], *found.groups[alone])}
+            if len(kinds) == 1 and LIKE * _span(seen, found.groups[alone]) >= _span(seen, found.groups[joined]):
+                found = _united(found, joined, alone)
+    return found
+
+
+def _span(seen: Mapping[str, Watched], members: Sequence[str]) -> float:
+    """From the least to the largest of what was seen of a group, zero among it."""
+    return max(0.0, *(seen[one].maximum for one in members)) - min(0.0, *(seen[one].minimum for one in members))
+
+
+def _united(placement: Placement, one: str, other: str) -> Placement:
+    """`placement` with the groups of two representatives made one."""
+    groups = {name: members for name, members in placement.groups.items() if name != other}
+    groups[one] = (*groups[one], *placement.groups[other])
+    scale_of = {tensor: one if name == other else name for tensor, name in placement.scale_of.items()}
+    return replace(placement, groups=groups, scale_of=scale_of)
 
 
 def propose(

@@ -21,6 +21,7 @@ SHARING = (
     *("MaxPool", "Resize", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"),
     *("Split", "Slice", "Gather", "DepthToSpace", "Expand", "Tile"),
 )
+PAIR = ("QuantizeLinear", "DequantizeLinear")
 
 
 @dataclass(frozen=True)
@@ -302,6 +303,29 @@ def _mixed(view: View, tensors: list[str]) -> bool:
     return len({non_negative(view, tensor) for tensor in tensors}) > 1
 
 
+def read_elsewhere(view: View, tensor: str) -> bool:
+    """Whether several nodes read `tensor`, or what it was moved from; Q and DQ do not count.
+
+    ONNX Runtime's Concat takes a scale for each input: what others read as well keeps its own. In a detector's neck a
+    feature map would be rounded to the range of all that it is joined with, 17 times its own in YOLO11n.
+    """
+    while True:
+        if len(_readers(view, tensor)) > 1:
+            return True
+        maker = view.producer.get(tensor)
+        if maker is None or len(maker.output) > 1 or maker.op_type not in (*SHARING, *PAIR):
+            return False
+        tensor = maker.input[0]
+
+
+def _readers(view: View, tensor: str) -> set[str]:
+    """The nodes that read a tensor, those behind Q and DQ instead of these."""
+    found: set[str] = set()
+    for reader, _ in view.consumers.get(tensor, []):
+        found |= _readers(view, reader.output[0]) if reader.op_type in PAIR else {reader.name}
+    return found
+
+
 def _would_fuse(view: View, node: onnx.NodeProto) -> bool:
     """Whether ONNX Runtime makes a float Gemm of a MatMul of two axes and the Add behind it.
 
@@ -332,9 +356,11 @@ def _unite(
                     parent[find(view.settled(one))] = find(node.input[0])
         elif role == "join":
             read = [_origin(view, dialect, nodes, floats, node.input[index]) for index in view.data_inputs(node)]
-            members = [tensor for tensor in [*read, view.settled(node.output[0])] if tensor in scale_of]
             if dialect.outputs and _mixed(view, read):
                 continue
+            if dialect.outputs:
+                read = [tensor for tensor in read if not read_elsewhere(view, tensor)]
+            members = [tensor for tensor in [*read, view.settled(node.output[0])] if tensor in scale_of]
             for tensor in members[1:]:
                 parent[find(tensor)] = find(members[0])
     for tensor in scale_of:

@@ -1,8 +1,9 @@
 """What `run` will take, told by `plan`: seconds a stage, memory, disk.
 
 Nothing is a fixed figure. `plan` has built and timed some networks on the device; here one forward and one training
-step of the dense network are timed too, and what every stage does is counted in these. What is not counted (solving,
-fitting layers, a noisy device that is waited for) makes a run longer than its estimate, rarely shorter.
+step of the dense network are timed too, the reading of examples, and one narrowed network's repair and judgement, and
+what every stage does is counted in these. What is not counted (solving, a noisy device that is waited for) makes a run
+longer than its estimate, rarely shorter.
 """
 
 from __future__ import annotations
@@ -22,29 +23,39 @@ import torch
 from torch import nn
 
 from edgeprune import latency, quantize
+from edgeprune.engine import Session
+from edgeprune.errors import EdgepruneError
 from edgeprune.pipeline import workloads
 from edgeprune.pipeline.recovery import REPAIR_EXAMPLES
 from edgeprune.pipeline.rundir import RunDirectory, read_json, write_json
 from edgeprune.pipeline.subject import Subject
 from edgeprune.recipe import Recipe, SearchSection
+from edgeprune.search import Evaluator, stages
 from edgeprune.stage import STEPS
 from edgeprune.target import Target
+from edgeprune.workload import Workload
 
 FILE = "unit-costs.json"
 WITHIN, TIMES = 0.25, 5  # seconds of one timed forward, and how often: the fastest counts, as on a quiet machine
 AGAIN = 0.25  # of the table's networks are measured twice more, at most
-CLOSING = 6  # networks of closure, usually
+CLOSING, ANSWERS = 5, 2  # networks of closure, usually, and how many plans are judged for each
+SIMPLER = 2  # plans of blocks alone and of widths alone
+RIDGES = 1  # plan's worth: the ridge of each layer is chosen at the first one
+NARROWED, JUDGED, A_WHILE = 0.3, 16, 1.0  # a plan that is tried: its share, on at most so many examples, seconds
+READ = 32  # examples whose reading is timed
 LIVE = 2  # tensors of every example of the search that are held at once: a layer's input and a shortcut
 FLOAT_FILES, INT8_FILES = 7, 5  # copies of the weights that a run keeps: graphs, artifacts, bundle
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class UnitCosts:
     """What `plan` measured.
 
     Attributes:
         forward, step: seconds an example, of the dense network in PyTorch: inference; one step of training with its
             teacher (None: it cannot be trained alone on so few examples).
+        read: seconds to read an example.
+        judged: seconds an example of the search to repair and judge one plan; None: it could not be tried.
         network: seconds to build and time one network on the device.
         run: seconds an example on the device, FP32 and INT8 together; None where it has no clock.
         kept, largest: bytes an example that training keeps for its backward pass, and of the largest tensor among them.
@@ -53,10 +64,13 @@ class UnitCosts:
         train, test, selection: examples.
         load: busy processes a core meanwhile.
         widths, blocks: loss curves' points.
+        stages: kinds of cut that the search corrects apart.
     """
 
     forward: float
     step: float | None
+    read: float = 0.0  # (an older plan knows it not)
+    judged: float | None = None
     network: float
     run: float | None
     kept: int
@@ -68,6 +82,7 @@ class UnitCosts:
     selection: int
     widths: int
     blocks: int
+    stages: int = 1
     load: float
 
 
@@ -107,6 +122,8 @@ def measure(subject: Subject, target: Target, folder: Path, networks: int, secon
     found = UnitCosts(
         forward=forward,
         step=None if step is None else step / count + forward,
+        read=_reading(work),
+        judged=_judged(subject, forward) if subject.recipe.search.method == "joint" else None,
         network=seconds / max(1, networks),
         run=run,
         kept=sum(kept) // count,
@@ -118,6 +135,7 @@ def measure(subject: Subject, target: Target, folder: Path, networks: int, secon
         selection=len(work.data.split("selection")),
         widths=points,
         blocks=len(structure.blocks),
+        stages=len({kind.rpartition(" ")[0] for kind in stages(structure).values()}),
         load=os.getloadavg()[0] / (os.cpu_count() or 1),
     )
     write_json(folder / FILE, asdict(found))
@@ -129,14 +147,14 @@ def estimate(recipe: Recipe, target: Target, run: RunDirectory, weights: Path | 
     seconds = {step.name: 0.0 for step in STEPS}
     joint = recipe.search.method == "joint"
     seconds["profile"] = found.network * (sum(latency.QUICK_NETWORKS) * (1 + 2 * AGAIN) + 3) if joint else 0.0
-    seconds["prune"] = _searching(found, recipe.search, joint) + _training(found, recipe, weights)
+    seconds["prune"] = _searching(found, recipe.search, joint, target) + _training(found, recipe, weights)
     images = min(recipe.quantize.images, found.train)
     passes = sum(quantize.RUNS.values())
-    seconds["calibrate"] = 2 * passes * images * found.forward
+    seconds["calibrate"] = 2 * passes * images * found.forward + images * found.read
     seconds["export"] = 4 * found.network
-    per_run = found.run if found.run is not None else 2 * found.forward
-    protocol = target.protocol
-    seconds["validate"] = 2 * per_run * (found.test + protocol.warmup_runs + protocol.runs * protocol.rounds)
+    seconds["validate"] = found.test * (2 * _on_device(found) + found.read) + 2 * _timed_runs(target) * _on_device(
+        found
+    )
     held = found.weights * (FLOAT_FILES + INT8_FILES / 4)
     examples = max(found.kept * _batch(recipe), LIVE * found.largest * recipe.search.images)
     memory = found.resident + examples + 4 * found.weights  # gradients, momentum, averages, the teacher
@@ -144,24 +162,38 @@ def estimate(recipe: Recipe, target: Target, run: RunDirectory, weights: Path | 
     return Estimate(seconds, sum(seconds.values()), int(memory), int(held), free, found.load)
 
 
-def _searching(found: UnitCosts, search: SearchSection, joint: bool) -> float:
+def _on_device(found: UnitCosts) -> float:
+    """Seconds an example on the device, FP32 and INT8 together."""
+    return found.run if found.run is not None else 2 * found.forward
+
+
+def _timed_runs(target: Target) -> int:
+    """Runs of one network under the target's protocol."""
+    protocol = target.protocol
+    return protocol.warmup_runs * protocol.processes + protocol.runs * protocol.rounds
+
+
+def _searching(found: UnitCosts, search: SearchSection, joint: bool, target: Target) -> float:
     """Loss curves from the changed layer on (half the network), plans repaired and judged, networks of closure."""
     if not joint:
         return found.network * 6
-    curves = (found.widths + found.blocks) * 0.5 * search.images
-    plans = (2 + 2 * search.rounds + search.trials) * 2 * search.images
-    return (curves + plans + search.images) * found.forward + CLOSING * found.network
+    curves = (found.widths + found.blocks) * 0.5 * search.images * found.forward
+    judged = found.judged if found.judged is not None else 3 * found.forward
+    plans = search.rounds + (search.rounds - 1) * found.stages + SIMPLER + search.trials + RIDGES + CLOSING * ANSWERS
+    closing = CLOSING * found.network + 2 * _timed_runs(target) * _on_device(found)
+    return curves + plans * search.images * judged + search.images * (found.forward + found.read) + closing
 
 
 def _training(found: UnitCosts, recipe: Recipe, weights: Path | None) -> float:
     """Repair, scores on the selection split, and the training that the recipe asks for."""
-    options, scores = recipe.recover, 4 * found.selection * found.forward
-    repair = 2 * max(REPAIR_EXAMPLES, recipe.search.images) * found.forward
+    options, once = recipe.recover, found.selection * (found.forward + found.read)
+    examples = max(REPAIR_EXAMPLES, recipe.search.images)
+    repair = examples * (2 * found.forward if found.judged is None else found.judged)
     step = found.step if found.step is not None else 4 * found.forward
-    train = options.epochs * (found.train * step + found.selection * found.forward)
+    train = options.epochs * (found.train * (step + found.read) + once)
     if options.hours:
         train = min(train, 3600 * options.hours)
-    return repair + scores + (0.0 if weights is not None else train)
+    return repair + 4 * once + (0.0 if weights is not None else train)
 
 
 def _batch(recipe: Recipe) -> int:
@@ -182,6 +214,30 @@ def _tensors(outputs: Any) -> list[torch.Tensor]:
         outputs = list(outputs.values())
     listed = outputs if isinstance(outputs, tuple | list) else [outputs]
     return [one for part in listed for one in (_tensors(part) if not isinstance(part, torch.Tensor) else [part])]
+
+
+def _reading(work: Workload) -> float:
+    """Seconds to read a test example, as one that has been read before."""
+    count = min(READ, len(work.data.split("test")))
+    began = time.perf_counter()
+    workloads.examples(work, "test", count)
+    return (time.perf_counter() - began) / count
+
+
+def _judged(subject: Subject, forward: float) -> float | None:
+    """Seconds an example to repair and judge one narrowed network; None where that cannot be done."""
+    count = max(4, min(JUDGED, int(A_WHILE / (3 * max(forward, 1e-6))), len(subject.workload.data.split("train"))))
+    try:
+        examples = workloads.examples(subject.workload, "train", count)
+        session = Session(subject.model, examples, distance=subject.distance, capture=subject.capture)
+        plan = subject.structure.uniform(NARROWED)
+        session.ridges.update((layer.name, 1.0) for layer in session.layers)  # chosen once a run: no part of a plan's
+        judge = Evaluator(subject.structure, session)
+        began = time.perf_counter()
+        judge(plan)
+    except (EdgepruneError, RuntimeError, ValueError):  # the stage that needs it says so
+        return None
+    return (time.perf_counter() - began) / count
 
 
 def _timed(run: Callable[[], object]) -> float:

@@ -19,6 +19,7 @@ from edgeprune.search.evaluator import Evaluator as Evaluator
 from edgeprune.search.find import SearchResult as SearchResult
 from edgeprune.search.find import find as find
 from edgeprune.search.formulate import formulate as formulate
+from edgeprune.search.formulate import stages as stages
 from edgeprune.search.formulate import to_plan as to_plan
 from edgeprune.search.program import Cost as Cost
 from edgeprune.search.solve import solve as solve

@@ -3,7 +3,8 @@
 A network is an ONNX file, its calibration images one array [N, C, H, W]. Each library is imported where it is used, as
 they pin versions that do not go together.
 
-    python benchmarks/int8_peers.py MODEL EXAMPLES.npz OUT.xml [--transformer]    # NNCF alone, for another interpreter
+    python benchmarks/int8_peers.py MODEL EXAMPLES.npz OUT.xml [--transformer]     # NNCF alone, for another interpreter
+    python benchmarks/int8_peers.py MODEL EXAMPLES.npz OUT.onnx --modelopt MAKER    # or ModelOpt
 """
 
 from __future__ import annotations
@@ -86,12 +87,12 @@ def nncf(model: Path, images: Any, out: Path, transformer: bool = False) -> None
     openvino.save_model(found, out, compress_to_fp16=False)
 
 
-def modelopt(model: Path, images: Images, maker: str, out: Path, kind: str) -> None:
+def modelopt(model: Path, images: Images | dict[str, Images], maker: str, out: Path, kind: str) -> None:
     """INT8 with one of its two methods; `kind`, "fp32" or "fp16", around it; on a copy, as it rewrites its input."""
     own = Path(shutil.copy(model, out.with_suffix(".input.onnx")))
     importlib.import_module("modelopt.onnx.quantization").quantize(
         str(own),
-        calibration_data={"input": images},
+        calibration_data=images if isinstance(images, dict) else {"input": images},
         calibration_method=MODELOPT[maker],
         calibration_eps=["cpu"],
         high_precision_dtype=kind,
@@ -102,16 +103,20 @@ def modelopt(model: Path, images: Images, maker: str, out: Path, kind: str) -> N
 
 
 def main() -> None:
-    """NNCF on examples that are stored by input name, [N, 1, ...]."""
+    """NNCF or ModelOpt on examples that are stored by input name, [N, 1, ...]."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("examples", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--transformer", action="store_true")
+    parser.add_argument("--modelopt", choices=list(MODELOPT))
     given = parser.parse_args()
     stored = dict(np.load(given.examples))
+    if given.modelopt:
+        whole = {name: value[:, 0] for name, value in stored.items()}
+        return modelopt(given.model, whole, given.modelopt, given.out, "fp32")
     examples = [dict(zip(stored, row, strict=True)) for row in zip(*stored.values(), strict=True)]
-    nncf(given.model, examples, given.out, given.transformer)
+    return nncf(given.model, examples, given.out, given.transformer)
 
 
 if __name__ == "__main__":

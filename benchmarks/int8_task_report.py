@@ -9,7 +9,10 @@ from typing import Any
 from common import heads, put
 
 TITLES = {"ort": "ONNX Runtime, x86", "openvino": "OpenVINO", "arm": "ONNX Runtime, ARM64, by the pre-check"}
-MAKERS = ("edgeprune", "edgeprune-task", "ort-minmax", "ort-percentile", "ort-entropy", "nncf", "nncf-transformer")
+MAKERS = (
+    *("edgeprune", "edgeprune-task", "ort-minmax", "ort-percentile", "ort-entropy", "nncf", "nncf-transformer"),
+    *("modelopt-max", "modelopt-entropy"),
+)
 Row = dict[str, Any]
 
 
@@ -83,6 +86,7 @@ def verdict(found: Row) -> str:
                 worse.append(place)
             if (
                 "faster" in peer
+                and "faster" in ours
                 and peer["faster"][0] > 1.02 * ours["faster"][0]
                 and peer["drop"][0] <= ours["drop"][0] + noise(ours)
             ):

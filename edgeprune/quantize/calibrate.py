@@ -12,7 +12,7 @@ import onnx
 from edgeprune.errors import RecipeError, did_you_mean
 from edgeprune.quantize.check.check import InputWatch, cache_key, check_placement, check_seen, check_weights
 from edgeprune.quantize.check.report import REPORTED, measure_layers
-from edgeprune.quantize.correct.correct import IMAGES, correct
+from edgeprune.quantize.correct.correct import IMAGES, PASSES, correct
 from edgeprune.quantize.correct.equalise import COMPARED, WATCHED, equalised, factors
 from edgeprune.quantize.effort import affordable
 from edgeprune.quantize.feeds import Counted, Images, feeds
@@ -105,7 +105,7 @@ def _calibrate(
         "watch": count,
         "select": 9 * affordable(view, count, PROBED, 9, effort),
         "report": 4 * affordable(view, count, REPORTED, 4, effort),
-        "correct": 2 * affordable(view, count, IMAGES, 2, effort),
+        "correct": 2 * affordable(view, count, IMAGES, PASSES, effort),
     }
     precision, warned = weights_chosen(view, dialect, options)
     steps = Steps(images, plan, progress)

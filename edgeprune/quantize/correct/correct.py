@@ -33,6 +33,7 @@ from edgeprune.quantize.write.placement import place
 from edgeprune.runtimes import Dialect
 
 IMAGES = (32, 64)  # whatever they cost, and at most
+PASSES = 6  # runs of the network that an image costs: node by node, in both graphs, and what is compared
 MEMORY = 1 << 30  # bytes of activations, at most; networks with large ones use fewer images
 CHECKED = 8  # of the images only judge whether reconstruction helped
 Floats = NDArray[np.float32]
@@ -74,7 +75,7 @@ def correct(
     exact, quantised = simulated(model, replace(ranges, bias={}, rounding={}), dialect)
     layers = [n for n, role in place(View.of(exact), dialect, ranges.precision).nodes.items() if role == "compute"]
     view = View.of(exact)
-    count = min(affordable(view, limit, IMAGES, 2, effort), _affordable(exact))
+    count = min(affordable(view, limit, IMAGES, PASSES, effort), _affordable(exact))
     fed = list(_whole(view, images, count))
     given = {name: [feed[name] for feed in fed] for name in fed[0]}
     float_walk, walk = _Walk(exact, given, threads(view)), _Walk(quantised, given, threads(view))

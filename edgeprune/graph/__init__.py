@@ -6,7 +6,7 @@ from edgeprune.graph.attention import with_free_heads
 from edgeprune.graph.capture import Capture, as_inputs, capture_error, capture_model, owner_of
 from edgeprune.graph.configuration import DENSE, Configuration
 from edgeprune.graph.options import LayerOption, fill, layer_options, merged, option_of, spelt
-from edgeprune.graph.parts import Block, Frozen, Group, Layer, Member, Operation, Segment, SumPlace, width
+from edgeprune.graph.parts import Block, Frozen, Group, Layer, Member, Operation, Segment, SumPlace, sliced, width
 from edgeprune.graph.plan import Plan
 from edgeprune.graph.prove import OutputProof, Proof
 from edgeprune.graph.saved import load, save_pruned
@@ -48,6 +48,7 @@ __all__ = [
     "option_of",
     "owner_of",
     "save_pruned",
+    "sliced",
     "spelt",
     "trace",
     "width",

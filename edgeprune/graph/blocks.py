@@ -10,7 +10,7 @@ from torch.fx import Node
 
 from edgeprune.graph.capture import Forward, owner_of
 from edgeprune.graph.groups import Units
-from edgeprune.graph.parts import Block, Layer, SumPlace
+from edgeprune.graph.parts import Block, Layer, Segment, SumPlace
 from edgeprune.graph.rules.pointwise import RULES as ELEMENTWISE
 from edgeprune.graph.surgery import FIRST, stand_in_text
 from edgeprune.graph.walk import Shaped, Walk, operator_name
@@ -126,6 +126,23 @@ def _residual(result: Node, source: Node, mine: set[Node]) -> bool:
     return False
 
 
+def _slices(walk: Walk, units: Units, span: Span) -> tuple[tuple[str, tuple[Segment, ...]], ...]:
+    """Ungrouped convolutions that read a concat of channels that has both ends of a block, and the slice's channels."""
+    layers = {call.node: call for call in walk.calls}
+    result = walk.values[span.result]
+    found: dict[str, tuple[Segment, ...]] = {}
+    for node in walk.nodes[span.result].users:
+        parts = node.args[0] if operator_name(node) == "cat" else ()
+        names = [n.name for n in parts if isinstance(n, Node)] if isinstance(parts, list | tuple) else []
+        readers = [layers.get(user.name) for user in node.users]
+        if span.source not in names or result.ndim < 3 or node.args[1:2] != (1,):
+            continue
+        for call in readers:
+            if call is not None and call.kind.startswith("conv") and call.groups == 1 and None not in readers:
+                found[call.module] = units.segments(result.axes[1])
+    return tuple(found.items())
+
+
 def make_blocks(walk: Walk, units: Units, spans: dict[str, Span], layers: Sequence[Layer]) -> tuple[Block, ...]:
     """The public description of each span."""
     blocks = []
@@ -139,7 +156,18 @@ def make_blocks(walk: Walk, units: Units, spans: dict[str, Span], layers: Sequen
         within = dict.fromkeys(s.group for la in mine for s in (*la.inputs, *la.outputs) if s.group)
         inner = tuple(g for g in within if g not in outside and g not in stream)
         names = tuple(dict.fromkeys(la.name for la in mine))
-        blocks.append(Block(path, tuple(dict.fromkeys(stream)), inner, names, span.stand_ins, span.end, span.kind))
+        blocks.append(
+            Block(
+                path,
+                tuple(dict.fromkeys(stream)),
+                inner,
+                names,
+                span.stand_ins,
+                span.end,
+                span.kind,
+                _slices(walk, units, span),
+            )
+        )
     return tuple(blocks)
 
 

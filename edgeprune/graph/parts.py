@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,11 @@ class Segment:
         if self.group is None or self.group not in units:
             return self.size
         return units[self.group] * self.per_unit
+
+
+def sliced(blocks: Iterable[Block], layer: str, units: Mapping[str, int]) -> int:
+    """Input channels that a layer loses with these blocks when group g keeps `units[g]` units."""
+    return sum(width(segments, units) for block in blocks for name, segments in block.slices if name == layer)
 
 
 def width(segments: Sequence[Segment], units: Mapping[str, int]) -> int:
@@ -154,6 +159,8 @@ class Block:
         layers: the layers inside.
         stand_ins: module -> what takes its place ("first", "nothing"); none for a residual module.
         end: the sum, where it stands in a module's own forward.
+        slices: layers that read a concat of what the block reads and gives -> the channels that they read once less
+            without it (the float ONNX adds up the weights of two equal slices).
         kind: "module": a residual module; "term": of a sum in a module's own forward; "repeat": without a sum.
     """
 
@@ -164,6 +171,7 @@ class Block:
     stand_ins: tuple[tuple[str, str], ...] = ()
     end: SumPlace | None = None
     kind: str = "module"
+    slices: tuple[tuple[str, tuple[Segment, ...]], ...] = ()
 
     @property
     def modules(self) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeprune.errors import GraphError, MeasurementError, did_you_mean
-from edgeprune.graph import DENSE, Configuration, Structure, option_of, width
+from edgeprune.graph import DENSE, Configuration, Structure, option_of, sliced, width
 from edgeprune.latency.fit import Array, Calibration, Cells, calibrate, fit_surface
 from edgeprune.latency.kernels import Family
 from edgeprune.latency.sites import alive, channels, of_outputs
@@ -137,8 +137,11 @@ class Predictor:
 
     def _kernels(self, network: Configuration) -> Iterator[tuple[Site, int, int]]:
         """The network's kernels with their channels, those of options in place of their layers' own."""
+        gone = [block for block in self._structure.blocks if block.module in network.removed]
         for site in alive(self.record.sites, network.removed):
             c_in, c_out = channels(site, self._layers, network.widths)
+            if site.side == "both" and site.family.paired:
+                c_in = max(1, c_in - sliced(gone, site.layer, network.widths))
             option = network.options.get(site.layer, "") if site.side == "both" else ""
             yield from self._under(option, site, c_in, c_out) if option else ((site, c_in, c_out),)
 

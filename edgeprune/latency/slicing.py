@@ -18,6 +18,7 @@ from onnx import numpy_helper
 from edgeprune.graph import Block, Configuration, Structure, width
 from edgeprune.latency.going import calls_of, going
 from edgeprune.latency.left import Removed, resize_constants
+from edgeprune.model import channels, has_twins, merge_twins
 
 UNNAMED = ("embedding", "lstm", "gru", "rnn_tanh", "rnn_relu")  # no node bears the name of such a layer
 
@@ -40,6 +41,8 @@ def narrow(dense: onnx.ModelProto, structure: Structure, variant: Configuration)
     _groups(model.graph, structure, variant)
     if variant.widths and not resize_constants(model.graph, dense, gone):
         return None
+    if variant.removed and has_twins(model.graph):
+        merge_twins(model.graph, channels(model))
     try:
         model = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
     except onnx.shape_inference.InferenceError:

@@ -17,6 +17,7 @@ from edgeprune.model.network import (
 )
 from edgeprune.model.npz import read_npz
 from edgeprune.model.sources import call_source, is_function
+from edgeprune.model.twins import channels, has_twins, merge_twins
 from edgeprune.model.usercode import load_callable, short
 from edgeprune.model.weights import assign, read_checkpoint
 
@@ -27,6 +28,7 @@ __all__ = [
     "Split",
     "assign",
     "call_source",
+    "channels",
     "check_export",
     "check_finite",
     "check_outputs",
@@ -34,12 +36,14 @@ __all__ = [
     "example_input",
     "export_onnx",
     "factory_of",
+    "has_twins",
     "is_function",
     "load_callable",
     "load_data",
     "load_factory",
     "load_model",
     "load_weights",
+    "merge_twins",
     "read_checkpoint",
     "read_npz",
     "short",

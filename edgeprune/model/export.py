@@ -27,6 +27,7 @@ from edgeprune import files
 from edgeprune.errors import ModelError
 from edgeprune.model.masks import finite_masks
 from edgeprune.model.pads import keep_zero_pads
+from edgeprune.model.twins import channels, has_twins, merge_twins
 
 if TYPE_CHECKING:
     import torch
@@ -73,6 +74,8 @@ def export_onnx(
     model, order = _export(module, example, program)
     _rename_ends(model.graph, order if isinstance(example, Mapping) else names)
     _fold_batch_norms(model.graph)
+    if has_twins(model.graph):
+        merge_twins(model.graph, channels(model))
     _global_means(model.graph)
     keep_zero_pads(model.graph)
     finite_masks(model.graph)

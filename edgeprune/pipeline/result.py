@@ -9,7 +9,7 @@ import msgspec
 
 from edgeprune import result as results
 from edgeprune import runtimes, validate
-from edgeprune.graph import Plan, option_of, width
+from edgeprune.graph import Plan, option_of, sliced, width
 from edgeprune.pipeline import flavours
 from edgeprune.pipeline.bench import Bench, environment
 from edgeprune.pipeline.rundir import RunDirectory, read_json
@@ -117,12 +117,13 @@ def layers(
     for layer in subject.structure.layers:
         removed = any(block.holds(layer.name) for block in gone)
         groups = [segment.group for segment in layer.outputs if segment.group]
+        reads = width(layer.inputs, units) - sliced(gone, layer.name, units)
         rows.append(
             {
                 "name": layer.name,
                 "kind": layer.kind,
                 "before": [width(layer.inputs, {}), width(layer.outputs, {})],
-                "after": [0, 0] if removed else [width(layer.inputs, units), width(layer.outputs, units)],
+                "after": [0, 0] if removed else [reads, width(layer.outputs, units)],
                 "dense_ms": dense.get(layer.name, 0.0),
                 "pruned_ms": pruned.get(layer.name, 0.0),
                 "group": groups[0] if groups else None,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgeprune.graph import Layer, Structure, option_of, width
+from edgeprune.graph import Block, Layer, Structure, option_of, sliced, width
 from edgeprune.search.curves import Sensitivity
 from edgeprune.search.program import (
     Array,
@@ -62,7 +62,8 @@ def formulate(
         counts = sizes and layer.weight not in weighed
         weighed.add(layer.weight)
         ways = curves.options.get(layer.name, {})
-        kernels += _kernels(layer, cost, known, inside.get(layer.name, ""), counts, ways)
+        made = _kernels(layer, cost, known, inside.get(layer.name, ""), counts, ways)
+        kernels += made if len(made) > 1 or ways else _with_slices(made[0], layer, cost, known, removable)
     overhead = getattr(cost, "block_overhead", None)
     for block in removable:
         extra = max(0.0, float(overhead(block.module))) if overhead is not None else 0.0
@@ -119,6 +120,23 @@ def _kernels(
     return _lifted(parts)
 
 
+def _with_slices(
+    own: Kernel, layer: Layer, cost: Cost, widths: Mapping[str, Sequence[int]], blocks: Sequence[Block]
+) -> list[Kernel]:
+    """The layer's kernel; what it saves without a block of which it reads a slice is a kernel that goes with it."""
+    if own.block:
+        return [own]
+    (way,) = own.precisions
+    found, left = list[Kernel](), way.ms
+    for block in blocks:
+        if any(name == layer.name for name, _ in block.slices):
+            saved = np.maximum(way.ms - _table(layer, cost, own.groups, widths, without=block), 0.0)
+            saved = np.minimum(saved, left)
+            left = left - saved
+            found.append(kernel(f"{layer.name} <- {block.module}", own.groups, saved, block.module))
+    return [replace(own, precisions=(replace(way, ms=left),)), *found]
+
+
 def _with_options(
     own: Kernel,
     layer: Layer,
@@ -168,15 +186,28 @@ def _elements(layer: Layer, units: Mapping[str, int]) -> float:
 
 
 def _table(
-    layer: Layer, cost: Cost, axes: Sequence[str], widths: Mapping[str, Sequence[int]], option: str = ""
+    layer: Layer,
+    cost: Cost,
+    axes: Sequence[str],
+    widths: Mapping[str, Sequence[int]],
+    option: str = "",
+    without: Block | None = None,
 ) -> Array:
-    """Milliseconds over the options of `axes`; other groups stay whole. `option`: what the layer becomes."""
+    """Milliseconds over the options of `axes`; other groups stay whole.
+
+    Args:
+        option: what the layer becomes.
+        without: a block of whose result it reads no slice.
+    """
+    gone = [without] if without else []
     choices = [widths[name] for name in axes]
     cells = list(product(*choices))
     pairs = []
     for cell in cells:
         units = dict(zip(axes, cell, strict=True))
-        pairs.append((width(layer.inputs, units), width(layer.outputs, units)))
+        pairs.append(
+            (max(1, width(layer.inputs, units) - sliced(gone, layer.name, units)), width(layer.outputs, units))
+        )
     distinct = sorted(set(pairs))
     matrix = getattr(cost, "matrix", None)
     if matrix is not None:

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 import edgeprune
 from edgeprune.engine import Session, Tape
 from edgeprune.engine.session import weights_of
-from edgeprune.graph import Configuration
+from edgeprune.graph import Configuration, width
 from edgeprune.latency.slicing import narrow
 from edgeprune.model import export_onnx
 from edgeprune.search import measure
+from edgeprune.search.formulate import formulate
+from edgeprune.search.program import Assignment
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -123,7 +125,12 @@ def test_onnx_slices_tape_and_curves(case: str, tmp_path: Path) -> None:
     pruned = structure.plan({}, names).apply(net)
     sliced = narrow(dense, structure, Configuration({}, tuple(names)))
     assert sliced is not None
+    reads = {}
     for graph in (export_onnx(pruned, X, tmp_path / "pruned.onnx"), sliced):
+        weights = {t.name: tuple(t.dims) for t in graph.graph.initializer}
+        reads = {n.name: weights[n.input[1]] for n in graph.graph.node if n.op_type == "Conv"}
+        if case.startswith("C2f"):
+            assert reads["3.cv2"][:2] == (8, 16), "the slices of both bottlenecks go with them"
         session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
         assert np.allclose(session.run(None, {"input": X.numpy()})[0], pruned(X).detach().numpy(), atol=1e-4)
     examples = torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(3))
@@ -135,3 +142,35 @@ def test_onnx_slices_tape_and_curves(case: str, tmp_path: Path) -> None:
     session = Session(net, examples, capture=structure.capture)
     curves = measure(structure, session, {g.name: (g.size,) for g in structure.groups})
     assert set(curves.blocks) == set(names) and all(loss > 0 for loss in curves.blocks.values())
+    program = formulate(structure, Product(), curves)
+    dense_ms = sum(width(la.inputs, {}) * width(la.outputs, {}) for la in structure.layers)
+    assert program.totals(program.dense()).ms == pytest.approx(dense_ms)
+    inner = {name for block in structure.blocks for name in block.inner}
+    left = Assignment({g.name: g.size for g in structure.groups if g.name not in inner}, tuple(names))
+    linear = next(la for la in structure.layers if la.kind == "linear")
+    known = sum(shape[0] * shape[1] for shape in reads.values()) + width(linear.inputs, {}) * width(linear.outputs, {})
+    assert program.totals(left).ms == pytest.approx(known)
+
+
+class Product:
+    """A device on which a layer takes its channels' product."""
+
+    beta = 0.0
+
+    def kernel(self, layer: str, c_in: int, c_out: int) -> float:
+        return float(c_in * c_out)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_every_bottleneck_of_yolov8n_may_go(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("YOLO_OFFLINE", "1")
+    monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path))
+    tasks = pytest.importorskip("ultralytics.nn.tasks")
+    net, x = tasks.DetectionModel("yolov8n.yaml", verbose=False).eval(), torch.rand(1, 3, 64, 64)
+    structure = edgeprune.trace(net, x, repeats=True)
+    names = [block.module for block in structure.blocks]
+    bottlenecks = [name for name, part in net.named_modules() if type(part).__name__ == "Bottleneck"]
+    assert set(bottlenecks) <= set(names) and len(bottlenecks) == 10
+    assert structure.prove(net, structure.plan({}, names)).passed
+    assert all(block.slices for block in structure.blocks if block.module in bottlenecks)

@@ -32,7 +32,7 @@ from edgeprune.graph.capture import (
 )
 from edgeprune.graph.groups import Units, find_units, make_groups, make_layers
 from edgeprune.graph.opaque import cut_out, record
-from edgeprune.graph.parts import Frozen, Group, Layer, Member
+from edgeprune.graph.parts import Block, Frozen, Group, Layer, Member
 from edgeprune.graph.postprocessing import postprocessing
 from edgeprune.graph.repeats import still_tied, tie_repeats
 from edgeprune.graph.rules import RULES
@@ -247,12 +247,13 @@ def _structure(model: nn.Module, analysis: Analysis, members: list[list[Member]]
     analysis = replace(analysis, norms=_norms(model, units, members))
     layers = make_layers(walk, units)
     groups = make_groups(walk, units, members, layers)
+    blocks = make_blocks(walk, units, analysis.spans, layers)
     return Structure(
         groups=tuple(groups),
         frozen=_frozen(walk, units, layers),
         layers=layers,
-        blocks=make_blocks(walk, units, analysis.spans, layers),
-        fingerprint=_fingerprint(walk, groups, layers),
+        blocks=blocks,
+        fingerprint=_fingerprint(walk, groups, layers, blocks),
         parameters=sum(p.numel() for p in model.parameters()),
         analysis=analysis,
         postprocessing=postprocessing(walk, _trained(model)),
@@ -309,12 +310,17 @@ def _what(layers: Sequence[str]) -> str:
     return f"outputs of {layers[0]}" + (f" and {more} more" if more else "")
 
 
-def _fingerprint(walk: Walk, groups: Sequence[Group], layers: Sequence[Layer]) -> str:
-    """A hash of the operators, the sizes and the groups; not of the weights."""
-    facts = {
+def _fingerprint(walk: Walk, groups: Sequence[Group], layers: Sequence[Layer], blocks: Sequence[Block]) -> str:
+    """A hash of the operators, the sizes and the groups; not of the weights.
+
+    Blocks that earlier versions had otherwise, or not at all, are in it: a table made then does not know them.
+    """
+    facts: dict[str, object] = {
         "operators": [operator_name(n) for n in walk.nodes.values() if n.op == "call_function"],
         "tensors": {name: value.shape for name, value in walk.tensors.items()},
         "groups": [[g.name, g.size, [[m.parameter, m.axis, m.indices.shape[1]] for m in g.members]] for g in groups],
         "layers": [la.name for la in layers],
     }
+    news = [[b.module, b.kind, [name for name, _ in b.slices]] for b in blocks if b.kind != "module" or b.slices]
+    facts |= {"blocks": news} if news else {}
     return "sha256:" + files.sha256(json.dumps(facts, sort_keys=True).encode())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from edgeprune.engine import Session, Tape
 from edgeprune.engine.session import weights_of
 from edgeprune.errors import PlanError
 from edgeprune.graph import Configuration, Plan, Structure
+from edgeprune.graph.tracer import _fingerprint
 from edgeprune.latency.going import calls_of, going
 from edgeprune.latency.network import read_network
 from edgeprune.latency.sites import homes
@@ -254,6 +256,14 @@ class Feature(nn.Module):
 def test_other_sums_are_no_blocks() -> None:
     structure = edgeprune.trace(Feature().eval(), TOKENS)
     assert [block.module for block in structure.blocks] == ["d"]
+
+
+def test_a_table_of_the_same_network_with_other_blocks_is_of_another_network() -> None:
+    structure = edgeprune.trace(_net(PreNorm), TOKENS)
+    groups, layers, walk = structure.groups, structure.layers, structure.analysis.walk
+    known = tuple(replace(block, kind="module") for block in structure.blocks)
+    assert structure.fingerprint == _fingerprint(walk, groups, layers, structure.blocks)
+    assert structure.fingerprint != _fingerprint(walk, groups, layers, known) == _fingerprint(walk, groups, layers, ())
 
 
 def test_a_stand_in_that_nobody_knows_is_refused(tmp_path: Path) -> None:

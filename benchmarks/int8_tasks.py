@@ -183,6 +183,8 @@ def measure(case: TaskCase, runtime: str, given: argparse.Namespace, before: Row
     rows = make(case, runtime, given)
     runs = {"float": runner(case.model, runtime)}
     runs |= {name: runner(row.pop("path"), runtime) for name, row in rows.items() if "path" in row}
+    if given.latency_only:
+        runs = {name: run for name, run in runs.items() if name in before}
     result = before if given.latency_only else accuracy(case, rows, runs)
     if given.accuracy_only:
         for name in runs:

@@ -200,7 +200,7 @@ def _estimate(found: Any) -> None:
         return
     steps = [f"{name} {duration(value)}" for name, value in found["seconds"].items() if value >= 1]
     load = found.get("load") or 0.0
-    now = f" on a quiet machine, {duration(found['total'] * load)} at the load of now" if load > BUSY else ""
+    now = f" (measured with {load:.1f} busy processes a core; a quiet machine takes less)" if load > BUSY else ""
     console.say(console.NEWLINE, f"  run will take about {duration(found['total'])}{now}: {', '.join(steps)};")
     size = {name: _size(found[name]) for name in ("memory", "disk", "free")}
     console.say(f"  about {size['memory']} of memory, and {size['disk']} of disk ({size['free']} are free)")

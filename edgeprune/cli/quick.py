@@ -77,7 +77,7 @@ def _known(folder: Path, wanted: object) -> bool:
     other = sorted(key for key in mine if (before.get(key) or None) != (mine[key] or None))  # a later key is empty
     if set(other) - AGAIN:
         raise UsageError(
-            f"{folder} has a quick run with another {', '.join(sorted(set(other) - AGAIN))}.",
-            "Give --name or --run-dir, or remove it: edgeprune runs.",
+            f"{folder} holds a quick run that was asked for otherwise: {', '.join(sorted(set(other) - AGAIN))}.",
+            "Give --name or --run-dir to keep both, or delete that folder.",
         )
     return not other

@@ -115,6 +115,12 @@ def trials(
     return made
 
 
+def decoders_of(kind: Trials) -> list[str]:
+    """The decoders of boxes that these candidates try; none where the user states one, or where there are no boxes."""
+    tasks_of = [patch.get("task") for _, patch in kind.candidates]
+    return list(dict.fromkeys(str(one["decode"]) for one in tasks_of if isinstance(one, Mapping) and "decode" in one))
+
+
 def _texts(network: nn.Module, sections: Sections, stated: bool) -> Trials:
     """As many tokens as the texts have, or as the network takes; ids and mask by the names of its arguments."""
     options = dict(_options(sections))

@@ -273,7 +273,15 @@ def _best(
                 text += f" ({anyhow:.4g} if the classes are in another order)"
             rated.append((value if anyhow is None else anyhow, value, -place, text, tried, one))
         if not rated:
-            raise failed
+            names = candidates.decoders_of(kind)
+            raise (
+                failed
+                if not names
+                else TaskError(
+                    f"no built-in decoder fits the network's outputs (tried: {', '.join(names)}). {failed.message}",
+                    "Say how outputs become boxes: --decode file.py:function (your-detector.md).",
+                )
+            )
         rated.sort(key=lambda entry: entry[:3], reverse=True)
         sections, sketch = rated[0][4], rated[0][5]
         if len(kind.candidates) > 1:
@@ -319,7 +327,9 @@ def _budget(wanted: Wanted, sections: Sections, sketch: Subject, name: str, say:
     """[budget]: what was asked for, and a max_drop that the test split can tell; then the recipe, whole."""
     looked = feasible.look_at_dense(sketch, LOOK)
     dense = looked.sanity
-    for finding in looked.order(sketch.workload.data.names) if not wanted.classes else ():
+    for finding in looked.order(sketch.workload.data.names):
+        if wanted.classes and finding.severity != "error":
+            continue
         order = finding.message.rpartition(" as ")[2].rstrip(".").replace(", ", ",")
         raise DataError(finding.message, f"If that is so: --classes {order}; else name them in the order that holds.")
     count = len(sketch.workload.data.split("test"))

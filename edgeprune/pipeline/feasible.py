@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -33,6 +33,7 @@ from edgeprune.workload import Score, check_metric
 
 SURELY = 0.1  # spread of latencies of which something is said
 ENOUGH, ELSEWHERE = 4, 0.15  # examples a class, and the share of them that another order of classes mends
+MENDED = 0.5  # of the errors that the stated order leaves: another one that leaves fewer is the right one
 SURE, LOOK_HELD = 0.99, 256  # that held-out examples are known, and how many are looked at
 LOOK, LOOK_FURTHER, CHUNK = 512, 10_000, 64  # test images that the plan tries; the second where the first do not tell
 ERRORS: dict[str, type[ModelError] | type[DataError]] = {"model": ModelError, "data": DataError}
@@ -86,7 +87,9 @@ class Dense:
             f"{100 * stated:.1f} % right as they are, "
         )
         remedy = "State the order of the outputs: [data] classes, or classes.txt beside train/ (init: --classes)."
-        return [validate.Finding("order", "warning", "data", f"{message}{100 * found:.1f} % as {named}.", remedy)]
+        surely = 1 - found < MENDED * (1 - stated)
+        severity: Literal["error", "warning"] = "error" if surely else "warning"
+        return [validate.Finding("order", severity, "data", f"{message}{100 * found:.1f} % as {named}.", remedy)]
 
 
 def in_best_order(
@@ -181,7 +184,9 @@ def findings(subject: Subject, run: RunDirectory) -> tuple[validate.Finding, ...
     known = [validate.Finding(**one) for one in read_json(run.folder("plan") / "data.json")]
     asked = validate.ask(found, len(subject.workload.data.split("test")), subject.recipe.budget)
     pays = _pays(read_json(run.folder("plan") / "feasibility.json"))
-    return (*asked, *known, *pays, *_alone(subject.recipe.quantize))
+    reasons = [one for one in known if one.severity == "error"]  # why it computes nothing, before that it does
+    others = [one for one in known if one.severity != "error"]
+    return (*reasons, *asked, *others, *pays, *_alone(subject.recipe.quantize))
 
 
 def _alone(options: QuantizeSection) -> list[validate.Finding]:

@@ -49,7 +49,7 @@ def choose_precision(
         whole = _whole(bench, folder, network, ranges, kept)
         found["whole"] = whole
         if whole["chosen"] > whole["room"] * whole["int8"]:  # not faster, or by no more than noise
-            voice.say("quantize", f"{_slower(whole, bench)}: all {len(costs)} layers run in INT8")
+            voice.say("quantize", f"{_slower(whole, bench)}: no layer stays in float for it")
             return {**found, "float": []}
     voice.say("quantize", f"INT8 agrees on {100 * agreement:.1f} %; {len(kept)} of {len(costs)} layers stay in float")
     return found

@@ -74,7 +74,8 @@ def _trained(
     trainer = trainer_of(subject)
     if trainer is not None:
         return _own(subject, voice, group, trainer, student, folder), "trained by your own trainer"
-    return _built_in(subject, voice, group, student, folder), "fine-tuned"
+    found = _built_in(subject, voice, group, student, folder)
+    return found, "fine-tuned" if subject.recipe.recover.epochs else "not trained ([recover] epochs = 0)"
 
 
 def _fractions(task: Task, scores: dict[str, float]) -> dict[str, float]:

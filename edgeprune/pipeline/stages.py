@@ -269,8 +269,9 @@ def _measured_files(target: Target, run: RunDirectory, folder: Path) -> dict[str
     found: dict[str, str] = {}
     for name in stage.SHIPPED:
         found.update(run.hashes(name))
-    own = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
-    return {**found, **{f"validate/{path.name}": files.sha256(path) for path in own}}
+    own = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    visible = {name: path for name, path in own.items() if not any(part.startswith(".") for part in name.parts)}
+    return {**found, **{f"validate/{name.as_posix()}": files.sha256(path) for name, path in visible.items()}}
 
 
 def quantised_layers(run: RunDirectory) -> dict[str, bool]:

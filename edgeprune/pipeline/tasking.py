@@ -119,10 +119,12 @@ def _decode(recipe: Recipe, name: str, arguments: Any) -> Callable[..., Any]:
         function = _callable(recipe, "decode", name)
         assert function is not None
         return functools.partial(function, **arguments) if arguments else function
-    made = getattr(tasks.decoders, name, None)
-    if not isinstance(made, type) or name.startswith("_"):
-        known = [key for key, value in vars(tasks.decoders).items() if isinstance(value, type) and key[0] != "_"]
-        raise TaskError(f"[task] decode: '{name[:100]}' is no built-in decoder.", did_you_mean(name, known))
+    own = {key: value for key, value in vars(tasks.decoders).items() if isinstance(value, type) and key[0] != "_"}
+    known = {key: value for key, value in own.items() if value.__module__ == tasks.decoders.__name__}
+    made = known.get(name)
+    if made is None:
+        remedy = f'{did_you_mean(name, known)} A function of your own: decode = "file.py:{name[:100]}".'
+        raise TaskError(f"[task] decode: '{name[:100]}' is no built-in decoder.", remedy)
     try:
         decoder: Callable[..., Any] = made(**{k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()})
     except TypeError as cause:

@@ -87,6 +87,11 @@ def _runs(task: Facts, inputs: Sequence[Facts]) -> str:
     kind, names = task.text("kind", "classification"), ", ".join(part.text("name") for part in inputs)
     if len(inputs) > 1:
         return f"`python3 run.py inputs.npz` runs arrays called {names} (one example each)."
+    if kind == "detection" and not task.part("settings").part("decode"):
+        return (
+            "`python3 run.py picture.png` saves the raw outputs: a `decode` of your own makes boxes of them, which is "
+            "not in the bundle."
+        )
     if kind == "detection":
         return "`python3 run.py picture.png` draws boxes on a picture."
     if kind == "segmentation":

@@ -68,10 +68,10 @@ def test_another_budget_goes_on_with_the_quick_run_that_is_there(tmp_path):
     older = {key: value for key, value in dataclasses.asdict(first).items() if key != "tokenizer"}  # not asked then
     (tmp_path / "quick.json").write_text(json.dumps(older, default=list))
     assert quick._known(tmp_path, first)
-    with pytest.raises(UsageError, match="another tokenizer"):
+    with pytest.raises(UsageError, match="asked for otherwise: tokenizer"):
         quick._known(tmp_path, dataclasses.replace(first, tokenizer="tokenizer.json"))
     assert not quick._known(tmp_path, dataclasses.replace(first, max_drop=2.0, speedup=1.2))
-    with pytest.raises(UsageError, match="a quick run with another data, factory"):
+    with pytest.raises(UsageError, match="asked for otherwise: data, factory"):
         quick._known(tmp_path, dataclasses.replace(first, factory="net.py:other", data="more", max_drop=2.0))
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
 
-from edgeprune import pipeline, recipe
-from edgeprune.errors import DataError, ModelError, UsageError
+from edgeprune import pipeline, recipe, target
+from edgeprune.errors import DataError, ModelError, TaskError, UsageError
 from edgeprune.pipeline import Wanted
 from edgeprune.pipeline.draft import _drawn
 
@@ -120,6 +121,45 @@ def test_outputs_in_another_order_than_the_folders_are_noticed(here):
     )
     assert made.dense.value == 100
     assert made.recipe.data.classes == ("red", "green", "blue")
+
+
+@pytest.mark.long
+def test_a_stated_order_that_another_one_beats_is_no_release(here):
+    """A third right of what would be 100 %: no gate would see it, as dense and pruned are equally wrong."""
+    colours(Path("photos"), count=60)
+    wrong = Wanted("nets.py:net", "photos", classes=("red", "green", "blue"), speedup=1.2)
+    beaten = r"another order than the classes: 33\.3 % right as they are, 100\.0 % as blue, green, red"
+    with pytest.raises(DataError, match=beaten) as told:
+        pipeline.draft(wrong, Path(), lambda about, text: None)
+    assert "--classes blue,green,red" in told.value.remedy
+    right = Wanted("nets.py:net", "photos", classes=("blue", "green", "red"), speedup=1.2)
+    made = pipeline.draft(right, Path(), lambda about, text: None)
+    data = msgspec.structs.replace(made.recipe.data, classes=("red", "green", "blue"))
+    with pytest.raises(DataError, match=beaten) as told:
+        pipeline.run(msgspec.structs.replace(made.recipe, data=data), target.load("x86-onnxruntime"), Path("run"))
+    assert "State the order" in told.value.remedy
+    assert not Path("run/latency").exists()
+
+
+@pytest.mark.long
+def test_without_a_decode_the_decoders_that_were_tried_are_named(here):
+    colours(Path("photos"), count=12)
+    for number, picture in enumerate(sorted(Path("photos").rglob("*.png"))):
+        split = "val" if number % 3 == 0 else "train"
+        place = Path("shapes", "images", split, f"{number}.png")
+        label = Path("shapes", "labels", split, f"{number}.txt")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        label.parent.mkdir(parents=True, exist_ok=True)
+        picture.rename(place)
+        label.write_text("0 0.5 0.5 0.4 0.4\n")
+    Path("shapes/data.yaml").write_text("names: [disc]\ntrain: images/train\nval: images/val\n")
+    with pytest.raises(TaskError, match=r"no built-in decoder fits the network's outputs \(tried: .*Yolo") as told:
+        pipeline.draft(Wanted("nets.py:net", "shapes"), Path(), lambda about, text: None)
+    assert "--decode file.py:function" in told.value.remedy
+    wanted = Wanted("nets.py:net", "shapes", decode="boxes")
+    with pytest.raises(TaskError, match="'boxes' is no built-in decoder") as told:
+        pipeline.draft(wanted, Path(), lambda about, text: None)
+    assert 'decode = "file.py:boxes"' in told.value.remedy and "ModelError" not in told.value.remedy
 
 
 BRIGHT = """

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import importlib
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from edgeprune import pipeline
-from edgeprune.errors import DataError, ModelError, UsageError
+from edgeprune import pipeline, target
+from edgeprune.errors import DataError, ModelError, RunError, UsageError
 from edgeprune.pipeline import Wanted, layout_folders, layout_tables
 from edgeprune.workload import sources
 
@@ -152,3 +155,25 @@ def test_what_is_missing_is_asked_for(here: Path, change, says: str) -> None:
     with pytest.raises(DataError) as caught:
         pipeline.draft(Wanted("bag.py:net", "t.csv"), here, lambda *_: None)
     assert says in caught.value.message and not list(here.glob("*-data*"))
+
+
+@pytest.mark.slow
+def test_the_tokenizer_that_was_measured_is_bundled(here: Path) -> None:
+    """The tokenizer lies in a folder of its own in the run: it is evidence as all other files are."""
+    write("tickets.csv", tickets())
+    wide = NETWORK.replace("8, 16", "8, 1024").replace("16, 3", "1024, 3")
+    Path("wide.py").write_text(wide.replace("(found * mask[..., None]).mean(1))", "found * mask[..., None])).mean(1"))
+    made = pipeline.draft(Wanted("wide.py:net", "tickets.csv", speedup=1.1), here, lambda *_: None)
+    asked = pipeline.override(made.recipe, "recover", epochs=0)
+    asked = pipeline.override(asked, "search", method="uniform")
+    asked = pipeline.override(asked, "budget", max_drop=100.0)
+    run = pipeline.run(asked, target.load("x86-onnxruntime"), here / "run", until="validate").run_dir
+    tokenizer = run / "validate" / "input" / "tokenizer.json"
+    # the package has a function of that name
+    check = importlib.import_module("edgeprune.release.bundle")._check_evidence
+    known = json.loads((run / "validate" / "measured.json").read_text())["sha256"]
+    assert known["validate/input/tokenizer.json"] == hashlib.sha256(Path("tokenizer.json").read_bytes()).hexdigest()
+    check(run, {"input/tokenizer.json": tokenizer})
+    tokenizer.write_text("{}")
+    with pytest.raises(RunError, match=r"tokenizer\.json is not the file that was measured"):
+        check(run, {"input/tokenizer.json": tokenizer})

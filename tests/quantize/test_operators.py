@@ -330,7 +330,7 @@ def test_training_in_int8_sees_every_output_of_tokens_and_masks() -> None:
     batch = {name: np.concatenate([item[name] for item in items]) for name in ("ids", "mask")}
     losses: list[float] = []
     trained = fine_tune(
-        model, ranges, dialect, lambda: [batch], 12, lr=3e-4, on_step=lambda _, loss: losses.append(loss)
+        model, ranges, dialect, lambda: [batch], 12, lr=3e-5, on_step=lambda _, loss: losses.append(loss)
     )
     assert min(losses[-3:]) < losses[0]
     written = running.outputs(apply(*trained, dialect), items[0])

@@ -55,6 +55,10 @@ def load(path: str, inputs: list[dict[str, Any]], spec: dict[str, Any]) -> list[
     kind = spec.get("kind", "image")
     if path.endswith(".npz"):
         with np.load(path, allow_pickle=False) as stored:
+            missing = [part["name"] for part in inputs if part["name"] not in stored]
+            if missing:
+                held = ", ".join(stored) or "nothing"
+                raise ValueError(f"it must hold arrays named {', '.join(missing)}; it has {held}")
             return [stored[part["name"]][None] for part in inputs]
     if kind == "image":
         return [load_image(path, spec)[None]]
@@ -176,6 +180,10 @@ def answer(path: str, outputs: list[Any], task: dict[str, Any], spec: dict[str, 
         np.savez(name + "-outputs.npz", **{f"output_{n}" if n else "output": o for n, o in enumerate(outputs)})
         shown = ", ".join(json.dumps(np.round(o.astype(float).reshape(-1)[:6], 4).tolist()) for o in outputs)
         print(f"{path}: {shown} of shape {[list(o.shape) for o in outputs]}, in {name}-outputs.npz")
+        if kind == "detection":
+            print(
+                "A decode of your own made the boxes of the evidence; it is not in the bundle: run it on these outputs."
+            )
 
 
 def named(number: int, labels: Any) -> str:

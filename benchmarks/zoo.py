@@ -47,7 +47,9 @@ SIDES = {
 
 
 def prepare(site: str) -> None:
-    """Make torchvision and timm importable on a CPU build of torch."""
+    """Make torchvision and timm importable on a CPU build of torch; once a process."""
+    if "_library" in globals():
+        return
     with_site(site)
     import torch
 

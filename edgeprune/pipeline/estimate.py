@@ -30,6 +30,7 @@ from edgeprune.pipeline.recovery import REPAIR_EXAMPLES
 from edgeprune.pipeline.rundir import RunDirectory, read_json, write_json
 from edgeprune.pipeline.subject import Subject
 from edgeprune.recipe import Recipe, SearchSection
+from edgeprune.recover import same_steps
 from edgeprune.search import Evaluator, stages
 from edgeprune.stage import STEPS
 from edgeprune.target import Target
@@ -56,6 +57,7 @@ class UnitCosts:
             teacher (None: it cannot be trained alone on so few examples).
         read: seconds to read an example.
         judged: seconds an example of the search to repair and judge one plan; None: it could not be tried.
+        anew: seconds a plan more, whatever the examples, where its network has to be captured.
         network: seconds to build and time one network on the device.
         run: seconds an example on the device, FP32 and INT8 together; None where it has no clock.
         kept, largest: bytes an example that training keeps for its backward pass, and of the largest tensor among them.
@@ -71,6 +73,7 @@ class UnitCosts:
     step: float | None
     read: float = 0.0  # (an older plan knows it not)
     judged: float | None = None
+    anew: float = 0.0
     network: float
     run: float | None
     kept: int
@@ -116,6 +119,7 @@ def measure(subject: Subject, target: Target, folder: Path, networks: int, secon
     several = workloads.examples(work, "train", count)
     forward = min(forward, _timed(lambda: _forward(subject.model, several)) / count)
     steps = [_step(subject.model, several) for _ in range(TIMES - 2)]
+    judged, anew = _judged(subject, forward) if subject.recipe.search.method == "joint" else (None, 0.0)
     step, kept = min(steps, key=lambda one: one[0] or 0.0)
     allowed = latency.options(structure, target.channels)
     points = sum(min(len(widths) - 1, 4) for widths in allowed.values())
@@ -123,7 +127,8 @@ def measure(subject: Subject, target: Target, folder: Path, networks: int, secon
         forward=forward,
         step=None if step is None else step / count + forward,
         read=_reading(work),
-        judged=_judged(subject, forward) if subject.recipe.search.method == "joint" else None,
+        judged=judged,
+        anew=anew,
         network=seconds / max(1, networks),
         run=run,
         kept=sum(kept) // count,
@@ -179,9 +184,12 @@ def _searching(found: UnitCosts, search: SearchSection, joint: bool, target: Tar
         return found.network * 6
     curves = (found.widths + found.blocks) * 0.5 * search.images * found.forward
     judged = found.judged if found.judged is not None else 3 * found.forward
-    plans = search.rounds + (search.rounds - 1) * found.stages + SIMPLER + search.trials + RIDGES + CLOSING * ANSWERS
+    plans: float = (
+        search.rounds + (search.rounds - 1) * found.stages + SIMPLER + search.trials + RIDGES + CLOSING * ANSWERS
+    )
     closing = CLOSING * found.network + 2 * _timed_runs(target) * _on_device(found)
-    return curves + plans * search.images * judged + search.images * (found.forward + found.read) + closing
+    plans *= search.images * judged + found.anew
+    return curves + plans + search.images * (found.forward + found.read) + closing
 
 
 def _training(found: UnitCosts, recipe: Recipe, weights: Path | None) -> float:
@@ -224,8 +232,8 @@ def _reading(work: Workload) -> float:
     return (time.perf_counter() - began) / count
 
 
-def _judged(subject: Subject, forward: float) -> float | None:
-    """Seconds an example to repair and judge one narrowed network; None where that cannot be done."""
+def _judged(subject: Subject, forward: float) -> tuple[float | None, float]:
+    """Seconds an example to repair and judge one narrowed network (None: it cannot be), and to capture it."""
     count = max(4, min(JUDGED, int(A_WHILE / (3 * max(forward, 1e-6))), len(subject.workload.data.split("train"))))
     try:
         examples = workloads.examples(subject.workload, "train", count)
@@ -234,10 +242,13 @@ def _judged(subject: Subject, forward: float) -> float | None:
         session.ridges.update((layer.name, 1.0) for layer in session.layers)  # chosen once a run: no part of a plan's
         judge = Evaluator(subject.structure, session)
         began = time.perf_counter()
+        same_steps(session, subject.structure, plan)
+        captured = time.perf_counter()
         judge(plan)
     except (EdgepruneError, RuntimeError, ValueError):  # the stage that needs it says so
-        return None
-    return (time.perf_counter() - began) / count
+        return None, 0.0
+    anew = captured - began
+    return max(0.0, time.perf_counter() - captured - anew) / count, anew
 
 
 def _timed(run: Callable[[], object]) -> float:

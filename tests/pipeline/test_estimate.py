@@ -50,3 +50,9 @@ def test_a_protocol_of_more_rounds_takes_longer(tiny: Recipe, tmp_path: Path):
     protocol = load("x86-onnxruntime").protocol
     runs = protocol.warmup_runs * protocol.processes + protocol.runs * protocol.rounds
     assert told(tiny, tmp_path)["validate"] == pytest.approx(200 * (2 * 0.005 + 0.002) + 2 * runs * 0.005)
+
+
+def test_a_network_that_is_captured_for_each_plan_counts_once_a_plan(tiny: Recipe, tmp_path: Path):
+    tiny = override(override(tiny, "recover", epochs=0), "search", method="joint", images=100, rounds=1, trials=0)
+    now, slower = told(tiny, tmp_path), told(tiny, tmp_path, replace(COSTS, anew=2.0))
+    assert slower["prune"] - now["prune"] == pytest.approx(2.0 * (1 + 2 + 5 * 2 + 1))

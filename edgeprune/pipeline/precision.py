@@ -45,13 +45,19 @@ def choose_precision(
     kept = sorted(name for name, kind in choice.precision.items() if kind == "float")
     found: dict[str, object] = {"method": method, "agreement": agreement, "float": kept, "ms": choice.ms}
     found["loss"] = choice.loss
+    agrees = f"INT8 agrees on {100 * agreement:.1f} %"
+    if agreement < AGREEMENT and len(kept) == len(costs):  # the precision gate refuses it: it is no INT8 artifact
+        voice.say(
+            "quantize", f"{agrees}; what agrees more leaves no layer in INT8: all run in INT8, and the gates decide"
+        )
+        return {**found, "float": []}
     if agreement >= AGREEMENT and kept:  # for speed alone: a profile times kernels, and their sum is not the network
         whole = _whole(bench, folder, network, ranges, kept)
         found["whole"] = whole
         if whole["chosen"] > whole["room"] * whole["int8"]:  # not faster, or by no more than noise
             voice.say("quantize", f"{_slower(whole, bench)}: no layer stays in float for it")
             return {**found, "float": []}
-    voice.say("quantize", f"INT8 agrees on {100 * agreement:.1f} %; {len(kept)} of {len(costs)} layers stay in float")
+    voice.say("quantize", f"{agrees}; {len(kept)} of {len(costs)} layers stay in float")
     return found
 
 

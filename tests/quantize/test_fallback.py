@@ -139,6 +139,26 @@ class Told:
 
 
 @pytest.mark.long
+def test_an_artifact_without_a_layer_in_int8_is_not_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever INT8 agrees on: all in float is refused as no INT8 artifact, after it took the time of FP32."""
+    network, images, x86 = nets.residual(), nets.images(8), target.load("x86-onnxruntime")
+    monkeypatch.setattr(precision, "_agreement", lambda *given: 0.96)
+    said = list[str]()
+    subject: Any = SimpleNamespace(
+        recipe=SimpleNamespace(quantize=QuantizeSection()),
+        workload=SimpleNamespace(inputs=SimpleNamespace(parts=[SimpleNamespace(shape=(3, 16, 16))])),
+    )
+    bench: Any = SimpleNamespace(device=Told(1.0, 1.0), target=x86, dialect=DIALECTS["ort-x86"])
+    voice: Any = SimpleNamespace(say=lambda stage, line: said.append(line))
+    ranges = calibrate(network, images, bench.dialect, QuantizeSection(method="minmax"))
+    costs, edges = {"a": LayerCost(1.0, 2.0, 0.1), "b": LayerCost(1.0, 2.0, 0.1)}, {}
+    monkeypatch.setattr(precision, "_costs", lambda *given: (costs, edges))
+    found: Any = precision.choose_precision(subject, bench, voice, tmp_path, network, ranges)
+    assert found["float"] == [] and found["agreement"] == 0.96
+    assert "agrees on 96.0 %" in said[0] and "all run in INT8" in said[0]
+
+
+@pytest.mark.long
 @pytest.mark.parametrize(("int8", "stay"), [(0.9, False), (1.004, False), (1.1, True)])
 def test_layers_stay_in_float_for_speed_only_where_the_whole_network_is_faster(
     int8: float, stay: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

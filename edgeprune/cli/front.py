@@ -71,7 +71,8 @@ def _show(made: Front, folder: Path) -> None:
             continue
         says = " ".join(filter(None, [one.beaten, one.verdict, one.bundle]))
         cells = f"{one.latency:.4g}", f"{one.measured:.3f}x", f"{one.score:.4g}", f"{one.loss:.4g}"
-        made_table.add_row(one.label, *cells, f"{100 * (one.gap or 0):.2f} %", says)
+        gap = "-" if one.gap is None else f"{100 * one.gap:.2f} %"
+        made_table.add_row(one.label, *cells, gap, says)
     console.show(made_table)
     if made.dense_score is not None:
         text = "Scores: repaired, not trained, in float on the selection split; dense"

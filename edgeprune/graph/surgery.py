@@ -73,6 +73,7 @@ class ZeroStandIn(Removed):
         return torch.zeros_like(value)
 
 
+_DIGITS = 3  # of how many values a module returns: a plan may come from anywhere
 _STAND_INS: Mapping[str, type[Removed]] = {FIRST: Removed, NOTHING: ZeroStandIn}
 
 
@@ -83,9 +84,9 @@ def read_stand_in(text: str) -> tuple[type[Removed], int]:
         PlanError: there is no such stand-in.
     """
     kind, _, count = text.partition("/")
-    if kind not in _STAND_INS or not (count or "1").isdigit() or int(count or 1) < 1:
+    if kind not in _STAND_INS or not (count or "1").isdecimal() or not 1 <= len(count or "1") <= _DIGITS:
         raise PlanError(f"The plan puts '{text}' in a module's place, which is unknown.", "Make the plan again.")
-    return _STAND_INS[kind], int(count or 1)
+    return _STAND_INS[kind], max(1, int(count or 1))
 
 
 def narrow(

@@ -222,13 +222,18 @@ def _curves(subject: Subject, voice: Voice, widths: Mapping[str, Sequence[int]],
 
 
 def check_options(section: SearchSection) -> None:
-    """[search] options must name options there are, for a search that knows them; raises RecipeError."""
+    """[search] options and repeats must be for a search that knows them; raises RecipeError."""
     known = graph.layer_options()
     for name in section.options:
         if name not in known:
             raise RecipeError(f"[search] options: there is no '{name}'.", did_you_mean(name, known))
     if section.options and section.method != "joint":
         raise RecipeError('[search] options is for method = "joint".', "Leave one of them out.")
+    if section.repeats and (section.method != "joint" or not section.blocks):
+        raise RecipeError(
+            '[search] repeats is for method = "joint" and blocks = true: it offers blocks, and ties widths for them.',
+            "Leave it out.",
+        )
 
 
 def layer_options(subject: Subject) -> dict[str, tuple[str, ...]]:

@@ -272,6 +272,8 @@ def test_a_stand_in_that_nobody_knows_is_refused(tmp_path: Path) -> None:
     plan = structure.plan({}, ["layers.0.attn"])
     damaged = tmp_path / "plan.json"
     plan.save(damaged)
-    damaged.write_text(damaged.read_text().replace("nothing/2", "magic"))
-    with pytest.raises(PlanError, match="'magic'"):
-        Plan.load(damaged).apply(net)
+    whole = damaged.read_text()
+    for text in ("magic", "nothing/0000000", "nothing/99999999999", "nothing/-1", "nothing/²"):
+        damaged.write_text(whole.replace("nothing/2", text))
+        with pytest.raises(PlanError, match=f"'{text}'"):
+            Plan.load(damaged).apply(net)

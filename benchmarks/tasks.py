@@ -134,14 +134,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--target", default="intel-cpu")
     parser.add_argument("--speedup", type=float, default=1.5)
     given = parser.parse_args(arguments)
-    rows = kept(OUT)
     if given.step == "table":
-        put(PAGE, "tasks.py", table(rows))
+        put(PAGE, "tasks.py", table(kept(OUT)))
         return
     for name in given.only:
         row = run(name, given.target, given.speedup, given.work)
-        rows = kept(OUT)
-        rows[f"{name} {given.target}"] = row
+        rows = kept(OUT)  # others may have been added meanwhile
+        rows[f"{name} on {given.target} at {given.speedup:g}x"] = row
         save(OUT, rows)
 
 

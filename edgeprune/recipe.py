@@ -191,7 +191,7 @@ class ExportSection(_Section, frozen=True):
     """What the artifact takes and gives, where that is not what the network does."""
 
     input: Literal["", "uint8 NHWC", "uint8 NCHW"] = ""  # bytes of a picture: [data] scale, mean, std in the artifact
-    output: Literal["", "argmax", "softmax"] = ""  # of scores: the best class's number, or probabilities
+    output: Literal["", "argmax", "softmax", "nms"] = ""  # best class, probabilities; of a detector: its best boxes
 
 
 class MeasureSection(_Section, frozen=True):

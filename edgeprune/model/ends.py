@@ -1,4 +1,4 @@
-"""What an artifact takes and gives in place of what its network does ([export]): camera bytes in, classes out.
+"""What an artifact takes and gives in place of what its network does ([export]): camera bytes in, classes or boxes out.
 
 The float graph, training and calibration know nothing of it: the nodes are put around the graph last of all, so that
 the scaling of pixels and the choice of a class run where the network runs, and are measured with it.
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeprune.errors import DataError
+from edgeprune.model import suppression
 from edgeprune.model.preprocess import Preprocess
 from edgeprune.recipe import Recipe
 
@@ -29,24 +30,27 @@ class Ends:
     Attributes:
         layout: of the bytes that are fed, "NHWC" or "NCHW"; empty: the network's own input.
         scale, mean, std: what is done with the bytes: (byte * scale - mean) / std, per channel.
-        output: what is done with scores: the number of the best class, probabilities, or nothing.
+        output: what is done with scores: the number of the best class, probabilities, or nothing; or "nms": with a
+            detector's outputs, of which boxes are made.
         place: of the output that holds the scores.
+        decode: of "nms", the decoder whose work the graph does.
     """
 
     layout: Literal["", "NHWC", "NCHW"] = ""
     scale: float = 1.0
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
-    output: Literal["", "argmax", "softmax"] = ""
+    output: Literal["", "argmax", "softmax", "nms"] = ""
     place: int = 0
+    decode: Any = None
 
     @classmethod
-    def of_recipe(cls, recipe: Recipe, place: int = 0, prepare: object = None) -> Ends:
+    def of_recipe(cls, recipe: Recipe, place: int = 0, prepare: object = None, decode: object = None) -> Ends:
         """As [export] asks, by [data] scale, mean and std, or by those of the user's own `prepare`."""
         section, data = recipe.export, prepare if isinstance(prepare, Preprocess) else recipe.data
         layout: Any = section.input.removeprefix("uint8 ")
         said = (data.scale, data.mean, data.std) if layout else (1.0, (0.0,), (1.0,))
-        return cls(layout, *said, section.output, place)
+        return cls(layout, *said, section.output, place, decode if section.output == "nms" else None)
 
     def __bool__(self) -> bool:
         return bool(self.layout or self.output)
@@ -54,7 +58,8 @@ class Ends:
     @property
     def title(self) -> str:
         """In words, such as "uint8 NHWC in, argmax out"."""
-        parts = (f"uint8 {self.layout} in" if self.layout else "", f"{self.output} out" if self.output else "")
+        boxes = suppression.title(self.decode) if self.output == "nms" else self.output
+        parts = (f"uint8 {self.layout} in" if self.layout else "", f"{boxes} out" if self.output else "")
         return ", ".join(part for part in parts if part)
 
     def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -90,7 +95,9 @@ class Ends:
         made.CopyFrom(graph)
         if self.layout:
             self._put_before(made.graph)
-        if self.output:
+        if self.output == "nms":
+            suppression.append(made, self.decode)
+        elif self.output:
             self._put_behind(made.graph)
         if self:
             onnx.checker.check_model(made)

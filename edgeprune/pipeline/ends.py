@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 
-from edgeprune import runtimes
+from edgeprune import quantize, runtimes
 from edgeprune.errors import RecipeError
-from edgeprune.model import Ends
+from edgeprune.model import Ends, suppression
 from edgeprune.pipeline import images
 from edgeprune.pipeline.subject import Subject
 from edgeprune.runtimes import Artifact
 from edgeprune.target import Target
-from edgeprune.workload import Classification, Segmentation, Workload
+from edgeprune.workload import Classification, Detection, Segmentation, Workload, decoders
 
+BOX = 1e-3  # of the picture, and of a score: how far a box of the graph may be from the decoder's
 LOOK = 64  # examples of each split whose pixels are taken back to bytes before anything is measured
 
 
@@ -61,10 +64,13 @@ def _check_input(subject: Subject, ends: Ends) -> None:
 
 def _check_output(subject: Subject, ends: Ends) -> None:
     task = subject.workload.task
+    if ends.output == "nms":
+        _check_boxes(subject, ends)
+        return
     if not isinstance(task, Classification | Segmentation):
         raise RecipeError(
             f'[export] output = "{ends.output}" is for classification and segmentation; the task is {task.metric}.',
-            "Leave it out.",
+            'output = "nms" is for detection.' if isinstance(task, Detection) else "Leave it out.",
         )
     if ends.output == "argmax" and isinstance(task, Classification) and task.top > 1:
         raise RecipeError(f'[export] output = "argmax" gives one class; {task.metric} needs the scores.', "softmax?")
@@ -77,6 +83,43 @@ def _check_output(subject: Subject, ends: Ends) -> None:
         )
     if ends.output == "softmax" and scores.min() >= 0 and np.abs(scores.sum(1) - 1).max() < 1e-3:
         raise RecipeError('[export] output = "softmax": the network gives probabilities already.', "Leave it out.")
+
+
+def _check_boxes(subject: Subject, ends: Ends) -> None:
+    """The graph's boxes on a few test examples must be those of the decoder on the host."""
+    import torch
+
+    work, task = subject.workload, subject.workload.task
+    if not isinstance(task, Detection):
+        raise RecipeError(f'[export] output = "nms" is for detection; the task is {task.metric}.', "Leave it out.")
+    suppression.check(ends.decode)
+    with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
+        graph = subject.export(subject.model, Path(folder) / "dense.onnx")
+    session = quantize.inference_session(dataclasses.replace(ends, layout="").around(graph))
+    size = graph.graph.input[0].type.tensor_type.shape.dim[0].dim_value
+    given, _ = images.some(work, range(size))
+    with torch.inference_mode():
+        plain = [output.numpy() for output in work.inputs.call(subject.model, given)]
+    (rows,) = session.run(None, dict(zip(work.inputs.names, given, strict=True)))
+    reader = dataclasses.replace(task, decode=decoders.EndToEnd())
+    for place in range(size):
+        host = task.found(tuple(output[place] for output in plain), place)
+        own = reader.found((rows[place],), place)
+        if not same_boxes(host, own):
+            raise RecipeError(
+                f'[export] output = "nms": on test example {place} the graph gives {len(own[0])} boxes that are not '
+                f"the {len(host[0])} of the decoder.",
+                "Leave it out; the decoder then runs on the host.",
+            )
+
+
+def same_boxes(one: Any, other: Any) -> bool:
+    """Are boxes, scores and labels the same, but for a few that are at the edge of a limit? In any order."""
+    (boxes, scores, labels), (others, theirs, kinds) = one, other
+    apart = np.abs(boxes[:, None] - others[None]).max(-1) > BOX * np.maximum(1, np.abs(boxes).max(-1))[:, None]
+    near = ~apart & (np.abs(scores[:, None] - theirs[None]) < BOX) & (labels[:, None] == kinds[None])
+    lost = int((~near.any(1)).sum() + (~near.any(0)).sum())
+    return bool(lost <= max(2, 0.02 * sum(near.shape)))
 
 
 def _scores(work: Workload, network: Any, place: int) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 
 from edgeprune import devices
 from edgeprune.devices import Artifact, Device, Loaded
+from edgeprune.model import Ends
 from edgeprune.pipeline.bench import Bench
 from edgeprune.pipeline.events import Voice
 from edgeprune.pipeline.subject import Subject
 from edgeprune.result import Emulated, quantity
 from edgeprune.validate import ExampleIds, Judge
-from edgeprune.workload import Workload, item
+from edgeprune.workload import Task, Workload, decoders, item
 
 CHUNK, CHUNK_BYTES = 500, 128 << 20  # examples at once, and bytes of their inputs or of one artifact's outputs
 FIRST = 8  # examples of which an example's bytes are learned
@@ -72,9 +73,17 @@ def run(
     return Outputs(judges, found, ids)
 
 
-def judge(work: Workload) -> Judge:
-    """Nothing judged yet."""
-    return Judge(work.task, work.data.names)
+def judge(work: Workload, ends: Ends | None = None) -> Judge:
+    """Nothing judged yet; `ends`: of the artifact whose outputs they will be."""
+    return Judge(read_as(work.task, ends), work.data.names)
+
+
+def read_as(task: Task, ends: Ends | None) -> Task:
+    """The task of what an artifact gives, where that are boxes and not the head that the task decodes."""
+    if ends is None or ends.output != "nms":
+        return task
+    made: Task = replace(task, decode=decoders.EndToEnd())  # type: ignore[type-var]
+    return made
 
 
 def batches(workload: Workload, start: int = 0, size: int = 0) -> Iterator[Batch]:
@@ -132,7 +141,7 @@ def _everything(
     subject: Subject, voice: Voice, device: Device, loaded: Mapping[str, Loaded], ids: ExampleIds
 ) -> dict[str, Judge]:
     """All examples through all artifacts."""
-    found = {name: judge(subject.workload) for name in loaded}
+    found = {name: judge(subject.workload, subject.ends) for name in loaded}
     total, report = len(subject.workload.data.split("test")), voice.progress("validate")
     for inputs, targets in batches(subject.workload):
         ids.add(inputs, targets)
@@ -157,14 +166,14 @@ def _both(
 ) -> tuple[Judge, Emulated]:
     """One artifact: the true runtime on the first examples, as many as its time allows; the pre-check on all."""
     work = subject.workload
-    report, everything = voice.progress("validate"), judge(work)
+    report, everything = voice.progress("validate"), judge(work, subject.ends)
     total = len(work.data.split("test"))
     agreement, checked, true = _Agreement(), here.load(artifact), there.load(artifact)
     end, done = time.monotonic() + (RELEASED_S if artifact.name == RELEASED else OTHERS_S), 0
-    on_it = judge(work)
+    on_it = judge(work, subject.ends)
     for inputs, targets in batches(work, 0, EMULATED_CHUNK):
         given = on_it.add(infer(there, true, subject, inputs), targets)
-        agreement.add(given, infer(here, checked, subject, inputs), work.task)
+        agreement.add(given, infer(here, checked, subject, inputs), on_it.task)
         everything.add(given, targets)
         done += len(targets)
         report(done, total, f"{artifact.name} on the emulated core")

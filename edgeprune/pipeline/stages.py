@@ -238,7 +238,7 @@ def validate_stage(subject: Subject, bench: Bench, run: RunDirectory, voice: Voi
         else None
     )
     plain = {
-        "task": travelling.task(subject.workload.task),
+        "task": travelling.task(images.read_as(subject.workload.task, subject.ends)),
         "inputs": travelling.inputs(subject),
         "networks": figures,
         **({"difference": difference} if difference else {}),

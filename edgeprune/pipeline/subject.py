@@ -134,7 +134,8 @@ class Subject:
         from edgeprune.model import Ends
 
         prepare = self.workload.data.prepare if self.recipe.export.input and not self.pictured else None
-        return Ends.of_recipe(self.recipe, getattr(self.task, "output", 0), prepare)
+        place, decode = getattr(self.task, "output", 0), getattr(self.task, "decode", None)
+        return Ends.of_recipe(self.recipe, place, prepare, decode)
 
     @cached_property
     def example(self) -> Examples:

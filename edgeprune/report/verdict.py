@@ -167,7 +167,8 @@ def networks(found: Facts) -> Html:
 def _fed(found: Facts) -> str:
     """What [export] has put before and behind the network."""
     asked = found.part("recipe").part("export")
-    said = {"is fed": asked.text("input"), "gives": asked.text("output")}
+    given = asked.text("output")
+    said = {"is fed": asked.text("input"), "gives": "boxes, already suppressed" if given == "nms" else given}
     told = " and ".join(f"{verb} {what}" for verb, what in said.items() if what)
     return f" Every artifact {told}: that is in its latency." if told else ""
 

@@ -212,6 +212,33 @@ class DETR:
         return from_centre(outputs[1].astype(np.float64))[query], scores[query, label], label.astype(np.int64)
 
 
+@dataclass(frozen=True)
+class EndToEnd:
+    """One output [most, 6] of x0, y0, x1, y1, score, class: of a network, or an artifact, that suppresses by itself.
+
+    Rows of a score up to `score`, or of a class below 0, are no objects. YOLOv10 and YOLO26 give such rows, and the
+    artifact of `[export] output = "nms"`.
+
+    Attributes:
+        size: (height, width) of the network's input, where boxes are in pixels; None: they are in 0..1.
+        score: of an object, more.
+    """
+
+    size: tuple[int, int] | None = None
+    score: float = 0.0
+
+    def __call__(self, outputs: Arrays) -> Found:
+        rows = _one(outputs, 2, "[most, 6]").astype(np.float64)
+        if rows.shape[1] != 6:
+            raise ModelError(
+                f"this head is rows of x0, y0, x1, y1, score, class; the network gives {list(rows.shape)}."
+            )
+        rows = rows[(rows[:, 4] > self.score) & (rows[:, 5] >= 0) & np.isfinite(rows).all(1)]
+        rows = rows[np.argsort(-rows[:, 4], kind="stable")]
+        height, width = self.size or (1, 1)
+        return rows[:, :4] / [width, height, width, height], rows[:, 4], np.rint(rows[:, 5]).astype(np.int64)
+
+
 def _one(outputs: Arrays, axes: int, wanted: str) -> NDArray[Any]:
     if len(outputs) != 1 or outputs[0].ndim != axes:
         raise ModelError(f"this head is one output {wanted}; the network gives {[list(o.shape) for o in outputs]}.")

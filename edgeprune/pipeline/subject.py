@@ -126,7 +126,10 @@ class Subject:
             if self.objects is not None
             else reading.of_recipe(self.recipe, self._returned, lambda line: self._say("data", line))
         )
-        return workloads.of_objects(self._build, self.model, data, self.task, self.recipe)
+        made = workloads.of_objects(self._build, self.model, data, self.task, self.recipe)
+        for line in made.data.said():
+            self._say("data", line)
+        return made
 
     @cached_property
     def ends(self) -> Ends:

@@ -1,9 +1,10 @@
 """The data of a run: train, calibration, selection and test, as map-style datasets.
 
 A dataset is torch's map-style protocol: `len(dataset)` and `dataset[i] -> (inputs, target)`, inputs a tensor, a tuple,
-or a dict by forward's argument names, without a batch axis. Or a callable without arguments that gives one, called when
-the split is first read. Targets stay with their inputs, always, and `test` and `selection` in their order; `train` and
-`calibration` are dealt out anew, so that their first examples, which is all that some stages look at, are a fair draw.
+or a dict by forward's argument names, without a batch axis. Or a stream of such examples, an iterable without numbers
+(streams.py). Or a callable without arguments that gives either, called when the split is first read. Targets stay with
+their inputs, always, and `test` and `selection` in their order; `train` and `calibration` are dealt out anew, so that
+their first examples, which is all that some stages look at, are a fair draw.
 
 Nothing is ever chosen by `test`. Where `selection` is missing, examples are held out from `train` by a seeded
 permutation; where `calibration` is missing it is taken from what is left of `train`, at random too: a dataset that is
@@ -23,6 +24,7 @@ import numpy as np
 from edgeprune.errors import DataError, EdgepruneError
 from edgeprune.workload.arrays import to_array
 from edgeprune.workload.inputs import Inputs
+from edgeprune.workload.streams import Spooled, Stream, is_stream
 
 SPLITS = ("train", "calibration", "selection", "test")
 SAMPLE = 64  # examples of a split whose bytes are in the digest, and that are read twice
@@ -68,14 +70,16 @@ class Data:
     classes: tuple[str, ...] = ()
     prepare: Callable[..., Any] | str | Path | None = None
     _made: dict[str, object] = field(default_factory=dict, repr=False)
+    _whole: dict[str, object] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         for name in SPLITS:
             given = getattr(self, name)
-            if given is not None and not callable(given) and not _is_dataset(given):
+            if given is not None and not callable(given) and not _is_dataset(given) and not is_stream(given):
                 raise DataError(
-                    f"Data: {name} is {type(given).__name__}; give a map-style dataset or a callable that gives one.",
-                    "It needs __len__ and __getitem__(i) -> (inputs, target).",
+                    f"Data: {name} is {type(given).__name__}; give a map-style dataset, a stream, or a callable that "
+                    "gives one.",
+                    "It needs __len__ and __getitem__(i) -> (inputs, target), or __iter__.",
                 )
         for name in ("train", "test"):
             if getattr(self, name) is None:
@@ -96,6 +100,16 @@ class Data:
         """The classes' names by number; empty where nobody named them."""
         return self.classes or tuple(str(name) for name in getattr(self.split("test"), "classes", None) or ())
 
+    def said(self) -> list[str]:
+        """A line for each split that was made of a stream, so far."""
+        return [one.said() for one in self._whole.values() if isinstance(one, Spooled)]
+
+    def _open(self, name: str) -> Any:
+        """What was given for a split, opened once."""
+        if name not in self._whole:
+            self._whole[name] = _opened(getattr(self, name), name)
+        return self._whole[name]
+
     def _order(self, count: int) -> list[int]:
         if self.seed is None:
             return list(range(count))
@@ -103,11 +117,11 @@ class Data:
 
     def _make(self, name: str) -> None:
         if name == "test" or (name != "train" and getattr(self, name) is not None):
-            made = _opened(getattr(self, name), name)
+            made = self._open(name)
             fixed = name != "calibration" or self.seed is None
             self._made[name] = made if fixed else Subset(made, tuple(self._order(len(made))))
             return
-        every = _opened(self.train, "train")
+        every = self._open("train")
         order = self._order(len(every))
         held = 0 if self.selection is not None else self.selection_examples
         if len(order) < held + 1:
@@ -181,11 +195,13 @@ def item(dataset: Any, place: int, name: str) -> tuple[Any, Any]:
 
 
 def _is_dataset(given: Any) -> bool:
-    return hasattr(given, "__len__") and hasattr(given, "__getitem__") and not isinstance(given, Mapping | str | bytes)
+    listed = hasattr(given, "__len__") and hasattr(given, "__getitem__")
+    return listed and not isinstance(given, Mapping | str | bytes) and not is_stream(given)
 
 
 def _opened(given: Any, name: str) -> Any:
-    make: Callable[[], Any] | None = given if callable(given) and not _is_dataset(given) else None
+    listed = _is_dataset(given) or is_stream(given)
+    make: Callable[[], Any] | None = given if callable(given) and not listed else None
     if make is not None:
         try:
             given = make()
@@ -193,10 +209,14 @@ def _opened(given: Any, name: str) -> Any:
             raise
         except Exception as cause:
             raise DataError(f"the function of the {name} split failed: {type(cause).__name__}: {cause}.") from cause
+        if is_stream(given) and not isinstance(given, Stream) and iter(given) is given:
+            given = Stream(make)  # a generator: it can be started again by the function alone
+    if is_stream(given):
+        given = Spooled(given, name)
     if not _is_dataset(given):
         raise DataError(
-            f"the {name} split is {type(given).__name__}; it must have __len__ and __getitem__.",
-            "A stream or loader without random access can be listed first, or wrapped in a map-style dataset.",
+            f"the {name} split is {type(given).__name__}; it must have __len__ and __getitem__, or __iter__.",
+            "Give a map-style dataset, or an iterable of (inputs, target).",
         )
     try:
         count = len(given)

@@ -3,11 +3,12 @@
     python benchmarks/boxes_out.py [--out FILE] [--rounds 5] [--only NAME ...]
     python benchmarks/boxes_out.py --table         # docs/data.md, from benchmarks/results/boxes_out.json
 
-Two dense detectors in INT8, calibrated on pictures that are not judged: FastestDet at 352 x 352 (484 places, 80 classes,
-`../shared/data/tasks`) and the detector of examples/detection at 96 x 96 (144 places, 6 classes). Each is built as it
-is and with boxes out, for OpenVINO and ONNX Runtime; one thread. Suppression takes longer the more it finds, so real
-pictures are timed: every picture goes through both artifacts and the host's decoder, one after the other, and a round's
-figure is the sum over its pictures. Times are CPU time: other work takes the core away, but not its time.
+Two dense detectors in INT8, calibrated on pictures that are not judged: FastestDet at 352 x 352 (484 places, 80
+classes, `../shared/data/tasks`) and the detector of examples/detection at 96 x 96 (144 places, 6 classes). Each is
+built as it is and with boxes out, for OpenVINO and ONNX Runtime; one thread. Suppression takes longer the more it
+finds, so real pictures are timed: every picture goes through both artifacts and the host's decoder, one after the
+other, and a round's figure is the sum over its pictures. Times are CPU time: other work takes the core away, but not
+its time.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 from common import RESULTS, ROOT, heads, kept, line, put, save
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
@@ -45,7 +46,7 @@ def picture(number: int) -> tuple[np.ndarray, int]:
     angle = np.pi * (kind + draw.uniform(-0.45, 0.45)) / KINDS
     wave = np.sin((np.cos(angle) * x + np.sin(angle) * y) * draw.uniform(0.3, 0.8) + draw.uniform(0, 6))
     noise = draw.standard_normal((3, SIDE, SIDE), np.float32) * np.float32(draw.uniform(0.5, 3))
-    return wave * draw.uniform(0.3, 1.0, (3, 1, 1)).astype(np.float32) + noise, kind
+    return (wave * draw.uniform(0.3, 1.0, (3, 1, 1)) + noise).astype(np.float32), kind
 
 
 def stream(split: str, count: int) -> Iterator[Any]:
@@ -55,14 +56,18 @@ def stream(split: str, count: int) -> Iterator[Any]:
 
 
 def network() -> nn.Module:
-    """Fitted to 1,500 pictures of its own."""
+    """Untrained."""
     torch.manual_seed(0)
-    made = nn.Sequential(
+    return nn.Sequential(
         *(nn.Conv2d(3, 24, 5, 4, 2), nn.BatchNorm2d(24), nn.ReLU()),
         *(nn.Conv2d(24, 48, 3, 2, 1), nn.BatchNorm2d(48), nn.ReLU()),
         *(nn.Conv2d(48, 64, 3, 2, 1), nn.BatchNorm2d(64), nn.ReLU()),
         *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, KINDS)),
     )
+
+
+def fit(made: nn.Module) -> None:
+    """To 1,500 pictures of its own."""
     optimizer = torch.optim.AdamW(made.parameters(), 3e-3)
     items = list(stream("fit", 1500))
     x, y = torch.from_numpy(np.stack([one for one, _ in items])), torch.tensor([kind for _, kind in items])
@@ -71,16 +76,17 @@ def network() -> nn.Module:
             optimizer.zero_grad()
             functional.cross_entropy(made(x[part]), y[part]).backward()
             optimizer.step()
-    return made.eval()
 
 
 def one(examples: int, work: Path, weights: Path) -> dict[str, Any]:
     """A run in this process."""
-    torch.manual_seed(0)
-    made = network() if not weights.exists() else torch.load(weights, weights_only=False)
+    made = network()
     if not weights.exists():
-        torch.save(made, weights)
+        fit(made)
+        save_file(made.state_dict(), weights)
         return {}
+    made.load_state_dict(load_file(weights))
+    made.eval()
     data = edgeprune.Data(
         train=lambda: stream("train", examples),
         test=edgeprune.Stream(lambda: stream("test", TEST)),
@@ -137,7 +143,7 @@ def main() -> None:
         put(PAGE, "streams.py", table(kept(OUT)))
         return
     if given.one:
-        print(json.dumps(one(given.one, given.work / str(given.one), given.work / "network.pt")))
+        print(json.dumps(one(given.one, given.work / str(given.one), given.work / "network.safetensors")))
         return
     work = given.work or Path(tempfile.mkdtemp(prefix="edgeprune-"))
     work.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,8 @@
 
 The folder is `$EDGEPRUNE_TASKS`, or `../shared/data/tasks` beside the repository; its README says where each network
 and each example comes from. Nothing of it lies here. The clips do not say who speaks, so they are split at random.
+Where only the dense network teaches, other views of an example cost nothing: clips that are moved in time and mixed,
+other cuts of a photograph. They are made from their number, so that each is always the same.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ import edgeprune
 
 TASKS = Path(os.environ.get("EDGEPRUNE_TASKS", ROOT.parent / "shared" / "data" / "tasks"))
 PACKAGES = ROOT / ".cache" / "examples"  # wheels that examples/text fetches
+CLIPS, CUTS = 8, 8  # views of a clip, and of a photograph
 MFCC = ["down", "go", "left", "no", "off", "on", "right", "stop", "up", "yes", "_silence_", "_unknown_"]
 WORDS = ["_silence_", "_unknown_", "yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go"]
 
@@ -87,12 +90,12 @@ def bcresnet() -> nn.Module:
 
 def dscnn_data() -> edgeprune.Data:
     """4,890 clips: 2,000 to distil on, 400 to choose by, 2,490 to judge by."""
-    return _clips("gsc12_mfcc_dscnn", MFCC, 2000, 400)
+    return _clips("gsc12_mfcc_dscnn", MFCC, 2000, 400, axis=1)
 
 
 def kwt1_data() -> edgeprune.Data:
     """1,200 clips: 500, 100, 600."""
-    return _clips("gsc12_mfcc_kwt_1200", WORDS, 500, 100)
+    return _clips("gsc12_mfcc_kwt_1200", WORDS, 500, 100, axis=0)
 
 
 def bcresnet_data() -> edgeprune.Data:
@@ -103,12 +106,13 @@ def bcresnet_data() -> edgeprune.Data:
     with torch.inference_mode():
         said = np.concatenate([network(part).argmax(1).numpy() for part in torch.from_numpy(features).split(100)])
     numbers = {label: np.bincount(said[labels == label]).argmax() for label in np.unique(labels)}
-    return _clips("gsc12_logmel_bcresnet", (), 2000, 400, numbers)
+    return _clips("gsc12_logmel_bcresnet", (), 2000, 400, 2, numbers)
 
 
 def _clips(
-    name: str, classes: Any, train: int, selection: int, numbers: dict[int, int] | None = None
+    name: str, classes: Any, train: int, selection: int, axis: int, numbers: dict[int, int] | None = None
 ) -> edgeprune.Data:
+    """`axis`: that of time."""
     stored = load_file(TASKS / f"{name}.safetensors")
     labels = stored.pop("label")
     (features,) = stored.values()
@@ -122,7 +126,27 @@ def _clips(
         return Listed(len(places), read, tuple(classes))
 
     first, second = train, train + selection
-    return edgeprune.Data(train=part(order[:first]), selection=part(order[first:second]), test=part(order[second:]))
+    learn = part(order[:first])
+    parts = {"selection": part(order[first:second]), "test": part(order[second:])}
+    return edgeprune.Data(train=_more_clips(learn, axis), calibration=learn, **parts)
+
+
+def _more_clips(clips: Listed, axis: int) -> Listed:
+    """Every clip as it is, and CLIPS - 1 times moved by a tenth of its length at most, with up to 0.4 of another."""
+
+    def read(n: int) -> tuple[Any, Any]:
+        found, label = clips[n % clips.count]
+        if n < clips.count:
+            return found, label
+        draw = np.random.default_rng(n)
+        length = found.shape[axis]
+        most = length // 10
+        places = np.clip(np.arange(length) + draw.integers(-most, most + 1), 0, length - 1)
+        part = np.float32(max(0.0, draw.uniform(-0.4, 0.4)))
+        other, _ = clips[int(draw.integers(clips.count))]
+        return (1 - part) * found.take(places, axis) + part * other, None
+
+    return Listed(CLIPS * clips.count, read, clips.classes)
 
 
 # Pictures
@@ -136,7 +160,32 @@ def fastestdet() -> nn.Module:
 def fastestdet_data() -> edgeprune.Data:
     """128 photographs to distil on, of which 28 choose, and 128 others to judge by; boxes in parts of the picture."""
     learn, test = _photos("coco-train128"), _photos("coco-val128")
-    return edgeprune.Data(train=_boxes(learn[:100]), selection=_boxes(learn[100:]), test=_boxes(test))
+    whole = _boxes(learn[:100])
+    parts = {"selection": _boxes(learn[100:]), "test": _boxes(test)}
+    return edgeprune.Data(train=_more_photos(learn[:100], whole), calibration=whole, **parts)
+
+
+def _more_photos(photos: list[Path], whole: Listed) -> Listed:
+    """Every photograph as it is, and CUTS - 1 pieces of it, of a quarter of its area and more, half mirrored."""
+
+    def read(n: int) -> tuple[Any, Any]:
+        if n < whole.count:
+            return whole[n]
+        draw = np.random.default_rng(n)
+        image = Image.open(photos[n % whole.count]).convert("RGB")
+        across, down = (round(size * draw.uniform(0.5, 1)) for size in image.size)
+        left, top = (int(draw.integers(0, free + 1)) for free in (image.width - across, image.height - down))
+        pixels = _bgr(image.crop((left, top, left + across, top + down)))
+        return np.ascontiguousarray(pixels[..., :: int(draw.choice([-1, 1]))]), None
+
+    return Listed(CUTS * whole.count, read)
+
+
+def _bgr(image: Image.Image) -> NDArray[np.float32]:
+    """[3, 352, 352] in 0..1."""
+    squashed = image.resize((352, 352), Image.Resampling.BILINEAR)
+    made = np.asarray(squashed, np.float32)[..., ::-1].transpose(2, 0, 1) / np.float32(255)
+    return np.ascontiguousarray(made)
 
 
 def _photos(folder: str) -> list[Path]:
@@ -145,13 +194,12 @@ def _photos(folder: str) -> list[Path]:
 
 def _boxes(photos: list[Path]) -> Listed:
     def read(n: int) -> tuple[Any, Any]:
-        image = Image.open(photos[n]).convert("RGB").resize((352, 352), Image.Resampling.BILINEAR)
-        pixels = np.asarray(image, np.float32)[..., ::-1].transpose(2, 0, 1) / np.float32(255)
+        pixels = _bgr(Image.open(photos[n]).convert("RGB"))
         file = photos[n].parent.parent / "labels" / f"{photos[n].stem}.txt"
         rows = np.loadtxt(file, ndmin=2) if file.exists() and file.stat().st_size else np.zeros((0, 5))
         centre, half = rows[:, 1:3], rows[:, 3:5] / 2
         target = {"boxes": np.concatenate([centre - half, centre + half], 1), "labels": rows[:, 0].astype(np.int64)}
-        return np.ascontiguousarray(pixels), target
+        return pixels, target
 
     return Listed(len(photos), read)
 
@@ -163,7 +211,8 @@ def rfdn() -> nn.Module:
 
 def rfdn_data() -> edgeprune.Data:
     """Pieces of 64 x 64 of small photographs of COCO to distil on; of Set5 to judge by."""
-    learn = [piece for photo in _photos("coco-train128")[:96] for piece in _reduced(photo)]
+    photos = _photos("coco-train128")[:96]
+    learn = [piece for cut in range(CUTS // 2) for photo in photos for piece in _reduced(photo, cut)]
     test: list[tuple[Any, Any]] = []
     for large in sorted((TASKS / "Set5").glob("*.bmp")):
         small = np.asarray(Image.open(TASKS / "Set5_LR" / "x4" / f"{large.stem}x4.bmp").convert("RGB"))
@@ -171,16 +220,20 @@ def rfdn_data() -> edgeprune.Data:
         for y in range(0, small.shape[0] - 63, 32):
             for x in range(0, small.shape[1] - 63, 32):
                 test.append((small[y : y + 64, x : x + 64], whole[4 * y : 4 * y + 256, 4 * x : 4 * x + 256]))
-    parts = (_pieces(one) for one in (learn[24:], learn[:24], test))
+    chosen = [piece for photo in _photos("coco-train128")[96:] for piece in _reduced(photo, 0)]
+    parts = (_pieces(one) for one in (learn, chosen, test))
     return edgeprune.Data(**dict(zip(("train", "selection", "test"), parts, strict=True)))
 
 
-def _reduced(photo: Path) -> list[tuple[Any, Any]]:
-    """The middle 256 x 256 and its quarter."""
+def _reduced(photo: Path, cut: int) -> list[tuple[Any, Any]]:
+    """256 x 256 of it and its quarter; cut 0 is the middle."""
     image = Image.open(photo).convert("RGB")
     if min(image.size) < 256:
         return []
-    left, top = (image.width - 256) // 2, (image.height - 256) // 2
+    draw = np.random.default_rng(cut)
+    left, top = (
+        int(draw.integers(0, size - 255)) if cut else (size - 256) // 2 for size in (image.width, image.height)
+    )
     whole = image.crop((left, top, left + 256, top + 256))
     return [(np.asarray(whole.resize((64, 64), Image.Resampling.BICUBIC)), np.asarray(whole))]
 
@@ -225,4 +278,4 @@ def minilm_data() -> edgeprune.Data:
 
         return Listed(len(places), read, ("bad", "good"))
 
-    return edgeprune.Data(train=part(others[:2000]), selection=part(others[2000:2400]), test=part(held[:1000]))
+    return edgeprune.Data(train=part(others[400:4400]), selection=part(others[:400]), test=part(held[:1000]))

@@ -29,13 +29,13 @@ OUT, PAGE = RESULTS / "tasks.json", ROOT / "docs" / "tasks.md"
 ADAM = {"optimizer": "adamw", "lr": 0.0005}
 TITLES = {"dense_fp32": "dense FP32", "dense_int8": "dense INT8", "pruned_int8": "pruned INT8"}
 CASES: dict[str, dict[str, Any]] = {
-    "dscnn": {"max_drop": 2.0, "recover": {"epochs": 12, "batch": 64, "lr": 0.005, "ema": 0.99}},
-    "kwt1": {"max_drop": 4.0, "recover": {"epochs": 20, "batch": 32, "ema": 0.99, **ADAM}},
-    "bcresnet": {"max_drop": 2.0, "recover": {"epochs": 12, "batch": 64, "lr": 0.005, "ema": 0.99}},
+    "dscnn": {"max_drop": 2.0, "recover": {"epochs": 20, "batch": 64, "ema": 0.995, **ADAM, "lr": 0.004}},
+    "kwt1": {"max_drop": 4.0, "recover": {"epochs": 5, "batch": 32, "ema": 0.99, **ADAM}},
+    "bcresnet": {"max_drop": 2.0, "recover": {"epochs": 6, "batch": 64, "ema": 0.99, **ADAM, "lr": 0.002}},
     "fastestdet": {
         "max_drop": 3.0,
         "task": {"kind": "detection", "decode": "FastestDet"},
-        "recover": {"epochs": 10, "batch": 10, "lr": 0.002, "ema": 0.98},
+        "recover": {"epochs": 10, "batch": 16, "ema": 0.99, **ADAM, "lr": 0.001},
     },
     "rfdn": {
         "max_drop": 0.5,

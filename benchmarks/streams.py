@@ -59,10 +59,10 @@ def network() -> nn.Module:
     """Untrained."""
     torch.manual_seed(0)
     return nn.Sequential(
-        *(nn.Conv2d(3, 24, 5, 4, 2), nn.BatchNorm2d(24), nn.ReLU()),
-        *(nn.Conv2d(24, 48, 3, 2, 1), nn.BatchNorm2d(48), nn.ReLU()),
-        *(nn.Conv2d(48, 64, 3, 2, 1), nn.BatchNorm2d(64), nn.ReLU()),
-        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, KINDS)),
+        *(nn.Conv2d(3, 32, 5, 4, 2), nn.BatchNorm2d(32), nn.ReLU()),
+        *(nn.Conv2d(32, 96, 3, 2, 1), nn.BatchNorm2d(96), nn.ReLU()),
+        *(nn.Conv2d(96, 128, 3, 2, 1), nn.BatchNorm2d(128), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, KINDS)),
     )
 
 
@@ -89,7 +89,7 @@ def one(examples: int, work: Path, weights: Path) -> dict[str, Any]:
     made.eval()
     data = edgeprune.Data(
         train=lambda: stream("train", examples),
-        test=edgeprune.Stream(lambda: stream("test", TEST)),
+        test=edgeprune.Streamed(lambda: stream("test", TEST)),
         selection_examples=100,
     )
     started = time.monotonic()

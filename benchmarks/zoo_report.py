@@ -27,8 +27,9 @@ signal to noise against the float graph on four other random examples, of the wo
 with random weights and inputs it checks that the graph compiles, runs and computes the same; it is no accuracy (for
 that, of trained networks, see [INT8](int8.md)). Below 20 dB a table at the end says what the float graph makes of noise
 40 dB below its input: what a network with random weights amplifies is not what INT8 adds.
-Nine detectors (YOLOv3-tiny, v5n, v6n, v8n, v9t, v10n, 11n, 12n, 26n) were run again since inputs of a Concat keep ranges
-of their own in ONNX Runtime (YOLO11n had 18 to 24 dB before, YOLOv10n 7 to 20); other networks with necks were not.
+Nine detectors (YOLOv3-tiny, v5n, v6n, v8n, v9t, v10n, 11n, 12n, 26n) were run again since inputs of a Concat keep
+ranges of their own in ONNX Runtime (YOLO11n had 18 to 24 dB before, YOLOv10n 7 to 20); other networks with necks were
+not.
 Transformers are small ones of two or three layers, whose graph is that of the full network. `MB` is the memory that
 a trace takes beside the network, `s` its seconds of one core, of three machines: some rows are of
 one that took up to three times as long. Parameters that no output depends on (PSPNet's decoder

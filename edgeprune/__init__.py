@@ -21,7 +21,7 @@ _HOME = {
     "Target": "edgeprune.target",
     "search": "edgeprune.search",
     "Data": "edgeprune.workload",
-    "Stream": "edgeprune.workload",
+    "Streamed": "edgeprune.workload",
     "Budget": "edgeprune.workload",
     "Workload": "edgeprune.workload",
     "compress": "edgeprune.pipeline",
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from edgeprune.target import Target as Target
     from edgeprune.workload import Budget as Budget
     from edgeprune.workload import Data as Data
-    from edgeprune.workload import Stream as Stream
+    from edgeprune.workload import Streamed as Streamed
     from edgeprune.workload import Workload as Workload
 
 

@@ -170,7 +170,7 @@ def test_names_of_layers_are_checked_before_any_work(tmp_path: Path) -> None:
         ({"recover": recipe.RecoverSection(batch=0)}, r"\[recover\] batch: expected `int` >= 1"),
         ({"budget": recipe.BudgetSection()}, "exactly one of speedup and latency_ms"),
         ({"search": recipe.SearchSection(method="joined")}, r"\[search\] method is 'joined'; it may be joint, uniform"),
-        ({"export": recipe.ExportSection(output="max")}, r"\[export\] output is 'max'; it may be argmax, softmax"),
+        ({"export": recipe.ExportSection(output="max")}, r"\[export\] output is 'max'; it may be argmax, nms, softmax"),
         ({"data": recipe.DataSection(source=object())}, "no recipe can have"),
     ],
 )

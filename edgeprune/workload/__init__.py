@@ -5,7 +5,7 @@ from edgeprune.workload.data import SPLITS, Data, Subset, item
 from edgeprune.workload.features import Features
 from edgeprune.workload.inputs import Input, Inputs
 from edgeprune.workload.statistics import Proportion, Sums, agresti_min, bootstrap
-from edgeprune.workload.streams import Stream
+from edgeprune.workload.streams import Streamed
 from edgeprune.workload.task import BaseTask, Difference, Score, Tally, Task, check_metric, score_batches, shuffled
 from edgeprune.workload.tasks import (
     KINDS,
@@ -47,7 +47,7 @@ __all__ = [
     "Score",
     "Segmentation",
     "SequenceLabels",
-    "Stream",
+    "Streamed",
     "Subset",
     "Sums",
     "Tally",

@@ -24,7 +24,7 @@ import numpy as np
 from edgeprune.errors import DataError, EdgepruneError
 from edgeprune.workload.arrays import to_array
 from edgeprune.workload.inputs import Inputs
-from edgeprune.workload.streams import Spooled, Stream, is_stream
+from edgeprune.workload.streams import Spooled, Streamed, is_stream
 
 SPLITS = ("train", "calibration", "selection", "test")
 SAMPLE = 64  # examples of a split whose bytes are in the digest, and that are read twice
@@ -209,8 +209,8 @@ def _opened(given: Any, name: str) -> Any:
             raise
         except Exception as cause:
             raise DataError(f"the function of the {name} split failed: {type(cause).__name__}: {cause}.") from cause
-        if is_stream(given) and not isinstance(given, Stream) and iter(given) is given:
-            given = Stream(make)  # a generator: it can be started again by the function alone
+        if is_stream(given) and not isinstance(given, Streamed) and iter(given) is given:
+            given = Streamed(make)  # a generator: it can be started again by the function alone
     if is_stream(given):
         given = Spooled(given, name)
     if not _is_dataset(given):

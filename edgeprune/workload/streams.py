@@ -34,7 +34,7 @@ _ENCODER, _DECODER = msgspec.msgpack.Encoder(), msgspec.msgpack.Decoder()
 
 
 @dataclass(frozen=True, eq=False)
-class Stream:
+class Streamed:
     """A stream as a split of `Data`.
 
     Attributes:
@@ -50,11 +50,11 @@ class Stream:
     def __post_init__(self) -> None:
         if not callable(self.source) and not hasattr(self.source, "__iter__"):
             raise DataError(
-                f"Stream: the source is {type(self.source).__name__}.",
+                f"Streamed: the source is {type(self.source).__name__}.",
                 "Give an iterable of (inputs, target), or a function that gives one.",
             )
         if self.examples is not None and self.examples < 1:
-            raise DataError(f"Stream: examples is {self.examples}; it must be at least 1.")
+            raise DataError(f"Streamed: examples is {self.examples}; it must be at least 1.")
 
     def start(self) -> Iterator[Any]:
         """From its beginning, where it has one to go back to."""
@@ -63,7 +63,7 @@ class Stream:
 
 def is_stream(given: Any) -> bool:
     """Something that is read from its beginning, and has no examples by number."""
-    if isinstance(given, Stream):
+    if isinstance(given, Streamed):
         return True
     if isinstance(given, Mapping | str | bytes) or not hasattr(given, "__iter__"):
         return False
@@ -89,7 +89,7 @@ class Spooled:
         Raises:
             DataError: the stream raises, gives no examples or other ones when it is started again, or fills the disk.
         """
-        stream = given if isinstance(given, Stream) else Stream(given)
+        stream = given if isinstance(given, Streamed) else Streamed(given)
         _refuse_batches(stream.source, name)
         self.classes = tuple(getattr(stream.source, "classes", None) or ())
         self.folder, self._name = Path(stream.folder or tempfile.gettempdir()), name
@@ -160,9 +160,9 @@ class Spooled:
 
     def _remedy(self, number: int) -> str:
         half = max(1, number // 2)
-        return f'edgeprune.Stream(source, examples={half}) takes as many, folder="..." another disk.'
+        return f'edgeprune.Streamed(source, examples={half}) takes as many, folder="..." another disk.'
 
-    def _compare(self, stream: Stream) -> None:
+    def _compare(self, stream: Streamed) -> None:
         """A stream that gives other examples each time cannot be judged by, and no run with it can be resumed."""
         again = itertools.islice(_explained(stream, self._name), min(AGAIN, len(self)))
         for number, one in enumerate(again):
@@ -174,7 +174,7 @@ class Spooled:
                 )
 
 
-def _starts_again(stream: Stream) -> bool:
+def _starts_again(stream: Streamed) -> bool:
     """Can it be started again? A generator that was handed over cannot."""
     return callable(stream.source) or iter(stream.source) is not stream.source
 
@@ -185,7 +185,7 @@ def _refuse_batches(source: Any, name: str) -> None:
         raise DataError(f"the {name} split is a DataLoader, which gives batches.", "Give its dataset: loader.dataset.")
 
 
-def _explained(stream: Stream, name: str) -> Iterator[Any]:
+def _explained(stream: Streamed, name: str) -> Iterator[Any]:
     """Its examples; whatever it raises becomes a DataError."""
     number = 0
     try:

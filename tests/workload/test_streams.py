@@ -17,7 +17,7 @@ from small_stream import peak_of_a_stream
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import edgeprune
-from edgeprune import Data, Stream
+from edgeprune import Data, Streamed
 from edgeprune.errors import DataError
 from edgeprune.workload import item, streams
 
@@ -68,7 +68,7 @@ def test_a_stream_is_split_drawn_and_read_in_any_order(kind: type[Numbers]) -> N
 
 
 def test_a_function_that_yields_and_a_generator_are_streams_too() -> None:
-    for given in (numbers, numbers(), Stream(numbers), Stream(numbers()), lambda: Stream(numbers)):
+    for given in (numbers, numbers(), Streamed(numbers), Streamed(numbers()), lambda: Streamed(numbers)):
         split = Data(train=[(np.zeros(2), 0)] * 9, test=given).split("test")
         inputs, target = split[7]
         assert len(split) == 30 and target == 7 and list(inputs) == ["x", "ids"]
@@ -78,7 +78,7 @@ def test_a_function_that_yields_and_a_generator_are_streams_too() -> None:
 
 
 def test_as_many_as_are_asked_for_are_taken(tmp_path: Path) -> None:
-    endless = Stream(lambda: ((np.float32([n]), n % 2) for n in itertools.count()), examples=50, folder=tmp_path)
+    endless = Streamed(lambda: ((np.float32([n]), n % 2) for n in itertools.count()), examples=50, folder=tmp_path)
     data = Data(train=endless, test=endless, selection_examples=5)
     assert len(data.split("test")) == 50 and data.split("test")[49][0] == [49]
     assert data.said()[0].startswith("test: the first 50 examples of a stream, 1 kB in " + str(tmp_path)[:5])
@@ -125,7 +125,7 @@ def loader() -> Any:
         (lambda: iter([(1, 2, 3)]), "is 3 things"),
         (lambda: iter([(np.zeros(1), object())]), "example 0 of the test stream: it holds a object"),
         (loader, "is a DataLoader, which gives batches"),
-        (Stream(numbers, folder="/no/such/folder"), "nothing can be written there"),
+        (Streamed(numbers, folder="/no/such/folder"), "nothing can be written there"),
     ],
 )
 def test_what_no_stream_can_be_is_refused(given: Any, says: str) -> None:
@@ -136,9 +136,9 @@ def test_what_no_stream_can_be_is_refused(given: Any, says: str) -> None:
 
 def test_a_source_that_is_none_is_refused() -> None:
     with pytest.raises(DataError, match="the source is int"):
-        Stream(3)  # type: ignore[arg-type]
+        Streamed(3)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="examples is 0"):
-        Stream(numbers, examples=0)
+        Streamed(numbers, examples=0)
 
 
 def test_training_examples_may_change_and_a_stream_that_never_ends_stops_before_the_disk_is_full(
@@ -148,10 +148,10 @@ def test_training_examples_may_change_and_a_stream_that_never_ends_stops_before_
     used = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(streams, "OFTEN", 10_000)
     monkeypatch.setattr(streams, "SPARE", used.free + (1 << 40))
-    endless = Stream(lambda: ((np.zeros(250, np.float32), 0) for _ in itertools.count()), folder=tmp_path)
+    endless = Streamed(lambda: ((np.zeros(250, np.float32), 0) for _ in itertools.count()), folder=tmp_path)
     with pytest.raises(DataError, match="has not ended; the disk of") as caught:
         Data(train=endless, test=numbers).split("train")
-    assert "Stream(source, examples=5" in str(caught.value.remedy)
+    assert "Streamed(source, examples=5" in str(caught.value.remedy)
 
 
 def test_another_process_that_was_not_forked_is_told() -> None:
@@ -161,7 +161,7 @@ def test_another_process_that_was_not_forked_is_told() -> None:
 
 
 def test_it_is_a_public_name() -> None:
-    assert edgeprune.Stream is Stream
+    assert edgeprune.Streamed is Streamed
 
 
 @pytest.mark.long

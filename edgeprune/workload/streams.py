@@ -204,13 +204,12 @@ def _explained(stream: Streamed, name: str) -> Iterator[Any]:
 def _nameless(folder: Path) -> int:
     """A file that only this process has."""
     try:
-        descriptor, path = tempfile.mkstemp(prefix="edgeprune-", dir=folder)
+        with tempfile.TemporaryFile(prefix="edgeprune-", dir=folder) as file:
+            return os.dup(file.fileno())
     except OSError as cause:
         raise DataError(
             f"{folder}: nothing can be written there ({cause.strerror}).", "TMPDIR names another."
         ) from None
-    Path(path).unlink()
-    return descriptor
 
 
 def _plain(value: Any) -> Any:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "edgeprune"
 RUNTIMES = {"openvino", "onnxruntime", "tensorrt"}
-STAGES = {"graph", "plan", "latency", "search", "recover", "quantize", "artifacts", "validate", "release"}
+STAGES = {"graph", "precision", "plan", "latency", "search", "recover", "quantize", "artifacts", "validate", "release"}
 LONG = 60
 Files = dict[Path, ast.Module]
 

@@ -22,6 +22,7 @@ from edgeprune.pipeline.bench import Bench
 from edgeprune.pipeline.bounded import within_drop
 from edgeprune.pipeline.events import Voice
 from edgeprune.pipeline.feasible import load_variant, variant_maker
+from edgeprune.pipeline.precision import in_float
 from edgeprune.pipeline.rundir import RunDirectory, read_json, write_json
 from edgeprune.pipeline.subject import Subject
 from edgeprune.recipe import Recipe, SearchSection
@@ -58,7 +59,7 @@ def build_table(subject: Subject, bench: Bench, run: RunDirectory, voice: Voice,
 
     An interrupted stage goes on from the table that it left.
     """
-    maker = variant_maker(subject, bench.target, run.folder("plan") / "dense.onnx", folder / "variants")
+    maker = _maker(subject, bench, run, folder)
     path, unit = folder / TABLE, bench.target.protocol.unit
     fingerprint = bench.probe.fingerprint
     table = Table.load(path, fingerprint, unit) if path.exists() else warm.fleet(bench, run, voice, maker.network)
@@ -109,6 +110,12 @@ def build_table(subject: Subject, bench: Bench, run: RunDirectory, voice: Voice,
         voice.say("latency", found.verdict)
 
 
+def _maker(subject: Subject, bench: Bench, run: RunDirectory, folder: Path) -> ArtifactBuilder:
+    """Makes networks as they will be shipped: in INT8, but for what stays in float."""
+    dense = run.folder("plan") / "dense.onnx"
+    return variant_maker(subject, bench.target, dense, folder / "variants", in_float(run))
+
+
 def patience(recipe: Recipe, voice: Voice, stage: str) -> latency.Patience:
     """How much longer than on a quiet device a stage may measure."""
     return latency.Patience(recipe.measure.patience, lambda line: voice.say(stage, line))
@@ -124,7 +131,7 @@ def choose_plan(
     folder: Path,
 ) -> Chosen:
     """The plan that meets the budget as measured; raises BudgetError when none does."""
-    maker = variant_maker(subject, bench.target, run.folder("plan") / "dense.onnx", folder / "variants")
+    maker = _maker(subject, bench, run, folder)
     try:
         if subject.recipe.search.method == "uniform":
             return uniform(subject, bench, voice, maker)

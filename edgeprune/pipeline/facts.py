@@ -62,6 +62,13 @@ def _export(run: Keyed) -> Any:
     return [run.recipe.section("export"), [data.get(key) for key in ("scale", "mean", "std")]]
 
 
+def _floats(run: Keyed) -> Any:
+    """What the recipe says of layers in float."""
+    options = run.recipe.quantize
+    asked = sorted(name for name, layer in options.layers.items() if layer.precision == "float")
+    return [options.fallback == "auto", asked]
+
+
 FACTS: Mapping[str, Callable[[Keyed], Any]] = {
     "version": lambda run: __version__,
     "name": lambda run: run.recipe.name,
@@ -76,6 +83,7 @@ FACTS: Mapping[str, Callable[[Keyed], Any]] = {
     "search": lambda run: run.recipe.section("search"),
     "data": lambda run: [run.recipe.section("data"), run.subject.workload.digest],
     "recover": _recover,
+    "floats": _floats,
     "quantize": lambda run: run.recipe.section("quantize"),
     "export": _export,
     "budget": lambda run: run.recipe.section("budget"),

@@ -24,6 +24,7 @@ from edgeprune.pipeline import estimate, images, warm, workloads
 from edgeprune.pipeline.bench import Bench
 from edgeprune.pipeline.events import Progress, Voice, untold
 from edgeprune.pipeline.facts import StageKeys
+from edgeprune.pipeline.precision import in_float
 from edgeprune.pipeline.rundir import RunDirectory, read_json, write_json
 from edgeprune.pipeline.subject import Subject
 from edgeprune.recipe import QuantizeSection
@@ -40,19 +41,26 @@ ERRORS: dict[str, type[ModelError] | type[DataError]] = {"model": ModelError, "d
 
 
 def plan_stage(
-    subject: Subject, bench: Bench, voice: Voice, shared: Sequence[Path], keys: StageKeys, folder: Path
+    subject: Subject,
+    bench: Bench,
+    run: RunDirectory,
+    voice: Voice,
+    shared: Sequence[Path],
+    keys: StageKeys,
+    folder: Path,
 ) -> None:
     """dense.onnx, sanity.json, feasibility.json, unit-costs.json, data.json: tried on real examples, measured on
     the device; nothing is trained. What another run has measured for another budget is taken over (warm.py)."""
     blocks = subject.recipe.search.blocks and subject.recipe.search.method == "joint"
-    if warm.plan(subject, voice, shared, keys, folder, blocks):
+    floats = in_float(run)
+    if warm.plan(subject, voice, shared, keys, folder, blocks, floats):
         return
     dense = look_at_dense(subject, LOOK, voice.progress("plan"))
     write_json(folder / "sanity.json", dense.sanity.to_dict())
     seen = [*dense.heads, *dense.order(subject.workload.data.names), *_seen_before(subject, dense.score)]
     write_json(folder / "data.json", [finding.to_dict() for finding in seen])
     subject.export(subject.model, folder / "dense.onnx")
-    maker = variant_maker(subject, bench.target, folder / "dense.onnx", folder / "variants")
+    maker = variant_maker(subject, bench.target, folder / "dense.onnx", folder / "variants", floats)
     began = time.monotonic()
     found = latency.feasibility(maker, bench.device, subject.recipe.budget, blocks)
     seconds = time.monotonic() - began
@@ -213,14 +221,20 @@ def sanity(run: RunDirectory) -> validate.Sanity:
     return msgspec.convert(read_json(run.folder("plan") / "sanity.json"), validate.Sanity)
 
 
-def variant_maker(subject: Subject, target: Target, dense: Path, folder: Path) -> ArtifactBuilder:
-    """Makes INT8 artifacts of narrowed networks for latency alone; their weights do not matter."""
+def variant_maker(
+    subject: Subject, target: Target, dense: Path, folder: Path, floats: Mapping[str, str]
+) -> ArtifactBuilder:
+    """Makes INT8 artifacts of narrowed networks for latency alone; their weights do not matter.
+
+    `floats`: the layers that stay in float.
+    """
     return latency.maker(
         subject.model,
         subject.structure,
         subject.example,
         target,
         folder,
+        layers=floats,
         float_onnx=onnx.load(dense),
         ends=subject.ends,
     )

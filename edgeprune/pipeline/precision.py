@@ -1,9 +1,14 @@
-"""Which layers of the pruned network run in INT8: all that the runtime can, unless accuracy or speed says otherwise."""
+"""Which layers run in INT8: all that the runtime can, unless the recipe, speed or accuracy says otherwise.
+
+What the recipe or speed says is decided on the dense network before anything is planned (`precision_stage`), so that
+the search closes on the mix that will be shipped. What accuracy says is known only of the pruned network once it is
+calibrated (`choose_precision`).
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,54 +22,126 @@ from edgeprune.devices import Loaded
 from edgeprune.pipeline import workloads
 from edgeprune.pipeline.bench import Bench
 from edgeprune.pipeline.events import Voice
+from edgeprune.pipeline.rundir import RunDirectory, read_json, write_json
 from edgeprune.pipeline.subject import Subject
 from edgeprune.quantize import Ranges, fallback, inference_session
+from edgeprune.result import Facts
 
+FILE = "precision.json"
+SLOWER = 1.25  # times as slow in INT8: where most layers are, float is looked at for speed
 CHUNK = 64  # examples at once
 AGREEMENT = 0.97  # of INT8 with float on the calibration images; above it no layer needs to stay in float
 NOISE = 0.003  # noise over signal at the output (25 dB) that INT8 may add in all, where layers do have to stay
 
 
+def precision_stage(subject: Subject, bench: Bench, voice: Voice, folder: Path) -> None:
+    """precision.json: which layers stay in float whatever the search does, because the recipe says so or because this
+    device runs them faster so. Decided on the dense network, before anything is planned: every table, every network of
+    the search and the release itself are then of that mix, and so is dense INT8, which the release is held against.
+
+    The file says what was decided and nothing else, so that what comes from it holds where the decision is the same.
+    """
+    options = subject.recipe.quantize
+    floats = [name for name, layer in options.layers.items() if layer.precision == "float"]
+    if options.fallback == "auto":
+        subject.export(subject.model, folder / "dense.onnx")
+        network = onnx.load(folder / "dense.onnx")
+        (folder / "dense.onnx").unlink()
+        floats += for_speed(bench, voice, folder, network, floats)
+    write_json(folder / FILE, {"float": sorted(floats)})
+
+
+def in_float(run: RunDirectory) -> dict[str, str]:
+    """Layer -> "float", of those that stay in float whatever the search does."""
+    return {str(name): "float" for name in Facts(read_json(run.folder("precision") / FILE)).listed("float")}
+
+
+def for_speed(
+    bench: Bench, voice: Voice, folder: Path, network: onnx.ModelProto, asked: Sequence[str] = ()
+) -> list[str]:
+    """Layers that the device runs faster in float; none where the whole network is not faster beyond noise with them.
+
+    Latency depends neither on ranges nor on weights, so that nothing need be calibrated to tell.
+
+    Args:
+        network: the dense one in float.
+        asked: layers that stay in float in any case.
+    """
+    ranges, floats = quantize.dummy_ranges(network), dict.fromkeys(asked, "float")
+    layers = {name: 0.0 for name in quantize.View.of(network).layers if name not in floats}
+    costs, edges = _costs(bench, folder, network, ranges, layers, floats)
+    if sum(cost.int8_ms > cost.float_ms * SLOWER for cost in costs.values()) <= len(costs) / 2:
+        return []
+    choice = fallback.choose("auto", costs, edges, 0.0)
+    kept = sorted(name for name, kind in choice.precision.items() if kind == "float")
+    if not kept or len(kept) == len(costs):  # without a layer in INT8 it is no INT8 artifact; the plan says what pays
+        return []
+    whole = _whole(
+        bench, folder, network, ranges, kept, floats
+    )  # a profile times kernels: their sum is not the network
+    unit = bench.target.protocol.unit
+    told = (
+        f"dense INT8 with {len(kept)} of {len(costs)} layers in float takes {whole['chosen']:.4g} {unit}, without "
+        f"{whole['int8']:.4g}"
+    )
+    if whole["chosen"] > whole["room"] * whole["int8"]:
+        voice.say("precision", f"{told}: no layer stays in float for speed")
+        return []
+    voice.say("precision", f"{told}: they stay in float, in all that is measured from here on")
+    return kept
+
+
 def choose_precision(
-    subject: Subject, bench: Bench, voice: Voice, folder: Path, network: onnx.ModelProto, ranges: Ranges
+    subject: Subject,
+    bench: Bench,
+    voice: Voice,
+    folder: Path,
+    network: onnx.ModelProto,
+    ranges: Ranges,
+    floats: Mapping[str, str],
 ) -> dict[str, object]:
-    """Layer -> precision where some stay in float, and why; nothing for a network that INT8 serves well.
+    """Which layers of the pruned network stay in float for accuracy, beside `floats`, and why.
 
     The recipe's [quantize] fallback: "auto" solves the program of `quantize.fallback` on times measured on the device,
     "greedy" reverts the worst layer until the rest is good enough, "none" keeps all in INT8.
     """
-    method = subject.recipe.quantize.fallback
+    method, kept = subject.recipe.quantize.fallback, sorted(floats)
     if method == "none":
-        return {}
-    agreement = _agreement(subject, network, quantize.apply(network, ranges, bench.dialect))
-    costs, edges = _costs(subject, bench, folder, network, ranges, agreement)
-    slower = [name for name, cost in costs.items() if cost.int8_ms > cost.float_ms * 1.25]
-    if agreement >= AGREEMENT and len(slower) <= len(costs) / 2:
-        return {"method": method, "agreement": agreement, "float": []}
+        return {"method": method, "float": kept}
+    agreement = _agreement(subject, network, quantize.apply(network, ranges, bench.dialect, floats))
+    found: dict[str, object] = {"method": method, "agreement": agreement, "float": kept}
+    if agreement >= AGREEMENT:
+        return found
+    batches = workloads.feeds(subject.workload, "calibration", subject.recipe.quantize.images)
+    losses = fallback.sensitivities(network, ranges, bench.dialect, batches, 16)
+    left = {name: loss for name, loss in losses.items() if name not in floats}
+    costs, edges = _costs(bench, folder, network, ranges, left, floats)
     choice = fallback.choose(method, costs, edges, NOISE)
-    kept = sorted(name for name, kind in choice.precision.items() if kind == "float")
-    found: dict[str, object] = {"method": method, "agreement": agreement, "float": kept, "ms": choice.ms}
-    found["loss"] = choice.loss
+    more = {name for name, kind in choice.precision.items() if kind == "float"}
+    found |= {"ms": choice.ms, "loss": choice.loss}
     agrees = f"INT8 agrees on {100 * agreement:.1f} %"
-    if agreement < AGREEMENT and len(kept) == len(costs):  # the precision gate refuses it: it is no INT8 artifact
+    if len(more) == len(costs):  # the precision gate refuses it: it is no INT8 artifact
         voice.say(
             "quantize", f"{agrees}; what agrees more leaves no layer in INT8: all run in INT8, and the gates decide"
         )
-        return {**found, "float": []}
-    if agreement >= AGREEMENT and kept:  # for speed alone: a profile times kernels, and their sum is not the network
-        whole = _whole(bench, folder, network, ranges, kept)
-        found["whole"] = whole
-        if whole["chosen"] > whole["room"] * whole["int8"]:  # not faster, or by no more than noise
-            voice.say("quantize", f"{_slower(whole, bench)}: no layer stays in float for it")
-            return {**found, "float": []}
-    voice.say("quantize", f"{agrees}; {len(kept)} of {len(costs)} layers stay in float")
-    return found
+        return found
+    voice.say(
+        "quantize",
+        f"{agrees}; {len(more)} of {len(costs)} layers stay in float for it, which the search did not know: the "
+        "latency gate decides",
+    )
+    return {**found, "float": sorted({*floats, *more})}
 
 
 def _whole(
-    bench: Bench, folder: Path, network: onnx.ModelProto, ranges: Ranges, kept: Iterable[str]
+    bench: Bench,
+    folder: Path,
+    network: onnx.ModelProto,
+    ranges: Ranges,
+    kept: Iterable[str],
+    asked: Mapping[str, str],
 ) -> dict[str, float]:
-    """The latency of the network whose layers are all in INT8, and of the one that the profiles chose, interleaved.
+    """The latency of the network without and with `kept` in float too, interleaved.
 
     `room` is the share of the first that the second must stay below to be faster beyond this device's noise.
     """
@@ -72,18 +149,13 @@ def _whole(
         loaded = [
             stack.enter_context(_opened(bench, folder, f"whole-{name}", quantised, "int8"))
             for name, quantised in (
-                ("int8", quantize.apply(network, ranges, bench.dialect)),
-                ("chosen", quantize.apply(network, ranges, bench.dialect, dict.fromkeys(kept, "float"))),
+                ("int8", quantize.apply(network, ranges, bench.dialect, asked)),
+                ("chosen", quantize.apply(network, ranges, bench.dialect, {**dict.fromkeys(kept, "float"), **asked})),
             )
         ]
         every, chosen = bench.device.measure(loaded, bench.target.protocol)
     noise = latency.deviation((every, chosen), bench.target.protocol.unit)
     return {"int8": every.median, "chosen": chosen.median, "room": latency.room(noise, bench.target.protocol.unit)}
-
-
-def _slower(whole: Mapping[str, float], bench: Bench) -> str:
-    unit = bench.target.protocol.unit
-    return f"with layers in float, for speed, it takes {whole['chosen']:.4g} {unit}, without {whole['int8']:.4g}"
 
 
 @contextlib.contextmanager
@@ -143,22 +215,27 @@ def run_graph(runner: Any, graph: onnx.ModelProto, fed: Mapping[str, NDArray[Any
 
 
 def _costs(
-    subject: Subject, bench: Bench, folder: Path, network: onnx.ModelProto, ranges: Ranges, agreement: float
+    bench: Bench,
+    folder: Path,
+    network: onnx.ModelProto,
+    ranges: Ranges,
+    losses: Mapping[str, float],
+    floats: Mapping[str, str],
 ) -> tuple[dict[str, fallback.LayerCost], fallback.Edges]:
-    """Each layer's profiled time in float and in INT8, its noise (measured only where it will be needed), reformats."""
-    quantised = quantize.apply(network, ranges, bench.dialect)
+    """Each layer's profiled time in float and in INT8 (where `floats` are float anyway) and its loss; reformats."""
     profiles = {}
-    for name, graph, precision in (("float", network, "fp32"), ("int8", quantised, "int8")):
+    for name, graph, precision in (
+        ("float", network, "fp32"),
+        ("int8", quantize.apply(network, ranges, bench.dialect, floats), "int8"),
+    ):
         with _opened(bench, folder, f"fallback-{name}", graph, precision) as loaded:
             profiles[name] = bench.device.profile(loaded)
-    if agreement >= AGREEMENT:
-        layers = dict.fromkeys((node.name for node in network.graph.node if node.op_type in ("Conv", "Gemm")), 0.0)
-    else:
-        batches = workloads.feeds(subject.workload, "calibration", subject.recipe.quantize.images)
-        layers = fallback.sensitivities(network, ranges, bench.dialect, batches, 16)
-    times = {name: fallback.times(layers, kernels) for name, kernels in profiles.items()}
+    times = {name: fallback.times(losses, kernels) for name, kernels in profiles.items()}
     reformat = [kernel.median for kernel in profiles["int8"] if "quantize" in kernel.kind.lower()]
-    numbers = sum(int(np.prod(part.shape)) for part in subject.workload.inputs.parts)
+    numbers = sum(
+        int(np.prod([max(1, one.dim_value) for one in value.type.tensor_type.shape.dim]))
+        for value in network.graph.input
+    )
     per_element = min(reformat, default=0.0) / max(1, numbers)
-    costs = {name: fallback.LayerCost(times["float"][name], times["int8"][name], loss) for name, loss in layers.items()}
+    costs = {n: fallback.LayerCost(times["float"][n], times["int8"][n], loss) for n, loss in losses.items()}
     return costs, fallback.layer_edges(network, per_element)

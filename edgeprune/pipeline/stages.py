@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import onnx
@@ -21,10 +21,11 @@ from edgeprune.pipeline.choose import build_table, choose_plan
 from edgeprune.pipeline.companions import Companions
 from edgeprune.pipeline.events import Progress, Voice
 from edgeprune.pipeline.feasible import refuse_impossible
-from edgeprune.pipeline.precision import choose_precision
+from edgeprune.pipeline.precision import choose_precision, in_float
 from edgeprune.pipeline.rundir import RunDirectory, read_json, write_json
 from edgeprune.pipeline.subject import Subject
 from edgeprune.recipe import QuantizeSection
+from edgeprune.result import Facts
 from edgeprune.runtimes import Dialect
 from edgeprune.target import Target, latency_key
 
@@ -106,7 +107,8 @@ def quantize_stage(subject: Subject, bench: Bench, run: RunDirectory, voice: Voi
     if bench.dialect.name != bench.target.dialect:
         voice.say("quantize", f"the device's CPU has no VNNI: INT8 weights have 63 steps a side ({bench.dialect.name})")
     for name in ("dense", "pruned"):
-        _quantize_one(subject, bench, voice, folder, name, functools.partial(_calibrating, report, name))
+        progress = functools.partial(_calibrating, report, name)
+        _quantize_one(subject, bench, voice, folder, name, in_float(run), progress)
 
 
 def _calibrating(report: Progress, name: str, done: int, total: int) -> None:
@@ -114,7 +116,13 @@ def _calibrating(report: Progress, name: str, done: int, total: int) -> None:
 
 
 def _quantize_one(
-    subject: Subject, bench: Bench, voice: Voice, folder: Path, name: str, progress: Callable[[int, int], None]
+    subject: Subject,
+    bench: Bench,
+    voice: Voice,
+    folder: Path,
+    name: str,
+    floats: Mapping[str, str],
+    progress: Callable[[int, int], None],
 ) -> None:
     options, dialect = subject.recipe.quantize, bench.dialect
     batches = workloads.feeds(subject.workload, "calibration", options.images)
@@ -126,11 +134,12 @@ def _quantize_one(
     ranges = quantize.calibrate(network, batches, dialect, options, progress, distance=distance)
     for warning in ranges.warnings:
         voice.say("quantize", f"{name}: {warning}")
-    precision: dict[str, Any] = {}
+    there = {node.name for node in network.graph.node}
+    floats = {layer: kind for layer, kind in floats.items() if layer in there}
     if name == "pruned":
-        precision = choose_precision(subject, bench, voice, folder, network, ranges)
+        precision = choose_precision(subject, bench, voice, folder, network, ranges, floats)
         write_json(folder / "precision.json", precision)
-    floats = dict.fromkeys(precision.get("float", ()), "float")
+        floats = {str(layer): "float" for layer in Facts(precision).listed("float")}
     if name == "pruned" and options.qat_epochs:
         network, ranges = int8_training.train(subject, bench, voice, folder, (network, ranges), floats)
         onnx.save(network, folder / "pruned-fp32.onnx")

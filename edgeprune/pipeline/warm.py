@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from edgeprune.latency import Feasibility, Table, TableStore, rejudged, same_gra
 from edgeprune.pipeline.bench import Bench
 from edgeprune.pipeline.events import Voice
 from edgeprune.pipeline.facts import StageKeys
-from edgeprune.pipeline.rundir import SEAL, RunDirectory, holds, read_json, write_json
+from edgeprune.pipeline.rundir import SEAL, RunDirectory, holds, key_of, read_json, write_json
 from edgeprune.pipeline.subject import Subject
 
 CURVES, FEASIBLE = "curves.json", "feasibility.json"
@@ -29,13 +29,24 @@ LIKE = "like.json"  # the key of the plan, less the budget: what was measured ho
 TABLES = "EDGEPRUNE_TABLES"  # a place where a fleet keeps its tables, see latency/store.py
 
 
-def plan(subject: Subject, voice: Voice, shared: Sequence[Path], keys: StageKeys, folder: Path, blocks: bool) -> bool:
+def plan(
+    subject: Subject,
+    voice: Voice,
+    shared: Sequence[Path],
+    keys: StageKeys,
+    folder: Path,
+    blocks: bool,
+    floats: Iterable[str],
+) -> bool:
     """Take over a plan that was measured for another budget: only the verdict on this one is made anew.
+
+    Args:
+        floats: the layers that stay in float here; a plan with others is not taken.
 
     Returns:
         whether it could be. In any case `folder` then says to what its measurements belong.
     """
-    like = keys.without("plan", "speed")
+    like = key_of(keys.without("plan", "speed"), sorted(floats))
     write_json(folder / LIKE, {"key": like})
     for other in shared:
         there, part = other / "plan", folder / "other"

@@ -35,13 +35,13 @@ def test_each_step_reaches_the_pipeline(edgeprune_command, project, pipeline, st
 
 @pytest.mark.parametrize(("step", "until"), [("prune", "search"), ("run", "recover"), ("run", "artifacts")])
 def test_until_ends_there_and_says_what_is_kept_and_how_to_go_on(edgeprune_command, project, pipeline, step, until):
-    for stage in ("graph", "plan", "latency", "search"):
+    for stage in ("graph", "precision", "plan", "latency", "search"):
         Path("runs/tiny", stage).mkdir(parents=True, exist_ok=True)
     done = edgeprune_command("intel-cpu", step, "recipe.toml", "--until", until)
     assert done.exit_code == 0, done.stderr
     assert pipeline.calls[0]["until"] == until
     words = " ".join(done.stdout.split())
-    assert "kept graph, plan, latency, search; go on with: edgeprune intel-cpu run recipe.toml" in words
+    assert "kept graph, precision, plan, latency, search; go on with: edgeprune intel-cpu run recipe.toml" in words
     assert ("repaired, not trained" in words and "--weights trained.safetensors" in words) == (until == "recover")
 
 

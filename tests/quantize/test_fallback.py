@@ -115,14 +115,20 @@ def test_reformatting_beside_a_layer_that_is_always_float_counts_for_the_other()
     assert dear.precision == {"a": "int8", "b": "float"} and dear.ms == pytest.approx(1.8)
 
 
+X86 = target.load("x86-onnxruntime")
+
+
 class Told:
     """A device whose profiles say that float is faster, and which times whole networks as it is told."""
 
-    def __init__(self, int8: float, chosen: float) -> None:
-        self.ms = {"whole-int8": int8, "whole-chosen": chosen}
+    def __init__(self, int8: float, chosen: float, quick: tuple[str, ...] = ()) -> None:
+        """`quick`: the layers that are faster in INT8."""
+        self.ms, self.quick = {"whole-int8": int8, "whole-chosen": chosen}, quick
         self.open: list[str] = []
+        self.seen: list[str] = []
 
     def load(self, artifact: Any) -> Any:
+        self.seen.append(artifact.name)
         self.open.append(artifact.name)
         return SimpleNamespace(artifact=artifact)
 
@@ -132,7 +138,8 @@ class Told:
     def profile(self, loaded: Any) -> list[KernelTime]:
         each = {"fallback-float": 1.0, "fallback-int8": 2.0}[loaded.artifact.name]
         layers = [node.name for node in nets.residual().graph.node if node.op_type in ("Conv", "Gemm")]
-        return [KernelTime(name, "Conv", (), each, 0.0, 10) for name in layers]
+        quick = self.quick if each == 2.0 else ()
+        return [KernelTime(name, "Conv", (), 0.5 if name in quick else each, 0.0, 10) for name in layers]
 
     def measure(self, loaded: Any, protocol: Any) -> list[Any]:
         return [SimpleNamespace(median=self.ms[one.artifact.name], spread=0.01, rounds=(1.0,) * 40) for one in loaded]
@@ -153,7 +160,9 @@ def test_an_artifact_without_a_layer_in_int8_is_not_chosen(tmp_path: Path, monke
     ranges = calibrate(network, images, bench.dialect, QuantizeSection(method="minmax"))
     costs, edges = {"a": LayerCost(1.0, 2.0, 0.1), "b": LayerCost(1.0, 2.0, 0.1)}, {}
     monkeypatch.setattr(precision, "_costs", lambda *given: (costs, edges))
-    found: Any = precision.choose_precision(subject, bench, voice, tmp_path, network, ranges)
+    monkeypatch.setattr(precision.fallback, "sensitivities", lambda *given: {"a": 0.1, "b": 0.1})
+    monkeypatch.setattr(precision.workloads, "feeds", lambda *given: None)
+    found: Any = precision.choose_precision(subject, bench, voice, tmp_path, network, ranges, {})
     assert found["float"] == [] and found["agreement"] == 0.96
     assert "agrees on 96.0 %" in said[0] and "all run in INT8" in said[0]
 
@@ -161,23 +170,28 @@ def test_an_artifact_without_a_layer_in_int8_is_not_chosen(tmp_path: Path, monke
 @pytest.mark.long
 @pytest.mark.parametrize(("int8", "stay"), [(0.9, False), (1.004, False), (1.1, True)])
 def test_layers_stay_in_float_for_speed_only_where_the_whole_network_is_faster(
-    int8: float, stay: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    int8: float, stay: bool, tmp_path: Path
 ) -> None:
-    """The profiles say float for all; the whole networks, timed, have the last word."""
-    network, images, x86 = nets.residual(), nets.images(8), target.load("x86-onnxruntime")
-    monkeypatch.setattr(precision, "_agreement", lambda *given: 1.0)
-    device, said = Told(int8, 1.0), list[str]()
-    parts = SimpleNamespace(inputs=SimpleNamespace(parts=[SimpleNamespace(shape=(3, 16, 16))]))
-    subject: Any = SimpleNamespace(recipe=SimpleNamespace(quantize=QuantizeSection()), workload=parts)
-    bench: Any = SimpleNamespace(device=device, target=x86, dialect=DIALECTS["ort-x86"])
+    """The profiles say float for most layers; the whole networks, timed, have the last word."""
+    device, said = Told(int8, 1.0, ("head",)), list[str]()
+    bench: Any = SimpleNamespace(device=device, target=X86, dialect=DIALECTS["ort-x86"])
     voice: Any = SimpleNamespace(say=lambda stage, line: said.append(line))
-    ranges = calibrate(network, images, bench.dialect, QuantizeSection(method="minmax"))
-    found: Any = precision.choose_precision(subject, bench, voice, tmp_path, network, ranges)
-    assert bool(found["float"]) == stay and found["whole"] == pytest.approx(
-        {"int8": int8, "chosen": 1.0, "room": 0.98}, abs=0.019
-    )
-    assert ("no layer stays" in said[0], "stay in float" in said[0]) == (not stay, stay)
+    found = precision.for_speed(bench, voice, tmp_path, nets.residual(), ["block1.conv1"])
+    assert bool(found) == stay and "head" not in found and "block1.conv1" not in found
+    assert ("no layer stays" in said[0], "they stay in float" in said[0]) == (not stay, stay)
     assert device.open == [] and not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("quick", [(), ("stem", "block1.conv1", "block2.conv1", "head")])
+def test_float_for_speed_is_not_asked_where_it_leaves_no_layer_in_int8_or_is_slower_for_half(
+    quick: tuple[str, ...], tmp_path: Path
+) -> None:
+    """All in float is no INT8 artifact; and a profile's noise on a few layers starts no measurement."""
+    device = Told(1.1, 1.0, quick)
+    bench: Any = SimpleNamespace(device=device, target=X86, dialect=DIALECTS["ort-x86"])
+    voice: Any = SimpleNamespace(say=lambda stage, line: pytest.fail(line))
+    assert precision.for_speed(bench, voice, tmp_path, nets.residual()) == []
+    assert "whole-int8" not in device.seen
 
 
 def test_a_loss_has_the_same_digits_in_every_process() -> None:

@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
-Role = Literal["compute", "sum", "own", "share", "join"]
+Role = Literal["compute", "sum", "own", "share", "join", "product"]
 # compute: has weights; its data input is quantised, its weights too (Conv, Gemm, ...)
 # sum:     element-wise with several data inputs; which of them are quantised is the dialect's `residual`
 # own:     one data input, quantised; the output has a scale of its own (average pooling, sigmoid)
 # share:   moves or selects values: every output has the input's scale (max pooling, reshape, split, nearest resize)
 # join:    Concat: all inputs and the output share one scale
+# product: of two activations, in attention (`products`); both are quantised, around zero point 0
 
 Signed = Literal["asymmetric", "symmetric"]
 
@@ -48,7 +49,8 @@ class Dialect:
         strict: the runtime refuses what others only run slower: a bias with a DQ of its own, asymmetric weights.
         interpolates: a Resize that computes new values has an INT8 kernel.
         fuses_matmul: MatMul and the Add of a bias become one float Gemm before INT8 kernels are looked for.
-        fuses_attention: products of two activations with the softmax between them are one float kernel.
+        fuses_attention: products of two activations with the softmax between them are one kernel.
+        products: where queries, keys and values have zero point 0, that kernel multiplies bytes.
         appends_ones: the scales of a MatMul's outputs pass a reshape to the same shape with ones behind it.
         stacks: the INT8 kernel of a MatMul takes a weight of several matrices.
         scales_gemm: the INT8 kernel of a Gemm has alpha and beta.
@@ -83,6 +85,7 @@ class Dialect:
     interpolates: bool = False
     fuses_matmul: bool = False
     fuses_attention: bool = False
+    products: bool = False
     appends_ones: bool = True
     stacks: bool = True
     scales_gemm: bool = True

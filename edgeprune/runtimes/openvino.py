@@ -59,6 +59,7 @@ QDQ = Dialect(
     unsigned=True,
     signed="asymmetric",
     fuses_attention=True,
+    products=True,
     weights_alone="pair",
     tables=True,
     appends_ones=False,  # 2026.4: "ReshapeTransformation ... CALLBACK HAS THROWN", and nothing compiles
@@ -71,6 +72,7 @@ AVX2 = replace(
     name="openvino-avx2",
     title="OpenVINO on x86 without VNNI",
     weight_levels=63,
+    products=False,  # a tenth slower: its brgemm multiplies floats there
     weights_alone="",  # not measured there
     without_vnni="",
 )

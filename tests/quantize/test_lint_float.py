@@ -80,7 +80,8 @@ def test_a_scaled_linear_layer_stays_in_float_by_itself(name: str, value: float)
 @pytest.mark.parametrize(
     ("build", "name", "inputs", "dialect", "rule"),
     [
-        (attention, "qk", (0, 1), "openvino", "product-int8"),
+        (attention, "qk", (0, 1), "openvino", "product-zero-point"),
+        (attention, "qk", (0, 1), "openvino-avx2", "product-int8"),
         (recurrent, "lstm", (1, 2), "openvino", "recurrent-int8"),
         (recurrent, "lstm", (0,), "openvino", "recurrent-int8"),
         (recurrent, "lstm", (1, 2), "ort-x86", "recurrent-int8"),

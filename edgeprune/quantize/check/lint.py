@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from edgeprune.quantize.check.findings import DQ, LintFinding, LintRule, Q, dequantised
 from edgeprune.quantize.check.lint_float import SILENT, on_weights_alone
 from edgeprune.quantize.view import View, attribute, is_depthwise, output_axis
+from edgeprune.quantize.write.attention import ends_in, scales
 from edgeprune.quantize.write.placement import SHARING, read_elsewhere, role_of
 from edgeprune.runtimes import Dialect
 
@@ -255,9 +256,12 @@ def _floats(view: View, dialect: Dialect) -> Iterator[LintFinding]:
     """Operators that the runtime runs in float, reading dequantised values for nothing."""
     if dialect.outputs:
         return  # there every output is quantised, whoever reads it
+    products = [node.name for node in view.nodes if node.op_type == "MatMul"]
     for node in view.nodes:
         if node.op_type not in FLOATING or role_of(dialect, node) is not None:
             continue
+        if dialect.products and scales(view, node) and ends_in(view, products, node.output[0]):
+            continue  # it goes into the scale of what the product reads
         if any(dequantised(view, name) is not None for name in node.input):
             why = f"{dialect.title} runs {node.op_type} in float: the Q/DQ before it only splits a fused kernel."
             yield LintFinding(node.name, "float-reads-int8", "warning", why, "Let it read the float tensor.")

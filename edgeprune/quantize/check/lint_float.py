@@ -11,6 +11,7 @@ import onnx
 
 from edgeprune.quantize.check.findings import DQ, LintFinding, LintRule, dequantised
 from edgeprune.quantize.view import WEIGHTED, View, attribute
+from edgeprune.quantize.write.attention import source
 from edgeprune.quantize.write.placement import plain_gemm
 from edgeprune.quantize.write.weights import LEAST_BLOCK
 from edgeprune.runtimes import Dialect
@@ -62,14 +63,31 @@ def _scaled_gemm(view: View, dialect: Dialect) -> Iterator[LintFinding]:
 
 
 def _products(view: View, dialect: Dialect) -> Iterator[LintFinding]:
-    """A product of two quantised activations, as in attention: the fused kernel is lost, and it is float again."""
+    """A product of two quantised activations, as in attention: where one has a zero point the fused kernel is lost."""
     if not dialect.fuses_attention:
         return
     for node in view.nodes:
-        pairs = [dequantised(view, name) for name in node.input] if node.op_type == "MatMul" else [None]
-        if all(pair is not None and _activation(view, pair.input[0]) for pair in pairs):
+        pairs = [_pair(view, name) for name in node.input] if node.op_type == "MatMul" else [None]
+        if not all(pair is not None and _activation(view, pair.input[0]) for pair in pairs):
+            continue
+        if not dialect.products:
             why = "A product of two activations in INT8: attention is no longer one kernel, and this one runs in float."
             yield LintFinding(node.name, "product-int8", "warning", why, "Leave both in float.")
+        elif any(_zero(view, pair) for pair in pairs):
+            why = "A product of two activations, one with a zero point: attention is no longer one kernel, and slower."
+            yield LintFinding(node.name, "product-zero-point", "warning", why, "Give both the zero point 0.")
+
+
+def _pair(view: View, tensor: str) -> onnx.NodeProto | None:
+    """The DQ that a product reads, perhaps through nodes that move values or multiply them by one number."""
+    node = view.producer.get(source(view, tensor))
+    return node if node is not None and node.op_type == DQ else None
+
+
+def _zero(view: View, pair: onnx.NodeProto | None) -> bool:
+    """Whether a pair's zero point is another than 0."""
+    zero = view.constant(pair.input[2]) if pair is not None and len(pair.input) > 2 else None
+    return zero is not None and bool(zero.any())
 
 
 def _activation(view: View, tensor: str) -> bool:

@@ -37,11 +37,12 @@ def _scale(value: float, half: bool) -> float:
     return float(np.float16(max(value, HALF_TINY))) if half else float(np.float32(max(value, TINY)))
 
 
-def qparams(low: float, high: float, dialect: Dialect, positive: bool = False) -> QParams:
+def qparams(low: float, high: float, dialect: Dialect, positive: bool = False, even: bool = False) -> QParams:
     """The grid that represents [low, high] (widened to hold 0 exactly) in `dialect`.
 
     Args:
         positive: the tensor cannot be negative, whatever `low` says.
+        even: zero point 0 whatever the dialect's signed tensors have.
     """
     low, high = (0.0 if positive else min(low, 0.0)), max(high, 0.0)
     half = dialect.float_type == "float16"
@@ -49,7 +50,7 @@ def qparams(low: float, high: float, dialect: Dialect, positive: bool = False) -
         return QParams(_scale(high / 255, half), 0, 0, 255)
     if low == 0.0 and dialect.zero_based:
         return QParams(_scale(high / 255, half), -128, -128, 127)
-    if dialect.signed == "symmetric":
+    if dialect.signed == "symmetric" or even:
         return QParams(_scale(max(-low / 128, high / 127), half), 0, -128, 127)
     scale = _scale((high - low) / 255, half)
     base = 0 if dialect.unsigned else -128

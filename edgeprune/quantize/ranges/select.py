@@ -102,8 +102,9 @@ def propose(
                 ranges.append((name, min(low for low, _ in ends), max(high for _, high in ends)))
             if method == "auto":
                 ranges += [(f"{part:.2f} of minmax", part * ranges[0][1], part * ranges[0][2]) for part in PARTS]
+        even = representative in placement.even
         found[representative] = _distinct(
-            [Proposal(name, low, high, qparams(low, high, dialect, positive)) for name, low, high in ranges]
+            [Proposal(name, low, high, qparams(low, high, dialect, positive, even)) for name, low, high in ranges]
         )
     return found
 

@@ -74,7 +74,7 @@ class _Writer:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, TensorProto] = {}
         self.half = dialect.float_type == "float16"
-        self.grids = {name: self._grid(members) for name, members in placement.groups.items()}
+        self.grids = {name: self._grid(members, name in placement.even) for name, members in placement.groups.items()}
         outputs = set(view.outputs)
         self.raw = {name: f"{name}.raw" for name in placement.tensors if name in outputs}
         self.readable: set[str] = set()
@@ -87,7 +87,7 @@ class _Writer:
             self._node(node)
         return self._model()
 
-    def _grid(self, members: tuple[str, ...]) -> QParams:
+    def _grid(self, members: tuple[str, ...], even: bool) -> QParams:
         found = []
         for name in members:
             if name not in self.ranges.tensors:
@@ -96,7 +96,7 @@ class _Writer:
                 )
             found.append(self.ranges.tensors[name])
         positive = all(non_negative(self.view, name) for name in members)
-        return qparams(min(r.low for r in found), max(r.high for r in found), self.dialect, positive)
+        return qparams(min(r.low for r in found), max(r.high for r in found), self.dialect, positive, even)
 
     def _node(self, node: onnx.NodeProto) -> None:
         copy = onnx.NodeProto()

@@ -14,6 +14,7 @@ import onnx
 
 from edgeprune.quantize.ranges.ranges import non_negative
 from edgeprune.quantize.view import View, attribute, is_depthwise, output_axis
+from edgeprune.quantize.write import attention
 from edgeprune.runtimes import Dialect, Role
 
 Edge = tuple[str, int]  # node name, input index
@@ -34,6 +35,7 @@ class Placement:
         tensors: tensors that get a Q/DQ pair, in graph order.
         scale_of: tensor -> the tensor whose range it uses (itself, unless it shares).
         groups: tensor whose range is used -> every observed tensor that the range must cover.
+        even: of these those whose zero point is 0, as products of two activations need it.
     """
 
     nodes: dict[str, str]
@@ -41,6 +43,7 @@ class Placement:
     tensors: tuple[str, ...]
     scale_of: dict[str, str]
     groups: dict[str, tuple[str, ...]]
+    even: frozenset[str] = frozenset()
 
     def read_by(self, view: View, node: onnx.NodeProto, index: int = 0) -> str | None:
         """The quantised tensor that input `index` of a node carries, perhaps through nodes that only move values."""
@@ -49,10 +52,10 @@ class Placement:
             maker = view.producer.get(node.input[index])
             if maker is None or not maker.input or view.producer.get(maker.input[0]) is maker:
                 return None
-            if maker.op_type not in SHARING:
+            if maker.op_type not in SHARING and not attention.scales(view, maker):
                 return None
-            node, index = maker, 0
-            found = self.edges.get((node.name, 0))
+            node, index = maker, view.data_inputs(maker)[0]
+            found = self.edges.get((node.name, index))
         return found
 
 
@@ -65,9 +68,13 @@ def place(view: View, dialect: Dialect, precision: Mapping[str, str] | None = No
     nodes = _int8_nodes(view, dialect, floats)
     edges: dict[Edge, str] = {}
     scale_of: dict[str, str] = {}
+    even: set[str] = set()
     for node in view.nodes:
         for index in _quantised_inputs(view, dialect, nodes, node):
-            origin = _origin(view, dialect, nodes, floats, node.input[index])
+            product = nodes[node.name] == "product"
+            origin = node.input[index]
+            origin = attention.source(view, origin) if product else _origin(view, dialect, nodes, floats, origin)
+            even |= {origin} if product else set()
             for step in _path(view, origin, node, index):
                 edges[step] = origin
             scale_of.setdefault(origin, origin)
@@ -75,7 +82,8 @@ def place(view: View, dialect: Dialect, precision: Mapping[str, str] | None = No
         _quantise_outputs(view, dialect, nodes, edges, scale_of)
     groups = _unite(view, dialect, nodes, floats, scale_of)
     order = {name: index for index, name in enumerate(_tensor_order(view))}
-    return Placement(nodes, edges, tuple(sorted(scale_of, key=lambda t: order[t])), scale_of, groups)
+    tensors = tuple(sorted(scale_of, key=lambda t: order[t]))
+    return Placement(nodes, edges, tensors, scale_of, groups, frozenset(scale_of[tensor] for tensor in even))
 
 
 def _tensor_order(view: View) -> list[str]:
@@ -109,6 +117,8 @@ def _int8_nodes(view: View, dialect: Dialect, floats: set[str]) -> dict[str, str
         _release(view, chosen)
         for name in tail(view) & chosen.keys():
             del chosen[name]
+    if dialect.products:
+        chosen |= dict.fromkeys(attention.products(view, chosen, floats), "product")
     return chosen
 
 
@@ -238,6 +248,8 @@ def _quantised_inputs(view: View, dialect: Dialect, nodes: Mapping[str, str], no
     match nodes.get(node.name):
         case None:
             return []
+        case "product":
+            return [0, 1]
         case "sum":
             return view.data_inputs(node) if dialect.residual == "all" else _skips(view, nodes, node)
         case "join":
@@ -271,7 +283,8 @@ def _path(view: View, origin: str, node: onnx.NodeProto, index: int) -> list[Edg
     tensor = node.input[index]
     while tensor != origin:
         assert maker is not None
-        edge, tensor = (maker.name, 0), maker.input[0]
+        at = view.data_inputs(maker)[0]
+        edge, tensor = (maker.name, at), maker.input[at]
         maker = view.producer.get(tensor)
     return [edge]
 

@@ -38,7 +38,8 @@ def test_every_step_has_its_stages_in_order() -> None:
     assert stage.until("package") == stage.PIPELINE
     assert [one.name for one in stage.until("search")] == ["graph", "precision", "plan", "latency", "search"]
     assert stage.kept_before("prune") == (
-        "--from prune: kept: graph, precision, plan, latency; made again: search, recover, quantize, artifacts, validate, release"
+        "--from prune: kept: graph, precision, plan, latency; "
+        "made again: search, recover, quantize, artifacts, validate, release"
     )
     assert stage.kept_before("plan").startswith("--from plan: nothing is kept; made again: graph, precision, plan")
 

@@ -9,10 +9,10 @@ kills: all that a command started is killed, or the command alone, its agent, th
 to it, at a random moment of a random stage, and the command is repeated until it ends by itself; what was trained is
 never trained again, and no bundle ever lies there that does not pass `verify`. disk: a run that is whole up to a stage
 lies on a file system (mounting needs root) that fills at a random moment of this stage; every refusal is the error for
-a full disk, and with more room the same command goes on (tried after every third). damage: a file of a whole run is damaged and the command
-repeated: it is made again, refused, or nothing that counts. validations: the same artifacts are validated twice,
-neither knowing of the other, under a known load (benchmarks/load.py, each core half busy); the two must come to the
-same verdict.
+a full disk, and with more room the same command goes on (tried after every third). damage: a file of a whole run is
+damaged and the command repeated: it is made again, refused, or nothing that counts. validations: the same artifacts
+are validated twice, neither knowing of the other, under a known load (benchmarks/load.py, each core half busy); the two
+must come to the same verdict.
 """
 
 from __future__ import annotations

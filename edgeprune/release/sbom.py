@@ -5,12 +5,12 @@ The document is made by OWASP's own library, which holds it against the standard
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
+import msgspec
 from cyclonedx.model import HashAlgorithm, HashType
 from cyclonedx.model.bom import Bom, BomMetaData
 from cyclonedx.model.component import Component, ComponentType
@@ -65,8 +65,7 @@ def document(
     about.timestamp = None  # type: ignore[assignment] # the standard does not ask for one, and it is never the same
     bom = Bom(components=needed, serial_number=uuid.uuid5(_SPACE, hashes), metadata=about)
     bom.register_dependency(model, [*parts, *needed])
-    made: dict[str, object] = json.loads(JsonV1Dot6(bom).output_as_string())
-    return made
+    return msgspec.json.decode(JsonV1Dot6(bom).output_as_string(), type=dict[str, object])
 
 
 def requirements(runtime: str, version: str) -> str:

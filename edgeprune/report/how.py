@@ -245,7 +245,8 @@ def calibration(result: Facts) -> Html:
         facts["examples"] = f"{images:,.0f}, from the training split"
     if found.get("dialect"):
         facts["scheme"] = found.get("dialect")
-    floats = sorted(name for name, kind in ranges.part("precision") if kind == "float")
+    asked = {name for name, kind in ranges.part("precision") if kind == "float"}
+    floats = sorted({*asked, *(str(name) for name in found.part("precision").listed("float"))})
     if floats:
         facts["left in float"] = ", ".join(floats)
     if alone := sorted(name for name, kind in ranges.part("precision") if str(kind).endswith("-weights")):

@@ -214,7 +214,7 @@ def load_artifacts(target: Target, run: RunDirectory) -> dict[str, Artifact]:
 def validate_stage(subject: Subject, bench: Bench, run: RunDirectory, voice: Voice, folder: Path) -> None:
     """measured.json: score and latency of the very artifacts, on the device's runtime, all interleaved."""
     from edgeprune import validate
-    from edgeprune.pipeline import fleets, images, travelling, validations
+    from edgeprune.pipeline import behind, fleets, images, travelling, validations
 
     device, artifacts = bench.device, load_artifacts(bench.target, run)
     if bench.target.protocol.unit != "modelled ms":  # a device's TensorRT may be too old for the other flavours
@@ -239,6 +239,14 @@ def validate_stage(subject: Subject, bench: Bench, run: RunDirectory, voice: Voi
     compared = validate.comparison(scores["pruned-int8"], scores["dense-fp32"], subject.recipe.budget.confidence)
     sane = {name.replace("-", "_"): found.judges[name].sanity() for name in ("dense-fp32", "pruned-int8")}
     kernels = {name: [asdict(k) for k in device.profile(loaded[name])] for name in ("dense-int8", "pruned-int8")}
+    last = behind.cost(
+        onnx.load(run.folder("quantize") / "pruned-fp32.onnx"),
+        subject.ends,
+        kernels["pruned-int8"],
+        timings["pruned-int8"].median,
+    )
+    if last:
+        voice.say("validate", last.said(timings["pruned-int8"].unit))
     travelling.write(subject, bench, folder, device, loaded["pruned-int8"])
     validate.Answers.of(found.ids.array, scores["pruned-int8"]).save(folder / "answers.npz")
     second = (
@@ -251,6 +259,7 @@ def validate_stage(subject: Subject, bench: Bench, run: RunDirectory, voice: Voi
         "inputs": travelling.inputs(subject),
         "networks": figures,
         **({"difference": difference} if difference else {}),
+        **({"postprocessing": last} if last else {}),
         "comparison": compared,
         "sanity": sane,
         "precision": validate.precision(kernels["pruned-int8"], quantised_layers(run)),

@@ -195,7 +195,7 @@ def recovery(result: Facts) -> Html:
         f"{what} while training, {len(history)} evaluations.",
         level=None if dense is None else factor * dense,
     )
-    facts = {}
+    facts = {"distance to the dense network": task.distance} if task.distance else {}
     if steps := training.number("steps"):
         facts["training"] = (
             f"{words.plain(training.get('epochs'))} epochs, {steps:,.0f} steps, "

@@ -13,7 +13,7 @@ import msgspec
 import onnx
 
 from edgeprune import files, graph, quantize, stage
-from edgeprune.devices import Artifact
+from edgeprune.devices import Artifact, Timing
 from edgeprune.errors import GateError, ProofError, RecipeError, RunError
 from edgeprune.pipeline import ends, flavours, int8_training, optimised, recovery, workloads
 from edgeprune.pipeline.bench import Bench
@@ -214,7 +214,7 @@ def load_artifacts(target: Target, run: RunDirectory) -> dict[str, Artifact]:
 def validate_stage(subject: Subject, bench: Bench, run: RunDirectory, voice: Voice, folder: Path) -> None:
     """measured.json: score and latency of the very artifacts, on the device's runtime, all interleaved."""
     from edgeprune import validate
-    from edgeprune.pipeline import behind, fleets, images, travelling, validations
+    from edgeprune.pipeline import fleets, images, travelling, validations
 
     device, artifacts = bench.device, load_artifacts(bench.target, run)
     if bench.target.protocol.unit != "modelled ms":  # a device's TensorRT may be too old for the other flavours
@@ -239,14 +239,7 @@ def validate_stage(subject: Subject, bench: Bench, run: RunDirectory, voice: Voi
     compared = validate.comparison(scores["pruned-int8"], scores["dense-fp32"], subject.recipe.budget.confidence)
     sane = {name.replace("-", "_"): found.judges[name].sanity() for name in ("dense-fp32", "pruned-int8")}
     kernels = {name: [asdict(k) for k in device.profile(loaded[name])] for name in ("dense-int8", "pruned-int8")}
-    last = behind.cost(
-        onnx.load(run.folder("quantize") / "pruned-fp32.onnx"),
-        subject.ends,
-        kernels["pruned-int8"],
-        timings["pruned-int8"].median,
-    )
-    if last:
-        voice.say("validate", last.said(timings["pruned-int8"].unit))
+    last = _behind(subject, run, voice, kernels["pruned-int8"], timings["pruned-int8"])
     travelling.write(subject, bench, folder, device, loaded["pruned-int8"])
     validate.Answers.of(found.ids.array, scores["pruned-int8"]).save(folder / "answers.npz")
     second = (
@@ -259,7 +252,7 @@ def validate_stage(subject: Subject, bench: Bench, run: RunDirectory, voice: Voi
         "inputs": travelling.inputs(subject),
         "networks": figures,
         **({"difference": difference} if difference else {}),
-        **({"postprocessing": last} if last else {}),
+        **last,
         "comparison": compared,
         "sanity": sane,
         "precision": validate.precision(kernels["pruned-int8"], quantised_layers(run)),
@@ -279,6 +272,20 @@ def validate_stage(subject: Subject, bench: Bench, run: RunDirectory, voice: Voi
             "sha256": _measured_files(bench.target, run, folder),
         },
     )
+
+
+def _behind(
+    subject: Subject, run: RunDirectory, voice: Voice, kernels: list[dict[str, object]], timing: Timing
+) -> dict[str, object]:
+    """`postprocessing`: what stays in float behind the last weights of the released artifact, if anything does."""
+    from edgeprune.pipeline import behind
+
+    graph = onnx.load(run.folder("quantize") / "pruned-fp32.onnx")
+    found = behind.cost(graph, subject.ends, kernels, timing.median)
+    if found is None:
+        return {}
+    voice.say("validate", found.said(timing.unit))
+    return {"postprocessing": found}
 
 
 def _measured_files(target: Target, run: RunDirectory, folder: Path) -> dict[str, str]:

@@ -239,7 +239,6 @@ def validate_stage(subject: Subject, bench: Bench, run: RunDirectory, voice: Voi
     compared = validate.comparison(scores["pruned-int8"], scores["dense-fp32"], subject.recipe.budget.confidence)
     sane = {name.replace("-", "_"): found.judges[name].sanity() for name in ("dense-fp32", "pruned-int8")}
     kernels = {name: [asdict(k) for k in device.profile(loaded[name])] for name in ("dense-int8", "pruned-int8")}
-    last = _behind(subject, run, voice, kernels["pruned-int8"], timings["pruned-int8"])
     travelling.write(subject, bench, folder, device, loaded["pruned-int8"])
     validate.Answers.of(found.ids.array, scores["pruned-int8"]).save(folder / "answers.npz")
     second = (
@@ -252,7 +251,7 @@ def validate_stage(subject: Subject, bench: Bench, run: RunDirectory, voice: Voi
         "inputs": travelling.inputs(subject),
         "networks": figures,
         **({"difference": difference} if difference else {}),
-        **last,
+        **_behind(subject, run, voice, kernels["pruned-int8"], timings["pruned-int8"]),
         "comparison": compared,
         "sanity": sane,
         "precision": validate.precision(kernels["pruned-int8"], quantised_layers(run)),

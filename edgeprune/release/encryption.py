@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from edgeprune import files
+from edgeprune import files, runtimes
 from edgeprune.errors import BundleError, MissingDependency, UsageError
 from edgeprune.release import archive, evidence, signature
 from edgeprune.release.archive import DAMAGED, Archive
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 MEMBER, SUFFIX, FORMAT = "encrypted.json", ".age", "age-encryption.org/v1"
 MAX_KEY = 1 << 16  # bytes of a file of keys
-LEFT_CLEAR = ("tensorrt",)  # runtimes that build an engine on the device, where it then lies in the clear
 MAKE_KEY = "Make one on the device with: age-keygen -o device.key; it prints the public key."
 ENCRYPTED = "Its artifact is encrypted. Who has the device's key makes it plain: edgeprune decrypt BUNDLE --identity"
 
@@ -67,10 +66,10 @@ def encrypt(bundle: Path, recipients: Sequence[str], out: Path) -> Path:
 
     if is_encrypted(found):
         raise BundleError(f"{bundle}: it is encrypted already.", "Encrypt the plain bundle, for all keys at once.")
-    runtime = evidence.manifest(found)[0].artifact.runtime
-    if runtime in LEFT_CLEAR:
+    runtime = runtimes.load(evidence.manifest(found)[0].artifact.runtime)
+    if not runtime.from_memory:
         raise UsageError(
-            f"{bundle}: {runtime} builds an engine on the device and keeps it there in the clear.",
+            f"{bundle}: {runtime.title} keeps what it makes of the artifact on the device, in the clear.",
             "Encrypt the device's disk instead.",
         )
     secret = sorted(name for name in found.members if name.startswith("artifact/"))

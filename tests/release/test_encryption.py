@@ -8,7 +8,7 @@ import pytest
 from test_bundle import on_device
 from test_signature import write_pair
 
-from edgeprune import cli, release, target
+from edgeprune import cli, release, runtimes, target
 from edgeprune.errors import BundleError, MissingDependency, UsageError
 from edgeprune.release import archive, encryption
 
@@ -142,10 +142,11 @@ def test_what_cannot_be_done_is_said(plain, encrypted, device, tmp_path, monkeyp
         release.contents(encrypted, rerun=False)
     with pytest.raises(UsageError, match="which is encrypted"):
         release.install(encrypted, "local", unsigned=True, profile=target.load("x86-onnxruntime"))
-    runtime = target.load("x86-onnxruntime").runtime
-    monkeypatch.setattr(encryption, "LEFT_CLEAR", (runtime, "openvino"))
-    with pytest.raises(UsageError, match="in the clear"):
-        release.encrypt(plain, [device[1]], out)
+    with monkeypatch.context() as other_runtime:
+        other_runtime.setattr(encryption.runtimes, "load", lambda name: runtimes.Runtime(name, "Other", print))
+        with pytest.raises(UsageError, match=r"Other keeps .* in the clear"):
+            release.encrypt(plain, [device[1]], out)
+    assert not runtimes.load("tensorrt").from_memory
     monkeypatch.setattr(encryption, "find_spec", lambda name: None)
     with pytest.raises(MissingDependency, match="pyrage"):
         release.encrypt(plain, [device[1]], out)

@@ -252,6 +252,8 @@ def _run_stages(context: Context, until: str) -> None:
     )
     ends.check(subject, context.target)
     recovery.check(subject, context.weights)
+    if any("data" in one.facts for one in order):
+        _ = subject.workload.digest  # data that cannot be read are found before anything is measured or written
     for name, work in [(one.name, _work(one)) for one in order]:
         context.voice.listener(Event("stage", name))
         whose = context.run.adopt(name, keys[name], context.shared)

@@ -51,6 +51,7 @@ class Dialect:
         fuses_matmul: MatMul and the Add of a bias become one float Gemm before INT8 kernels are looked for.
         fuses_attention: products of two activations with the softmax between them are one kernel.
         products: where queries, keys and values have zero point 0, that kernel multiplies bytes.
+        even_transposed: a ConvTranspose multiplies bytes only where its data has zero point 0.
         appends_ones: the scales of a MatMul's outputs pass a reshape to the same shape with ones behind it.
         stacks: the INT8 kernel of a MatMul takes a weight of several matrices.
         scales_gemm: the INT8 kernel of a Gemm has alpha and beta.
@@ -86,6 +87,7 @@ class Dialect:
     fuses_matmul: bool = False
     fuses_attention: bool = False
     products: bool = False
+    even_transposed: bool = False
     appends_ones: bool = True
     stacks: bool = True
     scales_gemm: bool = True

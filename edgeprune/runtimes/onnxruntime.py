@@ -111,5 +111,4 @@ RUNTIME = Runtime(
     ),
     optimises_on=("arm",),
     ends=True,
-    from_memory=True,
 )

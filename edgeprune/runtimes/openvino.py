@@ -60,6 +60,7 @@ QDQ = Dialect(
     signed="asymmetric",
     fuses_attention=True,
     products=True,
+    even_transposed=True,
     weights_alone="pair",
     tables=True,
     appends_ones=False,  # 2026.4: "ReshapeTransformation ... CALLBACK HAS THROWN", and nothing compiles
@@ -90,5 +91,4 @@ RUNTIME = Runtime(
     weights_kind="FullyConnectedCompressed",
     ends=True,
     options=(Option("--streams", "NUM_STREAMS", "Requests that OpenVINO runs side by side."),),
-    from_memory=True,
 )

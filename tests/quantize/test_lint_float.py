@@ -11,6 +11,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from edgeprune.quantize import apply, dummy_ranges, lint
+from edgeprune.quantize.check.kernels import in_float
 from edgeprune.runtimes import DIALECTS
 
 from . import nets, running
@@ -95,3 +96,21 @@ def test_products_of_activations_and_recurrent_layers_stay_in_float(
     for index in inputs:
         dequantised(model, name, index)
     assert rule in rules(model, dialect)
+
+
+def test_openvino_multiplies_bytes_in_a_transposed_convolution_without_a_zero_point_alone() -> None:
+    pytest.importorskip("openvino")
+    net, dialect = nets.Net(size=8), DIALECTS["openvino"]
+    weight = net.constant("up.weight", net.rng.normal(0, 0.2, (16, 16, 2, 2)).astype(np.float32))
+    x = net.node(
+        "ConvTranspose", net.conv("input", "stem", 3, 16), weight, kernel_shape=[2, 2], strides=[2, 2], name="up"
+    )
+    model = net.model(net.conv(x, "last", 16, 8))
+    graph = apply(model, dummy_ranges(model), dialect)
+    image = {"input": IMAGE["input"][:, :, :8, :8]}
+    assert rules(graph, "openvino") == set() and not in_float(graph, running.openvino_kernels(graph, image), dialect)
+    zero = next(tensor for tensor in graph.graph.initializer if tensor.name == "stem_output.zero")
+    zero.CopyFrom(numpy_helper.from_array(np.array(5, np.int8), zero.name))
+    assert rules(graph, "openvino") == {"transposed-zero-point"}
+    found = in_float(graph, running.openvino_kernels(graph, image), dialect)
+    assert [one.node for one in found] == ["up"]

@@ -237,7 +237,7 @@ def _moves(view: View, dialect: Dialect) -> Iterator[LintFinding]:
     for node in view.nodes:
         if node.op_type not in SHARING or _computes(dialect, node):
             continue
-        before = dequantised(view, node.input[0])
+        before = None if _behind_float(view, dialect, node.input[0]) else dequantised(view, node.input[0])
         after = [one for output in node.output for one, _ in view.consumers.get(output, []) if one.op_type == Q]
         if before is None or not after:
             continue
@@ -245,6 +245,16 @@ def _moves(view: View, dialect: Dialect) -> Iterator[LintFinding]:
         if all(scale is not None for scale in scales) and not np.array_equal(*scales):  # type: ignore[arg-type]
             why = f"A {node.op_type} does not change values, but its output has another scale: a requantising kernel."
             yield LintFinding(node.name, "scale-changed", "warning", why, "Give input and output one scale.")
+
+
+def _behind_float(view: View, dialect: Dialect, tensor: str) -> bool:
+    """Whether a Resize in float lies between a tensor and the DQ that it comes from."""
+    node = view.producer.get(tensor)
+    while node is not None and node.op_type in SHARING:
+        if _computes(dialect, node):
+            return True
+        node = view.producer.get(node.input[0])
+    return False
 
 
 def _computes(dialect: Dialect, node: onnx.NodeProto) -> bool:

@@ -78,6 +78,16 @@ def _products(view: View, dialect: Dialect) -> Iterator[LintFinding]:
             yield LintFinding(node.name, "product-zero-point", "warning", why, "Give both the zero point 0.")
 
 
+def _transposed(view: View, dialect: Dialect) -> Iterator[LintFinding]:
+    """OpenVINO's ConvTranspose takes bytes without a zero point alone."""
+    if not dialect.even_transposed:
+        return
+    for node in view.nodes:
+        if node.op_type == "ConvTranspose" and _zero(view, dequantised(view, node.input[0])):
+            why = "A ConvTranspose whose data has a zero point runs in float."
+            yield LintFinding(node.name, "transposed-zero-point", "warning", why, "Give it the zero point 0.")
+
+
 def _pair(view: View, tensor: str) -> onnx.NodeProto | None:
     """The DQ that a product reads, perhaps through nodes that move values or multiply them by one number."""
     node = view.producer.get(source(view, tensor))
@@ -136,4 +146,6 @@ def fits_weights_alone(view: View, dialect: Dialect, node: onnx.NodeProto) -> bo
     return dialect.weights_alone == "pair" and node.op_type in ("MatMul", "Gemm") and straight and fits
 
 
-SILENT: tuple[LintRule, ...] = (_fused_in_float, _float_bias, _scaled_gemm, _products, _recurrent, _weights_alone)
+SILENT: tuple[LintRule, ...] = (
+    *(_fused_in_float, _float_bias, _scaled_gemm, _products, _transposed, _recurrent, _weights_alone),
+)

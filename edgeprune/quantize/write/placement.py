@@ -35,7 +35,7 @@ class Placement:
         tensors: tensors that get a Q/DQ pair, in graph order.
         scale_of: tensor -> the tensor whose range it uses (itself, unless it shares).
         groups: tensor whose range is used -> every observed tensor that the range must cover.
-        even: of these those whose zero point is 0, as products of two activations need it.
+        even: of these those whose zero point is 0, as products of two activations and some layers need it.
     """
 
     nodes: dict[str, str]
@@ -74,7 +74,8 @@ def place(view: View, dialect: Dialect, precision: Mapping[str, str] | None = No
             product = nodes[node.name] == "product"
             origin = node.input[index]
             origin = attention.source(view, origin) if product else _origin(view, dialect, nodes, floats, origin)
-            even |= {origin} if product else set()
+            if product or (node.op_type == "ConvTranspose" and dialect.even_transposed):
+                even.add(origin)
             for step in _path(view, origin, node, index):
                 edges[step] = origin
             scale_of.setdefault(origin, origin)

@@ -220,7 +220,6 @@ def _task(
         sections["data"]["options"] = {**found.options, "features": wanted.features}
     fitting = found.size or (found.some and candidates.all_of(found.some, shape[1:]))
     files = kind in PICTURES and not (kind == "images" and fitting)
-    sections = candidates.patched(sections, wanted.sections)
     return _best(
         sections, wanted, network, candidates.trials(network, sections, kind, task, files, bool(wanted.input)), say
     )
@@ -259,7 +258,7 @@ def _best(
         for place, (label, patch) in enumerate(kind.candidates):
             if rated and (kind.first or time.monotonic() - began > SECONDS):
                 break
-            tried = candidates.patched(candidates.patched(sections, patch), wanted.sections)
+            tried = candidates.patched(sections, patch)
             one = _sketch(tried, wanted, network, sketch)
             try:
                 score, anyhow = _rated(one, TRIED, not wanted.classes)
@@ -359,7 +358,10 @@ def _budget(wanted: Wanted, sections: Sections, sketch: Subject, name: str, say:
 
 
 def _with_budget(sections: Sections, wanted: Wanted, speed: dict[str, object], drop: float) -> Sections:
-    return candidates.patched({**sections, "budget": {**speed, "max_drop": drop}}, wanted.sections)
+    made = {**sections, "budget": {**speed, "max_drop": drop}}
+    for section, keys in wanted.sections.items():
+        made[section] = {**made.get(section, {}), **keys}
+    return made
 
 
 def _ladder(dense: validate.Sanity) -> list[float]:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]  # steps done, steps in all
 
-RUNS = {"equalise": 2, "watch": 1, "select": 9, "report": 4, "correct": 2}  # of the network, an image
+RUNS = {"equalise": 2, "watch": 1, "select": 5, "report": 4, "correct": 2}  # of the network, an image
 BAD_SQNR_DB = 40.0  # at a layer's output; below it rounding is reconstructed, if the recipe wants that
 
 
@@ -103,7 +103,7 @@ def _calibrate(
     plan = {
         "equalise": affordable(view, count, WATCHED, 1, effort) + 5 * affordable(view, count, COMPARED, 5, effort),
         "watch": count,
-        "select": 9 * affordable(view, count, PROBED, 9, effort),
+        "select": RUNS["select"] * affordable(view, count, PROBED, RUNS["select"], effort),
         "report": 4 * affordable(view, count, REPORTED, 4, effort),
         "correct": 2 * affordable(view, count, IMAGES, PASSES, effort),
     }

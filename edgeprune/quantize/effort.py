@@ -16,8 +16,8 @@ from edgeprune.quantize.view import View, attribute
 
 Effort = Literal["fast", "default", "best"]
 
-GIGA_MACS: dict[str, float] = {"fast": 60.0, "default": 240.0, "best": 4000.0}  # of one part; some 40 a second and core
-SPARE = 100.0 / 240.0  # of that is spent on more images than a part needs: small networks see many, large ones few
+GIGA_MACS: dict[str, float] = {"fast": 40.0, "default": 120.0, "best": 4000.0}  # of one part; some 40 a second and core
+SPARE = 50.0 / 120.0  # of that is spent on more images than a part needs: small networks see many, large ones few
 LEAST = 4  # images, whatever they cost
 LARGE = 3e8  # multiply-accumulates of an image from which both cores of a small machine are worth their overhead
 PER_VALUE = 40  # multiply-accumulates that reading or writing one value costs as much as

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from edgeprune.quantize import calibrate
+from edgeprune.quantize.ranges import influence as ranges_influence
 from edgeprune.quantize.ranges.grids import QParams
 from edgeprune.quantize.ranges.influence import costs, influence
 from edgeprune.quantize.view import View
@@ -62,7 +63,8 @@ def test_independent_errors_cost_what_is_foreseen() -> None:
 
 
 @pytest.mark.long
-def test_a_clipped_range_costs_what_it_does() -> None:
+def test_a_clipped_range_costs_what_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranges_influence, "EARLY", 99)  # no grid is dropped
     model, images = nets.residual(), nets.images(32)
     tensor = "block1.conv2_output"
     grids = [QParams(scale, 128, 0, 255) for scale in (0.03, 0.01, 0.003)]
@@ -77,6 +79,23 @@ def test_a_clipped_range_costs_what_it_does() -> None:
         at = next(i for i, node in enumerate(result.graph.node) if node.op_type == "DequantizeLinear")
         result.graph.node.insert(at, helper.make_node("QuantizeLinear", [tensor, "s", "z"], ["q"]))
         assert 10 * np.log10(ratio) == pytest.approx(noise(exact, run(result, images, optimise=False), 8), abs=1.0)
+
+
+@pytest.mark.long
+def test_hopeless_grids_are_dropped_on_the_way_and_the_others_cost_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, images = nets.residual(), nets.images(24)
+    grids = [QParams(scale, 128, 0, 255) for scale in (0.1, 0.03, 0.01, 0.003)]
+    groups = {"one": (["block1.conv2_output"], grids)}
+    short = costs(model, groups, images, 24)["one"]
+    monkeypatch.setattr(ranges_influence, "EARLY", 99)
+    whole = costs(model, groups, images, 24)["one"]
+    best = min(whole)
+    for early, late in zip(short, whole, strict=True):
+        if late < ranges_influence.HOPELESS * best / 2:
+            assert early == pytest.approx(late, rel=1e-5)
+        else:
+            assert early > 2 * best
+    assert short != whole and np.argmin(short) == np.argmin(whole)
 
 
 def test_what_a_bias_takes_back_is_not_counted() -> None:

@@ -53,8 +53,8 @@ HOMOGENEOUS = (
 )
 LIMIT = 32.0  # factors stay within [1/LIMIT, 1]: beyond it weights lose bits for nothing
 HEADROOM = 1.2  # a channel under a ceiling may reach this many times what was seen before it saturates
-WATCHED = 128  # images whose extremes are seen
-COMPARED = 24  # images that influences come from
+WATCHED = (32, 128)  # images whose extremes are seen, whatever they cost, and at most
+COMPARED = (16, 24)  # images that influences come from
 LARGE = 1 << 21  # of a weight's pairs of channels so many are looked at: more take minutes, and say the same
 GAIN = 0.9  # of the noise may be left, or it is not worth it
 

@@ -30,6 +30,9 @@ from edgeprune.quantize.view import View, attribute
 
 Array = NDArray[np.float64]
 Values = dict[str, torch.Tensor]
+RIVALS = 4  # classes that the first one's lead over is taken, in turn over images, where grids are compared
+EARLY = 8  # images after which grids are dropped that make
+HOPELESS = 10.0  # times the noise of the best
 PIECE = 4096  # values that are rounded to all grids at once: a core's own cache holds them
 
 
@@ -104,7 +107,7 @@ def costs(
     groups: Mapping[str, tuple[Sequence[str], Sequence[QParams]]],
     images: Images,
     limit: int,
-    vectors: int = 4,
+    vectors: int = 2,
     distance: Distance | None = None,
     reach: Reach | None = None,
 ) -> dict[str, list[float]]:
@@ -112,6 +115,7 @@ def costs(
 
     Args:
         groups: name -> (tensors, grids that are tried on all of them).
+        vectors: slopes an image, each another lead (RIVALS) or another random vector.
         distance: of the task; None: see outputs.py.
         reach: takes what no gradient reached; a group of such tensors is left out of the answer.
 
@@ -119,28 +123,51 @@ def costs(
         GraphError: a part of the graph that not even ONNX Runtime runs alone.
     """
     reach = reach or Reach()
-    totals = {name: np.zeros(len(grids)) for name, (_, grids) in groups.items()}
+    tallies = {name: _Tally(tensors, grids) for name, (tensors, grids) in groups.items()}
     signal = 0.0
     several: dict[int, Values] = {}
-    tensors = [tensor for members, _ in groups.values() for tensor in members]
+    asked = [tensor for members, _ in groups.values() for tensor in members]
     for turn, (values, slopes, energy) in enumerate(
-        _passes(model, tensors, [], images, limit, vectors, distance, reach)
+        _passes(model, asked, [], images, limit, vectors, distance, reach, max(RIVALS, vectors))
     ):
         signal += energy
         several[turn % vectors] = slopes
         if len(several) < vectors:
             continue
-        for name, (members, grids) in groups.items():
-            moved = torch.zeros(vectors, len(grids))
-            for tensor in members:
-                moved += _moved(values[tensor], [several[v][tensor] for v in range(vectors)], grids)
-            totals[name] += moved.double().square().sum(0).numpy()
+        for tally in tallies.values():
+            tally.add(values, [several[v] for v in range(vectors)])
+            if turn + 1 == EARLY * vectors:
+                tally.drop(signal)
         several = {}
-    return {
-        name: [float(value) / max(signal, 1e-30) for value in total]
-        for name, total in totals.items()
-        if not reach.lost.issuperset(groups[name][0])
-    }
+    return {name: tally.noise(signal) for name, tally in tallies.items() if not reach.lost.issuperset(groups[name][0])}
+
+
+class _Tally:
+    """Sums of squares that several grids make of one group of tensors; hopeless grids are dropped on the way."""
+
+    def __init__(self, tensors: Sequence[str], grids: Sequence[QParams]) -> None:
+        self.tensors, self.grids = tensors, grids
+        self.left = list(range(len(grids)))
+        self.totals = np.zeros(len(grids))
+        self.dropped: dict[int, float] = {}
+
+    def add(self, values: Values, slopes: Sequence[Values]) -> None:
+        """What one image's errors make along each slope."""
+        grids = [self.grids[index] for index in self.left]
+        moved = torch.zeros(len(slopes), len(grids))
+        for tensor in self.tensors:
+            moved += _moved(values[tensor], [slope[tensor] for slope in slopes], grids)
+        self.totals[self.left] += moved.double().square().sum(0).numpy()
+
+    def drop(self, signal: float) -> None:
+        """Leave grids out that make HOPELESS times the noise of the best so far."""
+        worst = HOPELESS * self.totals.min()
+        self.dropped = {i: float(self.totals[i]) / max(signal, 1e-30) for i in self.left if self.totals[i] > worst}
+        self.left = [index for index in self.left if index not in self.dropped]
+
+    def noise(self, signal: float) -> list[float]:
+        """Noise over signal of each grid, in its order."""
+        return [self.dropped.get(i, float(total) / max(signal, 1e-30)) for i, total in enumerate(self.totals)]
 
 
 def _moved(x: torch.Tensor, slopes: Sequence[torch.Tensor], grids: Sequence[QParams]) -> torch.Tensor:
@@ -169,6 +196,7 @@ def _passes(
     vectors: int,
     distance: Distance | None,
     reach: Reach,
+    rivals: int = 0,
 ) -> Iterator[tuple[Values, Values, float]]:
     """For each batch and vector: values, gradients of tensors and weights, the outputs' sum of squares."""
     view = View.of(model)
@@ -191,7 +219,7 @@ def _passes(
         asked = {t: values[t] for t in tensors} | {w: fixed[w] for w in weights}
         followed = {name: value for name, value in asked.items() if value.requires_grad}
         for turn in range(vectors):
-            target, energy = steer([values[name] for name in outputs], turn)
+            target, energy = steer([values[name] for name in outputs], (number * vectors + turn) % (rivals or vectors))
             kept = turn + 1 < vectors
             slopes: Values = {}
             if followed and target.requires_grad:

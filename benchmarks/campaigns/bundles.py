@@ -82,6 +82,11 @@ def _agree(members: Members) -> None:
             timed["median"] = result[name]["latency_ms"]["median"]
     members["result.json"] = dump(result)
     with contextlib.suppress(ValueError, LookupError, TypeError):
+        bill = json.loads(members["sbom.json"])
+        for part in bill["metadata"]["component"]["components"]:
+            part["hashes"][0]["content"] = result["artifact"]["sha256"][part["name"]]
+        members["sbom.json"] = dump(bill)
+    with contextlib.suppress(ValueError, LookupError, TypeError):
         statement = json.loads(members["provenance.json"])
         definition, details = (statement["predicate"][key] for key in ("buildDefinition", "runDetails"))
         for one in [*statement["subject"], *details["byproducts"]]:
@@ -216,7 +221,25 @@ def other_origin(members: Members, chance: random.Random) -> None:
     members["provenance.json"] = dump(statement)
 
 
-REFUSE = (remove, add, one_sided, figure, options, twice, cut, swapped, other_origin)
+def other_bill(members: Members, chance: random.Random) -> None:
+    """The bill of materials is of another artifact, or of none."""
+
+    def change(data: Any) -> None:
+        parts = data["metadata"]["component"]["components"]
+        kind = chance.randrange(4)
+        if kind == 0:
+            parts[0]["name"] = "other.onnx"
+        elif kind == 1:
+            parts.append({"type": "file", "name": "more.onnx", "hashes": parts[0]["hashes"]})
+        elif kind == 2:
+            data["metadata"]["component"]["components"] = chance.choice(ODD)
+        else:
+            parts.pop()
+
+    _edit(members, "sbom.json", change)
+
+
+REFUSE = (other_bill, remove, add, one_sided, figure, options, twice, cut, swapped, other_origin)
 NEVER_GOOD = (figures, spoofed, bits)
 
 

@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "release"))
 import bundles
 import trying
+from commands import below
 
 from edgeprune import release, target
 from edgeprune.devices.agent.rollout import Releases
@@ -104,19 +105,6 @@ class Here:
 
     def close(self) -> None:
         """Nothing is held."""
-
-
-def below(parent: int) -> list[int]:
-    """Processes that a process started, and theirs."""
-    found: dict[int, list[int]] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            fields = path.read_text().rpartition(")")[2].split()
-            found.setdefault(int(fields[1]), []).append(int(path.parent.name))
-    every, level = [], [parent]
-    while level := [child for one in level for child in found.get(one, [])]:
-        every += level
-    return every
 
 
 class Board:

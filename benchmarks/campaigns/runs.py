@@ -5,12 +5,14 @@
     python benchmarks/campaigns/runs.py damage --tries 200
     python benchmarks/campaigns/runs.py validations --tries 50
 
-kills: the command is killed at random moments and repeated until it ends by itself; what was trained is never trained
-again, and no bundle ever lies there that does not pass `verify`. disk: the run directory is on a file system of a few
-kilobytes which grows a step after each refusal (mounting needs root); every refusal is the error for a full disk.
-damage: a file of a whole run is damaged and the command repeated: it is made again, refused, or nothing that counts.
-validations: the same artifacts are validated twice, neither knowing of the other, under a known load
-(benchmarks/load.py, each core half busy); the two must come to the same verdict.
+kills: all that a command started is killed, or the command alone, its agent, the agent's worker, or the ssh that leads
+to it, at a random moment of a random stage, and the command is repeated until it ends by itself; what was trained is
+never trained again, and no bundle ever lies there that does not pass `verify`. disk: a run that is whole up to a stage
+lies on a file system (mounting needs root) that fills at a random moment of this stage; every refusal is the error for
+a full disk, and with more room the same command goes on (tried after every third). damage: a file of a whole run is
+damaged and the command repeated: it is made again, refused, or nothing that counts. validations: the same artifacts
+are validated twice, neither knowing of the other, under a known load (benchmarks/load.py, each core half busy); the two
+must come to the same verdict.
 """
 
 from __future__ import annotations
@@ -30,31 +32,26 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+import commands
 import mutate
 import project
 import trying
+from commands import Command
+
+from edgeprune.stage import NAMES
 
 ENDS = (0, 7, 8, 9)  # released; or a budget, a gate or a measurement on a busy machine says no
-LONGEST = 600.0  # seconds for one command
+LOST_DEVICE = 6  # what a command may also end with whose agent was killed
 EPOCHS = 20  # where runs are killed: training takes about as long as the other stages, so that it is met
+NEXT = 3  # of the stages that are left: so that a run is killed more often than once
+COLD, OVER_SSH = 10, 4  # every tenth command is started from nothing, every fourth run is over ssh
 IGNORED = ("events.jsonl", ".lock", "earlier")  # not evidence of anything
-
-
-def command(folder: Path, *more: str) -> subprocess.Popen[str]:
-    """`edgeprune quick run recipe.toml`, in a process group of its own."""
-    environment = {**os.environ, "EDGEPRUNE_TARGETS": str(folder), "EDGEPRUNE_CACHE": str(folder / "cache")}
-    environment["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
-    return subprocess.Popen(
-        [sys.executable, "-m", "edgeprune", "quick", "run", "recipe.toml", "--run-dir", "runs/x", *more],
-        cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        start_new_session=True,
-    )  # fmt: skip
-
-
-def stop(process: subprocess.Popen[str]) -> None:
-    """Kill it and all that it started, as a power button does."""
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+START, RELEASE = "before the first stage", "release"
+VICTIMS = {
+    "quick": {"all": 4, "command": 2, "agent": 2, "worker": 2},
+    commands.SSH: {"all": 3, "command": 2, "agent": 1, "worker": 2, "link": 2},
+}
+PAGE, GO_ON = 4096, 3  # bytes; after every third refusal there is room, and the command is repeated
 
 
 def events(run: Path) -> list[dict[str, Any]]:
@@ -103,88 +100,173 @@ def looked_over(run: Path, book: trying.Book, label: str) -> None:
 
 
 def kills(folder: Path, tries: int, seed: int, minutes: float) -> dict[str, Any]:
-    """SIGKILL at random moments of whole runs."""
+    """SIGKILL at random moments of random stages of whole runs."""
     book, chance, clock = trying.Book("kills", seed), random.Random(seed), trying.Clock(minutes)
+    run, lengths = folder / "runs/x", prepared(folder, epochs=EPOCHS)
+    stages, whom, after = Counter[str](), Counter[str](), Counter[str]()
+    killed = finished = started = 0
+    with commands.server(folder) as has_ssh:
+        while (killed < tries and clock) or run.exists():
+            target = commands.SSH if has_ssh and finished % OVER_SSH == 1 else "quick"
+            before = len(events(run))
+            command = Command(folder, target=target, cold=started % COLD == 0)
+            started += 1
+            if killed < tries and clock and not _until_a_moment(command, run, before, chance, lengths):
+                weights = VICTIMS[target]
+                victim = chance.choices(list(weights), list(weights.values()))[0]
+                stage = _now_in(run, before)
+                if not command.kill(victim):  # it has none at this moment
+                    victim = "all"
+                    command.kill(victim)
+                killed, label = killed + 1, f"kill {killed + 1} ({victim} in {stage})"
+                book.ends["killed"] += 1
+                stages[stage] += 1
+                whom[victim] += 1
+                if victim == "command" and command.left():
+                    book.fail(f"{label}: its agent stays")
+                if not command.wait():
+                    command.kill()
+                    book.fail(f"{label}: the command hangs")
+                elif victim not in ("all", "command"):
+                    after[f"{victim}: exit {command.code}"] += 1
+                if victim in ("all", "command") or command.code == LOST_DEVICE:
+                    _looked_at(command, run, book, label)
+                    continue
+            command.wait()
+            finished += _ended(command, book, run)
+            shutil.rmtree(folder / "runs")
+            shutil.rmtree(folder / "cache", ignore_errors=True)
+    return book.facts(
+        killed=killed, finished=finished, in_stage=dict(stages.most_common()), whom=dict(whom.most_common()),
+        after_a_part=dict(sorted(after.items())), lost=len(book.wrong),
+    )  # fmt: skip
+
+
+def prepared(folder: Path, epochs: float = 0.2) -> dict[str, float]:
+    """The project, all that its commands import, and how long each stage of an undisturbed run takes, in seconds."""
     recipe = project.make(folder) / "recipe.toml"
-    recipe.write_text(recipe.read_text().replace("epochs = 0.2", f"epochs = {EPOCHS}"))
-    run, killed, finished = folder / "runs/x", 0, 0
-    stages: Counter[str] = Counter()
-    while killed < tries and clock:
-        process = command(folder)
-        wait = chance.choice((chance.uniform(0.2, 8), chance.expovariate(1 / 25)))
-        try:
-            said, _ = process.communicate(timeout=wait if killed < tries else LONGEST)
-        except subprocess.TimeoutExpired:
-            stop(process)
-            killed += 1
-            book.ends["killed"] += 1
-            began = [one["stage"] for one in events(run) if one.get("event") == "begin"]
-            stages[began[-1] if began else "before the first stage"] += 1
-            looked_over(run, book, f"kill {killed} after {wait:.1f} s")
-            continue
-        finished += _ended(process.returncode, said, book, run)
-        shutil.rmtree(folder / "runs")
-    if run.exists():
-        said, _ = (process := command(folder)).communicate(timeout=LONGEST)
-        finished += _ended(process.returncode, said, book, run)
-    return book.facts(killed=killed, finished=finished, in_stage=dict(stages), lost=len(book.wrong))
+    text = recipe.read_text().replace("epochs = 0.2", f"epochs = {epochs}").replace("patience = 20", "patience = 0")
+    recipe.write_text(text)
+    commands.warm_up(folder)
+    began = time.time()
+    (command := Command(folder)).wait()
+    ended, told = time.time(), events(folder / "runs/x")
+    begins = {one["stage"]: one["time"] for one in told if one.get("event") == "begin"}
+    ends = {one["stage"]: one["time"] for one in told if one.get("event") == "end"}
+    if command.code not in ENDS or list(ends) != list(NAMES[:-1]):
+        raise SystemExit(f"the campaign's own run: exit {command.code}: {command.said[-500:]}")
+    shutil.rmtree(folder / "runs")
+    shutil.rmtree(folder / "cache")
+    lengths = {name: ends[name] - begins[name] for name in ends}
+    return {START: begins["graph"] - began, **lengths, RELEASE: ended - ends["validate"]}
 
 
-def _ended(code: int, said: str, book: trying.Book, run: Path) -> int:
+def _until_a_moment(command: Command, run: Path, before: int, chance: random.Random, lengths: dict[str, float]) -> bool:
+    """Wait for a random stage of what is left, and for a part of the time that it takes; True: it ended before."""
+    left = [name for name in NAMES[:-1] if not (run / name / "stage.json").is_file()]
+    chosen = chance.choice([START, *left[:NEXT]] if left else [START, RELEASE, ""])
+    if not chosen:
+        return command.wait()
+    wait = chance.uniform(0, lengths[chosen])
+    if chosen == RELEASE:
+        wait += lengths[START]
+    elif chosen != START:
+        while ("begin", chosen) not in [(one.get("event"), one.get("stage")) for one in events(run)[before:]]:
+            if command.wait(0.01):
+                return True
+    return command.wait(wait)
+
+
+def _now_in(run: Path, before: int) -> str:
+    """The stage that a command is in."""
+    told = [one for one in events(run)[before:] if one.get("event") in ("begin", "end")]
+    if not told:
+        return START if not (run / NAMES[-2] / "stage.json").is_file() else RELEASE
+    if told[-1]["event"] == "begin":
+        return str(told[-1]["stage"])
+    return str(NAMES[NAMES.index(told[-1]["stage"]) + 1])
+
+
+def _looked_at(command: Command, run: Path, book: trying.Book, label: str) -> None:
+    """What a command said that did not come to its end, and what it left."""
+    if "Traceback" in command.said or "internal error" in command.said:
+        book.fail(f"{label}: {command.said[-300:]}")
+    looked_over(run, book, label)
+
+
+def _ended(command: Command, book: trying.Book, run: Path) -> int:
     """Note a command that ended by itself; 1 where that was well."""
-    book.ends[f"exit {code}"] += 1
-    if code not in ENDS or "Traceback" in said or "internal error" in said:
-        book.fail(f"exit {code}: {said[-300:]}")
+    book.ends[f"exit {command.code}"] += 1
+    if command.code not in ENDS or "Traceback" in command.said or "internal error" in command.said:
+        book.fail(f"exit {command.code}: {command.said[-300:]}")
         return 0
-    looked_over(run, book, f"exit {code}")
+    looked_over(run, book, f"exit {command.code}")
     return 1
 
 
 def disk(folder: Path, tries: int, seed: int, minutes: float) -> dict[str, Any]:
-    """A file system that is full, a step later each time."""
-    book, chance, clock = trying.Book("disk", seed), random.Random(seed), trying.Clock(minutes)
-    project.make(folder)
-    place, size, refused = folder / "runs", 16, 0
+    """A file system that is full within a stage: each stage in turn, at a random share of what it writes."""
+    book, clock = trying.Book("disk", seed), trying.Clock(minutes)
+    released(folder)
+    kept, place = folder / "kept", folder / "runs"
+    place.rename(kept)
     place.mkdir()
     stages: Counter[str] = Counter()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", place], check=True)
-    try:
-        code = 11
-        while refused < tries and code == 11 and clock:
-            process = command(folder)
-            said, _ = process.communicate(timeout=LONGEST)
-            code = process.returncode
-            if code != 11:
-                break
-            refused += 1
-            book.ends["full"] += 1
-            began = [one["stage"] for one in events(place / "x") if one.get("event") == "begin"]
-            stages[began[-1] if began else "before the first stage"] += 1
-            if not re.search(r"disk is full|cannot be written", said) or "Traceback" in said:
-                book.fail(f"{size} KiB: {said[-300:]}")
-            looked_over(place / "x", book, f"{size} KiB")
-            size += chance.choice((4, 16, 64, 200))
-            subprocess.run(["mount", "-o", f"remount,size={size}k", place], check=True)
-        subprocess.run(["mount", "-o", "remount,size=512m", place], check=True)
-        if code == 11:
-            said, _ = (process := command(folder)).communicate(timeout=LONGEST)
-            code = process.returncode
-        _ended(code, said, book, place / "x")
-    finally:
-        subprocess.run(["umount", "-l", place], check=False)
-    return book.facts(refused=refused, in_stage=dict(stages), last_kib=size)
+    number = refused = went_on = 0
+    while refused < tries and clock:
+        chance, stage = random.Random(f"disk {seed} {number}"), NAMES[number % len(NAMES)]
+        number += 1
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512m", "tmpfs", place], check=True)
+        try:
+            room = _up_to(kept / "x", place / "x", stage)
+            used = _used(place)
+            _resize(place, used + PAGE * chance.randrange(room // PAGE))
+            (command := Command(folder)).wait()
+            label = f"try {number - 1}, {stage}, {room} bytes"
+            if command.code == 11:
+                refused += 1
+                stages[stage] += 1
+                book.ends["full"] += 1
+                if not re.search(r"disk is full|cannot be written", command.said):
+                    book.fail(f"{label}: {command.said[-300:]}")
+                _looked_at(command, place / "x", book, label)
+                if refused % GO_ON:
+                    continue
+                _resize(place, 512 << 20)
+                (command := Command(folder)).wait()
+            went_on += _ended(command, book, place / "x")
+        finally:
+            subprocess.run(["umount", "-l", place], check=False)
+    return book.facts(refused=refused, went_on=went_on, in_stage=dict(stages))
+
+
+def _up_to(whole: Path, run: Path, stage: str) -> int:
+    """A run that is whole up to a stage; the bytes that the stage writes, in whole pages and at least eight."""
+    gone = [*NAMES[NAMES.index(stage) :], "result.json", "report.html", "earlier", "events.jsonl"]
+    shutil.copytree(whole, run, ignore=lambda place, names: gone if Path(place) == whole else [])
+    writes = [whole / name for name in (gone if stage == RELEASE else [stage])]
+    paths = [path for one in writes for path in (one, *one.rglob("*")) if path.is_file()]
+    return max(8 * PAGE, sum(PAGE * (1 + path.stat().st_size // PAGE) for path in paths))
+
+
+def _used(place: Path) -> int:
+    found = os.statvfs(place)
+    return (found.f_blocks - found.f_bfree) * found.f_frsize
+
+
+def _resize(place: Path, size: int) -> None:
+    subprocess.run(["mount", "-o", f"remount,size={size}", place], check=True)
 
 
 def released(folder: Path) -> Path:
     """The bundle of a whole run of the small project in `folder`; a busy machine is tried four times."""
-    project.make(folder)
     os.environ["EDGEPRUNE_TARGETS"], os.environ["EDGEPRUNE_CACHE"] = str(folder), str(folder / "cache")
-    said = ""
+    prepared(folder)
     for _ in range(4):
-        said, _ = (process := command(folder)).communicate(timeout=LONGEST)
-        if not process.returncode:
+        (command := Command(folder)).wait()
+        if not command.code:
             return next((folder / "runs/x/release").glob("*.tar"))
-    raise SystemExit(f"no release on this machine: {said[-500:]}")
+    raise SystemExit(f"no release on this machine: {command.said[-500:]}")
 
 
 def damage(folder: Path, tries: int, seed: int, minutes: float) -> dict[str, Any]:
@@ -204,8 +286,8 @@ def damage(folder: Path, tries: int, seed: int, minutes: float) -> dict[str, Any
         shutil.copytree(kept, run)
         name = paths[number % len(paths)] if number < len(paths) else chance.choice(paths)
         what = _harm(run, name, paths, chance)
-        said, _ = (process := command(folder)).communicate(timeout=LONGEST)
-        tried, label = process.returncode, f"try {number}, {name} {what}"
+        (command := Command(folder)).wait()
+        tried, said, label = command.code, command.said, f"try {number}, {name} {what}"
         end = "healed" if not tried else f"exit {tried}"
         book.ends[end] += 1
         outcomes[f"{name} {what}"] = end
@@ -280,10 +362,10 @@ def _validated(folder: Path, run: Path, kept: Path) -> str:
     shutil.rmtree(run)
     shutil.copytree(kept, run)
     (run / "validations.json").unlink()
-    said, _ = (process := command(folder, "--from", "validate")).communicate(timeout=LONGEST)
-    if process.returncode not in ENDS or "Traceback" in said:
-        return f"exit {process.returncode}: {said[-200:]}"
-    return {0: "release", 7: "too slow", 8: "refused", 9: "too noisy to tell"}[process.returncode]
+    (command := Command(folder, "--from", "validate")).wait()
+    if command.code not in ENDS or "Traceback" in command.said:
+        return f"exit {command.code}: {command.said[-200:]}"
+    return {0: "release", 7: "too slow", 8: "refused", 9: "too noisy to tell"}[command.code]
 
 
 CAMPAIGNS = {"kills": kills, "disk": disk, "damage": damage, "validations": validations}

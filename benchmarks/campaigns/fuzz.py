@@ -82,13 +82,11 @@ def _weights(folder: Path, suffix: str) -> Attempt:
     from safetensors.torch import save
 
     project.make(folder)
-    space: dict[str, Any] = {}
-    exec(compile(project.NETWORK, "net.py", "exec"), space)
-    state = space["net"]().state_dict()
+    state = _state()
     stream = io.BytesIO()
     torch.save({"state_dict": state, "epoch": 3}, stream)
     whole = save(state) if suffix == ".safetensors" else stream.getvalue()
-    (folder / "recipe.toml").write_text(project.RECIPE.replace("input =", f'weights = "w{suffix}"\ninput ='))
+    (folder / "recipe.toml").write_text(_with_weights(f"w{suffix}"))
     size = int.from_bytes(whole[:8], "little") if suffix == ".safetensors" else 0
 
     def attempt(chance: random.Random) -> tuple[str, Work]:
@@ -99,6 +97,19 @@ def _weights(folder: Path, suffix: str) -> Attempt:
         return f"w{suffix}", in_folder(folder, lambda: looked_at(folder))
 
     return attempt
+
+
+def _state() -> dict[str, Any]:
+    """The small network's trained weights."""
+    space: dict[str, Any] = {}
+    exec(compile(project.NETWORK, "net.py", "exec"), space)
+    found: dict[str, Any] = space["net"]().state_dict()
+    return found
+
+
+def _with_weights(name: str) -> str:
+    """The recipe whose network gets its weights from a file, so that no try fits them anew."""
+    return project.RECIPE.replace("net.py:net", "net.py:bare").replace("input =", f'weights = "{name}"\ninput =')
 
 
 def _other_header(whole: bytes, size: int, chance: random.Random) -> bytes:
@@ -120,7 +131,10 @@ def pt(folder: Path) -> Attempt:
 
 def images(folder: Path) -> Attempt:
     """One image file of a folder source, of six formats."""
+    from safetensors.torch import save_file
+
     project.make(folder)
+    save_file(_state(), folder / "w.safetensors")
     whole = {suffix: project.pictures(folder / f"of{suffix}", suffix) for suffix in PICTURE_SUFFIXES}
     bytes_of = {path: path.read_bytes() for paths in whole.values() for path in paths}
 
@@ -130,7 +144,7 @@ def images(folder: Path) -> Attempt:
             path.write_bytes(bytes_of[path])
         path = chance.choice(whole[suffix])
         path.write_bytes(mutate.bytes_of(bytes_of[path], chance))
-        text = project.RECIPE.replace("data.npz", f"of{suffix}").replace("test = 50", "test = 0")
+        text = _with_weights("w.safetensors").replace("data.npz", f"of{suffix}").replace("test = 50", "test = 0")
         (folder / "recipe.toml").write_text(text.replace("calibration = 32\nselection = 60", "selection = 4"))
         return str(path.relative_to(folder)), in_folder(folder, lambda: looked_at(folder))
 

@@ -22,15 +22,20 @@ from torch import nn
 COLOURS = [[0.7, 0.3, 0.3], [0.3, 0.7, 0.3], [0.3, 0.3, 0.7], [0.6, 0.6, 0.2]]
 
 
-def net(wide=64):
-    """Random features; the last layer is fitted by least squares to noisy images of four colours."""
+def bare(wide=64):
+    """Random weights."""
     torch.manual_seed(0)
-    model = nn.Sequential(
+    return nn.Sequential(
         nn.Conv2d(3, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU(),
         nn.Conv2d(32, wide, 3, padding=1), nn.ReLU(),
         nn.Conv2d(wide, wide, 3, padding=1), nn.ReLU(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(wide, 4),
     ).eval()
+
+
+def net(wide=64):
+    """Random features; the last layer is fitted by least squares to noisy images of four colours."""
+    model = bare(wide)
     labels = torch.arange(256) % 4
     images = (torch.tensor(COLOURS)[labels][:, :, None, None] + 0.6 * (torch.rand(256, 3, 16, 16) - 0.5)).clamp(0, 1)
     with torch.no_grad():

@@ -43,8 +43,8 @@ from edgeprune.stage import NAMES
 ENDS = (0, 7, 8, 9)  # released; or a budget, a gate or a measurement on a busy machine says no
 LOST_DEVICE = 6  # what a command may also end with whose agent was killed
 EPOCHS = 20  # where runs are killed: training takes about as long as the other stages, so that it is met
-NEXT = 3  # of the stages that are left: so that a run is killed more often than once
-COLD, OVER_SSH = 10, 4  # every tenth command is started from nothing, every fourth run is over ssh
+SLOWER = 1.5  # times an undisturbed stage, within which a kill falls
+COLD, OVER_SSH = 10, 3  # every tenth command is started from nothing, every third run is over ssh
 IGNORED = ("events.jsonl", ".lock", "earlier")  # not evidence of anything
 START, RELEASE = "before the first stage", "release"
 VICTIMS = {
@@ -104,14 +104,14 @@ def kills(folder: Path, tries: int, seed: int, minutes: float) -> dict[str, Any]
     book, chance, clock = trying.Book("kills", seed), random.Random(seed), trying.Clock(minutes)
     run, lengths = folder / "runs/x", prepared(folder, epochs=EPOCHS)
     stages, whom, after = Counter[str](), Counter[str](), Counter[str]()
-    killed = finished = started = 0
+    killed = finished = started = by_ssh = 0
     with commands.server(folder) as has_ssh:
         while (killed < tries and clock) or run.exists():
-            target = commands.SSH if has_ssh and finished % OVER_SSH == 1 else "quick"
+            target = commands.SSH if has_ssh and finished % OVER_SSH == 0 else "quick"
             before = len(events(run))
             command = Command(folder, target=target, cold=started % COLD == 0)
-            started += 1
-            if killed < tries and clock and not _until_a_moment(command, run, before, chance, lengths):
+            started, by_ssh = started + 1, by_ssh + (target == commands.SSH)
+            if killed < tries and clock and not _until_a_moment(command, run, before, chance, lengths, stages):
                 weights = VICTIMS[target]
                 victim = chance.choices(list(weights), list(weights.values()))[0]
                 stage = _now_in(run, before)
@@ -137,9 +137,15 @@ def kills(folder: Path, tries: int, seed: int, minutes: float) -> dict[str, Any]
             shutil.rmtree(folder / "runs")
             shutil.rmtree(folder / "cache", ignore_errors=True)
     return book.facts(
-        killed=killed, finished=finished, in_stage=dict(stages.most_common()), whom=dict(whom.most_common()),
-        after_a_part=dict(sorted(after.items())), lost=len(book.wrong),
-    )  # fmt: skip
+        killed=killed,
+        finished=finished,
+        commands=started,
+        over_ssh=by_ssh,
+        in_stage=dict(stages.most_common()),
+        whom=dict(whom.most_common()),
+        after_a_part=dict(sorted(after.items())),
+        lost=len(book.wrong),
+    )
 
 
 def prepared(folder: Path, epochs: float = 0.2) -> dict[str, float]:
@@ -161,15 +167,19 @@ def prepared(folder: Path, epochs: float = 0.2) -> dict[str, float]:
     return {START: begins["graph"] - began, **lengths, RELEASE: ended - ends["validate"]}
 
 
-def _until_a_moment(command: Command, run: Path, before: int, chance: random.Random, lengths: dict[str, float]) -> bool:
-    """Wait for a random stage of what is left, and for a part of the time that it takes; True: it ended before."""
+def _until_a_moment(
+    command: Command, run: Path, before: int, chance: random.Random, lengths: dict[str, float], stages: Counter[str]
+) -> bool:
+    """Wait for a random stage of what is left, and for a part of the time that it takes; True: it ended before.
+
+    Stages that were met less often so far are chosen more often. A busy machine takes longer than an undisturbed run.
+    """
     left = [name for name in NAMES[:-1] if not (run / name / "stage.json").is_file()]
-    chosen = chance.choice([START, *left[:NEXT]] if left else [START, RELEASE, ""])
-    if not chosen:
-        return command.wait()
-    wait = chance.uniform(0, lengths[chosen])
+    moments = [START, *(left or [RELEASE])]
+    chosen = chance.choices(moments, [(1 + stages[name]) ** -2 for name in moments])[0]
+    wait = chance.uniform(0, SLOWER * lengths[chosen])
     if chosen == RELEASE:
-        wait += lengths[START]
+        wait += SLOWER * lengths[START]
     elif chosen != START:
         while ("begin", chosen) not in [(one.get("event"), one.get("stage")) for one in events(run)[before:]]:
             if command.wait(0.01):

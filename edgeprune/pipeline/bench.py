@@ -31,6 +31,7 @@ class Bench:
     def __init__(self, target: Target, name: str, say: Callable[[str, str], None], stack: contextlib.ExitStack) -> None:
         from edgeprune.devices import reached
 
+        runtimes.check_schemes(target)  # not first when it is looked for: that is after training
         self.target, self.name, self._say, self._stack = reached(target, name), name, say, stack
 
     @cached_property

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.devices import Artifact, wrong_options
-from edgeprune.errors import UsageError
+from edgeprune.errors import TargetError, UsageError, did_you_mean
 from edgeprune.runtimes.dialects import Dialect, Role
 from edgeprune.runtimes.runtime import DIALECT, Option, Runtime, load, names, title
 from edgeprune.target import Target
@@ -25,6 +25,7 @@ __all__ = [
     "Role",
     "Runtime",
     "build",
+    "check_schemes",
     "flavours",
     "for_cpu",
     "load",
@@ -69,6 +70,17 @@ def for_cpu(name: str, features: Collection[str]) -> Dialect:
     dialect: Dialect = schemes[name]
     whole = any("vnni" in feature or feature == "amx_int8" for feature in features)
     return dialect if whole or "avx2" not in features else schemes.get(dialect.without_vnni, dialect)
+
+
+def check_schemes(target: Target) -> None:
+    """Refuse a profile that names a Q/DQ scheme which no runtime has; raises TargetError."""
+    others, schemes = target.extra.get("flavours", []), __getattr__("DIALECTS")
+    if not isinstance(others, list):
+        raise TargetError(f"{target.name}: flavours is no list.", f"A list of: {', '.join(schemes)}.")
+    for name in (target.dialect, *others):
+        if not isinstance(name, str) or name not in schemes:
+            message = f"{target.name}: '{str(name)[:80]}' is no dialect that a runtime has."
+            raise TargetError(message, did_you_mean(str(name), schemes))
 
 
 def flavours(target: Target) -> tuple[str, ...]:

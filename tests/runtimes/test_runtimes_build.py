@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
 import tinynets
 
 from edgeprune import devices, runtimes, target
-from edgeprune.errors import MissingDependency, ModelError, UsageError
+from edgeprune.errors import MissingDependency, ModelError, TargetError, UsageError
+from edgeprune.pipeline.bench import Bench
 
 
 def outputs(name: str, artifact: devices.Artifact) -> np.ndarray:
@@ -75,3 +78,22 @@ def test_the_schemes_are_found_where_they_were() -> None:
     from edgeprune.runtimes import dialects
 
     assert dialects.DIALECTS == runtimes.DIALECTS and "openvino" in dialects.DIALECTS
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"dialect": "local"}, "'local' is no dialect"),
+        ({"dialect": "ort-x68"}, "'ort-x68' is no dialect"),
+        ({"extra": {"flavours": ["tensorrt-c"]}}, "'tensorrt-c' is no dialect"),
+        ({"extra": {"flavours": [7]}}, "'7' is no dialect"),
+        ({"extra": {"flavours": "tensorrt-a"}}, "flavours is no list"),
+    ],
+)
+def test_a_dialect_that_no_runtime_has_is_refused_before_a_device_is_asked(change: dict, says: str) -> None:
+    known = msgspec.structs.replace(target.load("x86-onnxruntime"), **change)
+    with pytest.raises(TargetError, match=says) as caught, contextlib.ExitStack() as stack:
+        Bench(known, "", lambda stage, line: None, stack)
+    assert "x86-onnxruntime" in caught.value.message
+    for name in target.names():
+        runtimes.check_schemes(target.load(name))

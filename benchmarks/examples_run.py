@@ -25,8 +25,12 @@ NETWORKS = ("dense_fp32", "dense_int8", "pruned_fp32", "pruned_int8")
 
 
 def names() -> dict[str, str]:
-    """A recipe's name -> its example's folder."""
-    return {tomllib.loads(path.read_text())["name"]: path.parent.name for path in EXAMPLES.glob("*/recipe.toml")}
+    """A recipe's name -> its example's folder, and which recipe of it where it has several: detection/boxes."""
+    found = {}
+    for path in sorted(EXAMPLES.glob("*/*.toml")):
+        also = "" if path.stem == "recipe" else f"/{path.stem}"
+        found[tomllib.loads(path.read_text()).get("name", str(path))] = path.parent.name + also
+    return found
 
 
 def row(run: Path, load: float) -> tuple[str, dict[str, Any]]:
@@ -68,10 +72,15 @@ def table(rows: dict[str, dict[str, Any]], named: bool) -> str:
         gates = f"**{one['verdict']}**" + (
             f": {', '.join(one['failed'])}" if one["failed"] else f", {one['gates']} gates"
         )
-        head = f"{key} | {one['metric']}, {one['unit']}" if named else key.partition(" on ")[2]
+        which, _, target = key.partition(" on ")
+        head = f"{key} | {one['metric']}, {one['unit']}" if named else f"{which.partition('/')[2]} {target}".strip()
         speed = f"{one['speedup']:.2f} of {one['wanted']:g}"
         lines.append(f"| {head} | {scores} | {drop} | {speed} | {one['minutes']:.0f} ({one['load']:g}) | {gates} |")
     return "\n".join(lines)
+
+
+def _folder(key: str) -> str:
+    return key.partition(" on ")[0].partition("/")[0]
 
 
 def main() -> None:
@@ -87,8 +96,8 @@ def main() -> None:
         save(OUT, dict(sorted(known.items())))
         return
     put(EXAMPLES / "README.md", "examples_run.py", table(known, True))
-    for name in sorted({key.partition(" on ")[0] for key in known}):
-        mine = {key: one for key, one in known.items() if key.partition(" on ")[0] == name}
+    for name in sorted({_folder(key) for key in known}):
+        mine = {key: one for key, one in known.items() if _folder(key) == name}
         put(EXAMPLES / name / "README.md", "examples_run.py", table(mine, False))
 
 

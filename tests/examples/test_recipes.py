@@ -11,7 +11,7 @@ from example_code import EXAMPLES, ROOT, trained
 
 from edgeprune import recipe, target
 
-RECIPES = sorted(path for path in EXAMPLES.glob("*/recipe.toml") if path.parent.name != "cifar10")
+RECIPES = sorted(path for path in EXAMPLES.glob("*/*.toml") if path.parent.name != "cifar10")
 SMALL = {
     "detection": ("detector", "detector", "detector.safetensors", (10, 12, 12)),
     "segmentation": ("unet", "unet", "unet.safetensors", (7, 48, 48)),
@@ -25,7 +25,7 @@ def test_there_are_six():
     assert names >= {"detection", "segmentation", "keywords", "text", "restoration", "transfer"}
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_a_recipe_loads_and_names_files_that_are_there(path: Path):
     made = recipe.load(path)
     for spec in (made.model.factory, made.data.source):

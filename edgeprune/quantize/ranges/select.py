@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from edgeprune.quantize.ranges.outputs import Distance
 
 PROBED = (24, 96)  # images that a comparison of methods sees, whatever they cost, and at most
-SLOPES = 2  # gradients an image
-PASSES = 1 + 2 * SLOPES  # runs of the network that an image costs
+SLOPES = (2, 4)  # gradients an image: where it costs much, and where all images that are wanted are looked at anyway
+PASSES = 1 + 2 * SLOPES[0]  # runs of the network that an image costs
 LIKE = 2.0  # times a range: what it is joined with may be so much larger and shares its own
 PARTS = (0.85, 0.7, 0.6, 0.5, 0.4, 0.32, 0.25, 0.2)  # of the full range, which "auto" tries as well
 
@@ -177,7 +177,10 @@ def _noises(
     groups = {name: (placement.groups[name], [c.grid for c in choices]) for name, choices in several.items()}
     reach = Reach()
     try:
-        found = costs(model, groups, images, affordable(view, limit, PROBED, PASSES, effort), SLOPES, distance, reach)
+        most, fewer = (affordable(view, limit, PROBED, 1 + 2 * slopes, effort) for slopes in reversed(SLOPES))
+        every = most == affordable(view, limit, PROBED, 0, effort)
+        seen, slopes = (most, SLOPES[1]) if every else (fewer, SLOPES[0])
+        found = costs(model, groups, images, seen, slopes, distance, reach)
     except GraphError:
         found = {}
     left = {name: choices for name, choices in several.items() if name not in found}

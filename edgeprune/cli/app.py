@@ -28,6 +28,8 @@ COMMANDS = {
     "table": "Latency tables that a fleet shares: info, export, import, merge.",
     "doctor": "What is installed, what is missing, and the command that mends it.",
     "sign": "Sign a bundle: by a key in a file, or by a command that holds the key.",
+    "encrypt": "Encrypt the artifact of a bundle for the keys of devices.",
+    "decrypt": "Make an encrypted bundle plain again, with the device's key.",
     "verify": "Check a bundle: integrity, signature, evidence, and its samples again.",
     "compare": "Is a release worse than the one before it, and is that more than noise?",
     "reproduce": "Run the recipe of a bundle again, and say what differs.",

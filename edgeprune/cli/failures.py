@@ -85,7 +85,7 @@ def _usage(error: click.ClickException) -> tuple[str, str]:
 def _say(session: Invocation, kind: str, message: str, remedy: str, code: int) -> int:
     if session.as_json:
         emit(session, {"kind": kind, "message": message, "remedy": remedy, "exit_code": code})
-    label = "" if kind == "Interrupted" else console.style("Error: ", fg="red", bold=True)
+    label = "" if kind in ("Interrupted", "NotAuthenticated") else console.style("Error: ", fg="red", bold=True)
     console.say(label, console.lines(message), err=True)
     if remedy:
         console.say("  ", console.lines(remedy), err=True)

@@ -20,6 +20,19 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 OUT = Path("recipe.toml")
+OWN = {  # options with a key of their own
+    "FACTORY": "model.factory",
+    "--data": "data.source",
+    "--weights": "model.weights",
+    "--argument": "model.arguments",
+    "--input": "model.input",
+    "--task": "task.kind",
+    "--decode": "task.decode",
+    "--classes": "data.classes",
+    "--speedup": "budget.speedup",
+    "--latency-ms": "budget.latency_ms",
+    "--max-drop": "budget.max_drop",
+}
 
 
 def given_options(command: F) -> F:
@@ -39,6 +52,13 @@ def given_options(command: F) -> F:
         click.option("--speedup", type=float, help="Over the dense INT8 artifact; 1.5 where nothing is said."),
         click.option("--latency-ms", type=float, help="Or milliseconds of one run on the device."),
         click.option("--max-drop", type=float, help="In the metric's unit; else what the test split can tell."),
+        click.option(
+            "--set",
+            "keys",
+            multiple=True,
+            metavar="SECTION.KEY=VALUE",
+            help="Any other key of the recipe, such as data.mean=[0.5]; repeatable.",
+        ),
         click.option("--name", default="", metavar="NAME", help="Of the run; else the network's."),
     ]
     for option in reversed(options):
@@ -81,7 +101,15 @@ def command(factory: str, out: Path, force: bool, yes: bool, **given: Any) -> No
 
 
 def wish(
-    factory: str, *, data: str, arguments: tuple[str, ...], shape: str, classes: str, ask: bool = False, **rest: Any
+    factory: str,
+    *,
+    data: str,
+    arguments: tuple[str, ...],
+    shape: str,
+    classes: str,
+    keys: tuple[str, ...] = (),
+    ask: bool = False,
+    **rest: Any,
 ) -> Wanted:
     """What the user said, and on a terminal what the user answers; raises UsageError for what is missing."""
     if ask:
@@ -102,7 +130,8 @@ def wish(
     from edgeprune.pipeline import Wanted
 
     names = tuple(name.strip() for name in classes.split(",") if name.strip())
-    return Wanted(factory, data, _arguments(arguments), input=_shape(shape), classes=names, **rest)
+    sections = _keys(keys)
+    return Wanted(factory, data, _arguments(arguments), input=_shape(shape), classes=names, sections=sections, **rest)
 
 
 def drafted(wanted: Wanted, folder: Path, again: bool) -> Drafted:
@@ -133,8 +162,28 @@ def _arguments(given: tuple[str, ...]) -> dict[str, object]:
         name, equals, value = text.partition("=")
         if not equals or not name.isidentifier():
             raise UsageError(f"--argument {text}: not NAME=VALUE.", "--argument num_classes=14, for example.")
-        try:
-            found[name] = files.parse_toml(f"value = {value}".encode(), UsageError, "--argument")["value"]
-        except UsageError:
-            found[name] = value
+        found[name] = _value(value)
     return found
+
+
+def _keys(given: tuple[str, ...]) -> dict[str, dict[str, object]]:
+    """SECTION.KEY=VALUE, by section; what may stand there is the recipe's to say."""
+    found: dict[str, dict[str, object]] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        section, dot, key = name.strip().partition(".")
+        if not (equals and dot and section.isidentifier() and key.isidentifier()):
+            raise UsageError(f"--set {text}: not SECTION.KEY=VALUE.", "--set data.mean=[0.5,0.5,0.5], for example.")
+        for option, path in OWN.items():
+            if name.strip() == path:
+                raise UsageError(f"--set {name.strip()}: that is {option}.", f"Give {option}.")
+        found.setdefault(section, {})[key] = _value(value)
+    return found
+
+
+def _value(text: str) -> object:
+    """As TOML has it; a word without quotes is text."""
+    try:
+        return files.parse_toml(f"value = {text}".encode(), UsageError, "--set")["value"]
+    except UsageError:
+        return text

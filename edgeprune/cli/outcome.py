@@ -198,7 +198,7 @@ def _estimate(found: Any) -> None:
     """What `run` will take, by what was measured."""
     if not found:
         return
-    steps = [f"{name} {duration(value)}" for name, value in found["seconds"].items() if value >= 1]
+    steps = [f"{_with_stages(name)} {duration(value)}" for name, value in found["seconds"].items() if value >= 1]
     load = found.get("load") or 0.0
     now = f" (measured with {load:.1f} busy processes a core; a quiet machine takes less)" if load > BUSY else ""
     console.say(console.NEWLINE, f"  run will take about {duration(found['total'])}{now}: {', '.join(steps)};")
@@ -206,6 +206,12 @@ def _estimate(found: Any) -> None:
     console.say(f"  about {size['memory']} of memory, and {size['disk']} of disk ({size['free']} are free)")
     if found["disk"] > found["free"]:
         console.say("  ", console.style("!", fg="yellow"), " the disk is too small: choose another with --run-dir")
+
+
+def _with_stages(step: str) -> str:
+    """A step and, where they are called otherwise, its stages, as the run will show them."""
+    names = [one.name for one in stage.PIPELINE if one.step == step and one.work]
+    return step if not names or step in names else f"{step} ({', '.join(names)})"
 
 
 def _size(count: float) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from edgeprune import files
 from edgeprune.cli import console, init, session
 from edgeprune.cli.running import run_step
 from edgeprune.errors import RunError, UsageError
+from edgeprune.recipe import load
 from edgeprune.target import Target
 
 TEXT = "A network and data instead of a recipe: init and run in one, with little training."
@@ -44,15 +47,16 @@ def quick_command(target: Target) -> click.Command:
     @session.quiet_option
     @session.verbose_option
     def quick(factory: str, minutes: float, run_dir: Path | None, device: str, **given: Any) -> None:
-        training = {"epochs": 10.0, "hours": round(minutes / 60, 4)} if minutes else {"epochs": 0.0}
-        wanted = dataclasses.replace(init.wish(factory, **given), sections={**SHORT, "recover": training})
+        training: dict[str, object] = {"epochs": 10.0, "hours": round(minutes / 60, 4)} if minutes else {"epochs": 0.0}
         from edgeprune import pipeline
 
+        wanted = init.wish(factory, **given)
+        wanted = dataclasses.replace(wanted, sections=pipeline.patched({**SHORT, "recover": training}, wanted.sections))
         folder = run_dir or Path("runs") / f"{pipeline.run_name(wanted)}-{target.name}"
         recipe = folder / "recipe.toml"
         if not _known(folder, wanted):
-            folder.mkdir(parents=True, exist_ok=True)
-            made = init.drafted(wanted, folder, again=True)
+            with _new_folder(folder):
+                made = init.drafted(wanted, folder, again=True)
             if recipe.is_file():
                 files.write_text(folder / BEFORE, recipe.read_text())
                 console.say(f"{'recipe':<9}for what is asked now; the one before is {folder / BEFORE}", err=True)
@@ -60,8 +64,25 @@ def quick_command(target: Target) -> click.Command:
             files.write_json(folder / WISH, dataclasses.asdict(wanted))
         console.say(f"{'recipe':<9}{recipe}: edgeprune {target.name} run {recipe} goes on from here", err=True)
         run_step("run", target, recipe, run_dir=folder, device=device)
+        if wanted.max_drop is None and not (session.current().as_json or session.current().quiet):
+            drop = load(recipe).budget.max_drop
+            console.say(f"  {'max_drop':<8} {drop:g} is what the test split can tell; --max-drop asks for less.")
 
     return quick
+
+
+@contextlib.contextmanager
+def _new_folder(folder: Path) -> Iterator[None]:
+    """The folder is there; where what follows fails, it goes again, as far as it and its parents are new and empty."""
+    new = [one for one in (folder, *folder.parents) if not one.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for one in new:
+                one.rmdir()
+        raise
 
 
 def _known(folder: Path, wanted: object) -> bool:

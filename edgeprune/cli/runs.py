@@ -19,6 +19,7 @@ from edgeprune.errors import RunError, UsageError
 
 LOCK, EVENTS, RECIPE = ".lock", "events.jsonl", "recipe.lock.toml"
 DAY = 86400.0
+LINE = 1 << 16  # bytes of the last line, at most
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,20 @@ def _verdict(path: Path) -> str:
         if isinstance(given, dict) and given.get("verdict"):
             return str(given["verdict"])
     whole = [name for name in stage.NAMES if (path / name / "stage.json").is_file()]
-    return f"until {whole[-1]}" if whole else "nothing yet"
+    ended = f" ({error})" if (error := _stopped(path)) else ""
+    return f"until {whole[-1]}{ended}" if whole else f"nothing yet{ended}"
+
+
+def _stopped(path: Path) -> str:
+    """The error that the last command there ended with; empty: none."""
+    try:
+        with (path / EVENTS).open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - LINE))
+            line = log.read().splitlines()[-1]
+        last = files.parse_json(line, RunError, EVENTS)
+    except (OSError, IndexError, RunError):
+        return ""
+    return str(last.get("error", ""))[:40] if isinstance(last, dict) and last.get("event") == "stopped" else ""
 
 
 def _busy(path: Path) -> bool:

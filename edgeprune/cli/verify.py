@@ -30,6 +30,9 @@ COLOURS = {"good": "green", "authentic": "green", "intact": "yellow", "unverifie
 @click.option("--device", default="", metavar="DEVICE", help="Run the samples there; see 'edgeprune devices list'.")
 @click.option("--no-rerun", is_flag=True, help="Open nothing: check files, signature and evidence only.")
 @click.option("--strict", is_flag=True, help="Fail unless it is GOOD: signed by --key, and the samples rerun.")
+@click.option(
+    "--identity", type=click.Path(path_type=Path), help="A device's private key (age): opens an encrypted one."
+)
 @click.option("--policy", type=click.Path(path_type=Path), help="Hold it against what a team asks for; see ci.md.")
 @json_option
 @verbose_option
@@ -40,6 +43,7 @@ def command(
     device: str,
     no_rerun: bool,
     strict: bool,
+    identity: Path | None,
     policy: Path | None,
 ) -> None:
     """Check a bundle on any machine: every byte, the signature, the evidence, and its samples again.
@@ -49,6 +53,7 @@ def command(
     \b
     GOOD (signed by KEY, samples rerun here)            0
     AUTHENTIC, SAMPLES NOT RERUN (signed by KEY)        0, with --strict 12
+    AUTHENTIC, ENCRYPTED: EVIDENCE NOT CHECKED          0, with --strict 12
     INTACT, NOT AUTHENTICATED (no signature, or no key) 12
     UNVERIFIED: its own device has not measured it      8
     BAD: damaged, altered, incomplete, contradictory    10
@@ -61,7 +66,7 @@ def command(
         if policy is not None:
             _hold(bundle, policy, key, device, not no_rerun, listed, strict)
             return
-        checked = release.verify(bundle, key=key, device=device, rerun=not no_rerun, revoked=listed)
+        checked = release.verify(bundle, key=key, device=device, rerun=not no_rerun, revoked=listed, identity=identity)
     except BundleError:
         if not current().as_json:
             console.say(console.style("BAD", fg="red", bold=True), f"  {bundle}")
@@ -120,6 +125,11 @@ def _judge(checked: Verified, strict: bool) -> None:
         raise NotAuthenticated(
             f"{checked.bundle}: intact, but it was not proved who made it.",
             "Give the public key of who should have signed it: --key release.pub; see bundle.md to sign one.",
+        )
+    if strict and not next(check.passed for check in checked.checks if check.name == "evidence"):
+        raise NotAuthenticated(
+            f"{checked.bundle}: its evidence was not checked, and --strict asks for that.",
+            "It is encrypted: give the device's key with --identity device.key, or verify the plain bundle.",
         )
     if strict and checked.state != "good":
         raise NotAuthenticated(

@@ -17,6 +17,7 @@ from edgeprune import stage
 from edgeprune import target as targets
 from edgeprune.errors import EdgepruneError, GateError, InputError, UsageError, did_you_mean
 from edgeprune.pipeline import choose, ends, objects, processes, reading, recovery, stages
+from edgeprune.pipeline.candidates import patched
 from edgeprune.pipeline.context import Context, lock_recipe
 from edgeprune.pipeline.draft import Drafted, Wanted, draft, run_name
 from edgeprune.pipeline.events import Event, Listener, Voice, silent
@@ -49,6 +50,7 @@ __all__ = [
     "compress",
     "draft",
     "keep_memory",
+    "patched",
     "plan",
     "refuse",
     "run",

@@ -99,7 +99,9 @@ def trials(
         return [Trials("dense", (("as it lies", {}),))]
     side = list(sections["model"]["input"])  # type: ignore[call-overload]
     square: Mapping[str, object] = {"resize": side[1:]} if files else {}
-    every = [(label, {"data": {**square, **keys}}) for label, keys in _pixels(network, side[0])]
+    known = {"scale", "mean", "std"} & sections["data"].keys()
+    ranges = [("as stated", {})] if known else _pixels(network, side[0])
+    every = [(label, {"data": {**square, **keys}}) for label, keys in ranges]
     if task == "detection" and "decode" not in sections.get("task", {}):
         every = [
             (f"{name}, {label}", {**patch, "task": {"kind": task, "decode": name, **settings}})

@@ -220,6 +220,7 @@ def _task(
         sections["data"]["options"] = {**found.options, "features": wanted.features}
     fitting = found.size or (found.some and candidates.all_of(found.some, shape[1:]))
     files = kind in PICTURES and not (kind == "images" and fitting)
+    sections = candidates.patched(sections, wanted.sections)
     return _best(
         sections, wanted, network, candidates.trials(network, sections, kind, task, files, bool(wanted.input)), say
     )
@@ -258,7 +259,7 @@ def _best(
         for place, (label, patch) in enumerate(kind.candidates):
             if rated and (kind.first or time.monotonic() - began > SECONDS):
                 break
-            tried = candidates.patched(sections, patch)
+            tried = candidates.patched(candidates.patched(sections, patch), wanted.sections)
             one = _sketch(tried, wanted, network, sketch)
             try:
                 score, anyhow = _rated(one, TRIED, not wanted.classes)
@@ -358,10 +359,7 @@ def _budget(wanted: Wanted, sections: Sections, sketch: Subject, name: str, say:
 
 
 def _with_budget(sections: Sections, wanted: Wanted, speed: dict[str, object], drop: float) -> Sections:
-    made = {**sections, "budget": {**speed, "max_drop": drop}}
-    for section, keys in wanted.sections.items():
-        made[section] = {**made.get(section, {}), **keys}
-    return made
+    return candidates.patched({**sections, "budget": {**speed, "max_drop": drop}}, wanted.sections)
 
 
 def _ladder(dense: validate.Sanity) -> list[float]:

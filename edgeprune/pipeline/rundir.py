@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune import files
-from edgeprune.errors import RunError
+from edgeprune.errors import EdgepruneError, RunError
 from edgeprune.stage import NAMES, PIPELINE, named
 
 SEAL, KEY = "stage.json", ".key"
@@ -95,7 +95,10 @@ class RunDirectory:
             files.remove(self.path / f"{name}.old")
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, EdgepruneError) and self._lock >= 0:
+            with contextlib.suppress(RunError, OSError):
+                self.event("stopped", error=type(error).__name__, message=error.message)
         # The file stays: who waits for it has it open, and would hold the lock of a file that no one else sees.
         if self._lock >= 0:
             os.close(self._lock)

@@ -13,7 +13,7 @@ import msgspec
 import onnx
 
 from edgeprune import files, graph, quantize, stage
-from edgeprune.devices import Artifact
+from edgeprune.devices import Artifact, Timing
 from edgeprune.errors import GateError, ProofError, RecipeError, RunError
 from edgeprune.pipeline import ends, flavours, int8_training, optimised, recovery, workloads
 from edgeprune.pipeline.bench import Bench
@@ -251,6 +251,7 @@ def validate_stage(subject: Subject, bench: Bench, run: RunDirectory, voice: Voi
         "inputs": travelling.inputs(subject),
         "networks": figures,
         **({"difference": difference} if difference else {}),
+        **_behind(subject, run, voice, kernels["pruned-int8"], timings["pruned-int8"]),
         "comparison": compared,
         "sanity": sane,
         "precision": validate.precision(kernels["pruned-int8"], quantised_layers(run)),
@@ -270,6 +271,20 @@ def validate_stage(subject: Subject, bench: Bench, run: RunDirectory, voice: Voi
             "sha256": _measured_files(bench.target, run, folder),
         },
     )
+
+
+def _behind(
+    subject: Subject, run: RunDirectory, voice: Voice, kernels: list[dict[str, object]], timing: Timing
+) -> dict[str, object]:
+    """`postprocessing`: what stays in float behind the last weights of the released artifact, if anything does."""
+    from edgeprune.pipeline import behind
+
+    graph = onnx.load(run.folder("quantize") / "pruned-fp32.onnx")
+    found = behind.cost(graph, subject.ends, kernels, timing.median)
+    if found is None:
+        return {}
+    voice.say("validate", found.said(timing.unit))
+    return {"postprocessing": found}
 
 
 def _measured_files(target: Target, run: RunDirectory, folder: Path) -> dict[str, str]:

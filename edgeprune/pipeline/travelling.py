@@ -111,6 +111,7 @@ def task(given: Task) -> TaskInfo:
         unit=given.unit,
         higher_is_better=given.higher_is_better,
         settings=settings,
+        distance=getattr(given, "apart", "the task's own function"),
     )
 
 

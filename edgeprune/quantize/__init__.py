@@ -19,6 +19,7 @@ from edgeprune.quantize.ranges.ranges import TensorRange as TensorRange
 from edgeprune.quantize.ranges.ranges import dummy_ranges as dummy_ranges
 from edgeprune.quantize.view import View as View
 from edgeprune.quantize.write.insert import apply as apply
+from edgeprune.quantize.write.placement import tail as tail
 from edgeprune.quantize.write.weights import weights_asked as weights_asked
 from edgeprune.quantize.write.weights import weights_chosen as weights_chosen
 

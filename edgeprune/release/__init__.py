@@ -5,6 +5,7 @@ from __future__ import annotations
 from edgeprune.release.bundle import bundle
 from edgeprune.release.contents import Contents, contents
 from edgeprune.release.device.check import statistics
+from edgeprune.release.encryption import decrypt, encrypt
 from edgeprune.release.policy import Policy, enforce, hold, signer
 from edgeprune.release.policy import load as load_policy
 from edgeprune.release.publish import publish
@@ -24,6 +25,8 @@ __all__ = [
     "check",
     "check_key",
     "contents",
+    "decrypt",
+    "encrypt",
     "enforce",
     "hold",
     "install",

@@ -32,7 +32,7 @@ from edgeprune import target as targets
 from edgeprune._version import __version__
 from edgeprune.config import convert
 from edgeprune.errors import BundleError, GateError, RunError, TargetError
-from edgeprune.release import archive, provenance, readme, sbom
+from edgeprune.release import archive, provenance, readme
 from edgeprune.release.signature import SUMS
 from edgeprune.result import ArtifactFiles, Facts
 from edgeprune.target import Target
@@ -88,6 +88,8 @@ def profile_of(result: Mapping[str, object]) -> Target:
 def _contents(
     run_dir: Path, result: Mapping[str, object], profile: Target, artifact: dict[str, Path], licences: Sequence[Path]
 ) -> dict[str, bytes | Path]:
+    from edgeprune.release import sbom  # its library takes a tenth of a second to import; who verifies needs none of it
+
     read = results.glance(result)
     runtime, version = profile.runtime, read.runtime.version
     flavours = read.artifact.flavours.values()

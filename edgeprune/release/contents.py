@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeprune import result as results
-from edgeprune.release import archive, evidence, samples
+from edgeprune.release import archive, encryption, evidence, samples
 from edgeprune.release.evidence import Manifest
 from edgeprune.release.trust import Revoked
 from edgeprune.release.verify import Verified, verify
@@ -59,6 +59,7 @@ def contents(
     """Verify a bundle and open it; raises as `verify`."""
     verified = verify(bundle, key=key, device=device, rerun=rerun, revoked=revoked)
     found = archive.read(bundle)
+    encryption.refuse(found, "this")
     manifest, _, profile = evidence.manifest(found)
     raw = evidence.json_of(found, "result.json")
     return Contents(bundle, verified, manifest, profile, results.read(raw), samples.answers(found), Facts(raw))

@@ -21,14 +21,14 @@ from edgeprune import target as targets
 from edgeprune.config import convert
 from edgeprune.errors import BundleError, EdgepruneError, UsageError
 from edgeprune.recipe import BudgetSection
-from edgeprune.release import consistent, precision, provenance, samples, signature
+from edgeprune.release import bill, consistent, precision, provenance, samples, signature
 from edgeprune.release.archive import DAMAGED, Archive
 from edgeprune.release.bundle import FIGURES, MANIFEST, UNVERIFIED
 from edgeprune.release.consistent import OTHER
 from edgeprune.target import Target
 
 NOT_PASSED = "It was not made by a passing run."
-LIMITS = {MANIFEST: 16 << 20, "result.json": 16 << 20, "plan.json": 16 << 20, "sbom.json": 4 << 20}
+LIMITS = {MANIFEST: 16 << 20, "result.json": 16 << 20, "plan.json": 16 << 20}
 SMALL = 1 << 20  # bytes of every other text
 REQUIRED = (
     "LICENSES/edgeprune.txt", "README.md", "agent/__init__.py", "manifest.json", "plan.json", "preprocessing.json",
@@ -204,6 +204,7 @@ def check(found: Archive, read: Manifest, raw: Mapping[str, object], profile: Ta
     gates = _gates(found, read, result, profile)
     parts = [precision.check(found, f"artifact/{name}") for name in _graphs(read)]
     consistent.artifact(found, list(read.artifact.files), results.read(result))
+    bill.check(found)
     provenance.check(found, profile.name, result.get("recipe", {}), read.sources)
     consistent.answers(found, samples.answers(found), results.read(result))
     where = f"{profile.name}, {read.runtime.name} {read.runtime.version}".strip()
@@ -276,7 +277,6 @@ def _small_parts(found: Archive) -> None:
         raise BundleError(f"{found.path}: 'preprocessing.json' is not preprocessing (not finite, or zero).", DAMAGED)
     for name, fits in (
         ("plan.json", lambda data: isinstance(data, dict) and data),
-        ("sbom.json", lambda data: isinstance(data, dict) and data.get("bomFormat") == "CycloneDX"),
         ("selftest.json", lambda data: isinstance(data, dict) and data.get("version") == 1 and data.get("inputs")),
         ("labels.json", lambda data: isinstance(data, list) and all(isinstance(one, str) for one in data)),
     ):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from edgeprune import files
 from edgeprune.errors import BundleError, DeviceError, GateError, UsageError
-from edgeprune.release import archive, evidence, signature
+from edgeprune.release import archive, encryption, evidence, signature
 from edgeprune.release.trust import Revoked
 from edgeprune.release.verify import verify
 from edgeprune.result import Facts
@@ -58,7 +58,9 @@ def install(
             f"{bundle}: marked unverified: the device it is for has not measured it.",
             "Its README.md has the commands that measure it on a device.",
         )
-    manifest, _, _ = evidence.manifest(archive.read(bundle))
+    found = archive.read(bundle)
+    encryption.refuse(found, "`device install`")
+    manifest, _, _ = evidence.manifest(found)
     known = profile or evidence.known_here(manifest)
     keys = signature.raw_keys(key) if key is not None else []
     more = {"keys": keys, "new_keys": new_key, "unsigned": unsigned, "slack": slack}

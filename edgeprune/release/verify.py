@@ -4,7 +4,7 @@ In this order, so that nothing is opened by a runtime before it is known to be w
 that names the file. What is left is one of four states, and only one of them is called good:
 
     good         signed by the key that was given, and its samples came out here as they did when it was made
-    authentic    signed by that key; the samples were not run again
+    authentic    signed by that key; the samples were not run again (nor, where it is encrypted, its evidence checked)
     intact       nothing is wrong with it, but anybody may have made it: not signed, or no key was given
     unverified   intact, and it says itself that the device it is for has not measured it
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 import importlib.util
 import stat
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from edgeprune import files
 from edgeprune.errors import BundleError, DeviceUnreachable, JobFailed, MissingDependency, TargetError, UsageError
-from edgeprune.release import archive, evidence, samples, signature
+from edgeprune.release import archive, encryption, evidence, samples, signature
 from edgeprune.release.archive import DAMAGED, Archive
 from edgeprune.release.bundle import UNVERIFIED
 from edgeprune.release.device import run as on_device
@@ -81,6 +81,7 @@ def verify(
     rerun: bool = True,
     profile: Target | None = None,
     revoked: Revoked | None = None,
+    identity: Path | None = None,
 ) -> Verified:
     """Check a bundle.
 
@@ -90,6 +91,8 @@ def verify(
         rerun: False: open nothing.
         profile: the target, from whoever knows it better than by the name that the bundle gives.
         revoked: what is not trusted any longer.
+        identity: a device's private key (age), for a bundle whose artifact is encrypted; without it neither its
+            evidence nor its samples are looked at.
 
     Raises:
         UsageError: there is no such bundle, or no such key.
@@ -99,6 +102,19 @@ def verify(
     found = archive.read(bundle)
     integrity = _integrity(found)
     signed = Check("signature", *signature.check(found, key, revoked))
+    if not encryption.is_encrypted(found):
+        return _inside(found, integrity, signed, device, rerun, profile)
+    if identity is None:
+        return _closed(found, integrity, signed)
+    with tempfile.TemporaryDirectory(prefix="edgeprune-verify-") as folder:
+        plain = archive.read(encryption.decrypt(bundle, identity, Path(folder) / bundle.name))
+        return replace(_inside(plain, integrity, signed, device, rerun, profile), bundle=bundle)
+
+
+def _inside(
+    found: Archive, integrity: Check, signed: Check, device: str, rerun: bool, profile: Target | None
+) -> Verified:
+    """The evidence and the samples of a plain bundle."""
     manifest, raw, own = evidence.manifest(found)
     proved = Check("evidence", manifest.verdict != UNVERIFIED, evidence.check(found, manifest, raw, own))
     inputs, expected = samples.read(found)
@@ -108,7 +124,25 @@ def verify(
     else:
         again = Check("samples", False, "not rerun: --no-rerun was given.")
     state, summary = _state(manifest, signed, again)
-    return Verified(bundle, state, summary, (integrity, signed, proved, again), raw)
+    return Verified(found.path, state, summary, (integrity, signed, proved, again), raw)
+
+
+def _closed(found: Archive, integrity: Check, signed: Check) -> Verified:
+    """What can be said of an encrypted bundle without its device's key."""
+    keys = encryption.envelope(found).keys
+    why = f"the artifact is encrypted for {keys} {'key' if keys == 1 else 'keys'}; --identity FILE opens it."
+    raw = evidence.json_of(found, "manifest.json")
+    if not isinstance(raw, dict):
+        raise BundleError(f"{found.path}: 'manifest.json' is not a manifest.", DAMAGED)
+    checks = (integrity, signed, Check("evidence", False, f"not checked: {why}"), Check("samples", False, "not rerun."))
+    if raw.get("verdict") == UNVERIFIED:
+        summary = "UNVERIFIED: its own device has not measured it (encrypted: evidence not checked)"
+        return Verified(found.path, "unverified", summary, checks, raw)
+    if not signed.passed:
+        summary = "INTACT, NOT AUTHENTICATED (encrypted: evidence not checked)"
+        return Verified(found.path, "intact", summary, checks, raw)
+    who = signed.message.rstrip(".")
+    return Verified(found.path, "authentic", f"AUTHENTIC, ENCRYPTED: EVIDENCE NOT CHECKED ({who})", checks, raw)
 
 
 def _there(bundle: Path) -> None:

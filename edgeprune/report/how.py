@@ -195,7 +195,7 @@ def recovery(result: Facts) -> Html:
         f"{what} while training, {len(history)} evaluations.",
         level=None if dense is None else factor * dense,
     )
-    facts = {}
+    facts = {"distance to the dense network": task.distance} if task.distance else {}
     if steps := training.number("steps"):
         facts["training"] = (
             f"{words.plain(training.get('epochs'))} epochs, {steps:,.0f} steps, "
@@ -245,7 +245,8 @@ def calibration(result: Facts) -> Html:
         facts["examples"] = f"{images:,.0f}, from the training split"
     if found.get("dialect"):
         facts["scheme"] = found.get("dialect")
-    floats = sorted(name for name, kind in ranges.part("precision") if kind == "float")
+    asked = {name for name, kind in ranges.part("precision") if kind == "float"}
+    floats = sorted({*asked, *(str(name) for name in found.part("precision").listed("float"))})
     if floats:
         facts["left in float"] = ", ".join(floats)
     if alone := sorted(name for name, kind in ranges.part("precision") if str(kind).endswith("-weights")):

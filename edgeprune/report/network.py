@@ -36,8 +36,19 @@ def latency(result: Facts) -> Html:
         bars and legend({**marks, "gone": "removed"} if any(bar.gone for bar in bars) else marks),
         fold(f"All {len(bars)} layers as a table", made),
         lead="How the runtime's own profile of the very artifacts divides their latency; a kernel counts for the layer "
-        "whose weights it uses; those that use none are in the table, as (other). The sum is the measured median.",
+        "whose weights it uses; those that use none are in the table, as (other). The sum is the measured median."
+        + _behind(result.part("postprocessing"), unit),
     )
+
+
+def _behind(found: Facts, unit: str) -> str:
+    """What the operators behind the last weights cost."""
+    counts = found.part("operators")
+    if not counts:
+        return ""
+    named = ", ".join(f"{count} {kind}" if count != 1 else str(kind) for kind, count in counts)
+    took, share = words.latency(found.get("latency"), unit), words.percent(found.get("share"), 1)
+    return f" Behind the last weights, in float: {named}; {took} of pruned INT8, {share}."
 
 
 def _row(layer: Facts, scale: float) -> list[Any]:

@@ -341,13 +341,17 @@ class ArtifactFiles(Record, frozen=True, kw_only=True):
 
 
 class TaskInfo(Record, frozen=True, kw_only=True):
-    """What the network is for: the kind as a recipe calls it, and its metric; `settings` are what run.py needs."""
+    """What the network is for: the kind as a recipe calls it, and its metric; `settings` are what run.py needs.
+
+    `distance` says in words how far a network is from the dense one: what search, repair and distillation go by.
+    """
 
     kind: str = "classification"
     metric: str = "top-1"
     unit: str = "points"
     higher_is_better: bool = True
     settings: dict[str, object] = {}
+    distance: str = ""
 
 
 class InputInfo(Record, frozen=True, kw_only=True):

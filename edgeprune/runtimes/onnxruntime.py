@@ -111,4 +111,5 @@ RUNTIME = Runtime(
     ),
     optimises_on=("arm",),
     ends=True,
+    from_memory=True,
 )

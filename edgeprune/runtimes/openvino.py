@@ -91,4 +91,5 @@ RUNTIME = Runtime(
     weights_kind="FullyConnectedCompressed",
     ends=True,
     options=(Option("--streams", "NUM_STREAMS", "Requests that OpenVINO runs side by side."),),
+    from_memory=True,
 )

@@ -65,6 +65,7 @@ class Runtime:
         flavours: its release carries several Q/DQ schemes, and each is checked by a linter of its own.
         optimises_on: families of targets whose devices can write an optimised graph that is shipped beside.
         ends: artifacts may take bytes and give classes ([export]): tried on this runtime.
+        from_memory: opens an artifact that lies in no folder, and leaves nothing of it in one: it may be encrypted.
         clocks: the device's clocks must be locked by hand before measuring, and a bundle's README says so.
     """
 
@@ -83,6 +84,7 @@ class Runtime:
     flavours: bool = False
     optimises_on: tuple[str, ...] = ()
     ends: bool = False
+    from_memory: bool = False
     clocks: bool = False
 
     def runs_in_int8(self, kind: str, implementation: str) -> bool:

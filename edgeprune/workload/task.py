@@ -76,6 +76,7 @@ class BaseTask:
     unit: str = ""
     higher_is_better: bool = True
     varying: bool = False  # may outputs have another shape for another example?
+    apart: str = "squared error over the dense network's variance per channel"  # what `distance` is, in words
 
     def _measure(self, outputs: Outputs, targets: list[Any]) -> Statistics:
         raise NotImplementedError

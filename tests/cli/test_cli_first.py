@@ -13,8 +13,8 @@ import pytest
 
 from edgeprune import recipe
 from edgeprune.cli import quick
-from edgeprune.errors import UsageError
-from edgeprune.pipeline import Wanted
+from edgeprune.errors import BudgetError, UsageError
+from edgeprune.pipeline import RunDirectory, Wanted
 
 
 @pytest.mark.long
@@ -28,9 +28,24 @@ def test_init_writes_a_recipe_with_comments(edgeprune_command, project):
     assert "# over the dense INT8 artifact" in text
     made = recipe.load("mine.toml")
     assert (made.budget.speedup, made.model.input, made.data.source) == (1.2, (3, 16, 16), "data.npz")
+    stated = ("--set", "data.mean=[0.1]", "--set", "data.std=[0.5]", "--set", "recover.optimizer=adamw")
+    done = edgeprune_command("init", "net.py:net", "--data", "data.npz", *stated, "-o", "other.toml")
+    other = recipe.load("other.toml")
+    assert (other.data.mean, other.data.std, other.recover.optimizer) == ((0.1,), (0.5,), "adamw"), done.stderr
+    assert "pixels as" not in done.stderr  # nothing is tried
+    unstated = edgeprune_command("init", "net.py:net", "--data", "data.npz", "-o", "third.toml")
+    assert "pixels as" in unstated.stderr
     again = edgeprune_command("init", "net.py:net", "--data", "data.npz", "-o", "mine.toml")
     assert again.exit_code == 2
     assert "mine.toml is there already" in again.stderr
+
+
+def test_a_quick_run_that_cannot_be_drafted_leaves_no_folder(edgeprune_command, project):
+    done = edgeprune_command("intel-cpu", "quick", "net.py:net", "--data", "gone")
+    assert done.exit_code == 3 and not Path("runs").exists()
+    Path("runs").mkdir()
+    edgeprune_command("intel-cpu", "quick", "net.py:net", "--data", "gone")
+    assert list(Path("runs").iterdir()) == []
 
 
 @pytest.mark.long
@@ -44,6 +59,9 @@ def test_init_writes_a_recipe_with_comments(edgeprune_command, project):
         (["init", "net.py:net", "--data", "data.npz", "--input", "3,x"], 2, "not a shape"),
         (["init", "net.py:net", "--data", "data.npz", "--task", "clasification"], 3, "Did you mean 'classification'?"),
         (["init", "net.py:net", "--data", "data.npz", "--argument", "x"], 2, "not NAME=VALUE"),
+        (["init", "net.py:net", "--data", "data.npz", "--set", "mean=[0.5]"], 2, "not SECTION.KEY=VALUE"),
+        (["init", "net.py:net", "--data", "data.npz", "--set", "budget.speedup=2"], 2, "that is --speedup"),
+        (["init", "net.py:net", "--data", "data.npz", "--set", "data.means=[0.5]"], 2, "Did you mean 'mean'?"),
         (["init", "net.py:nets", "--data", "data.npz"], 3, "Did you mean 'net'?"),
         (["intel-cpu", "quick", "net.py:net"], 2, "--data is missing"),
         (["runs", "gone"], 11, "gone: no such folder"),
@@ -99,6 +117,11 @@ def test_runs_are_listed_and_cleaned_only_where_nothing_is_lost(edgeprune_comman
     busy = a_run("busy", days=9)
     (Path("runs") / "notes").mkdir()
     table = edgeprune_command("runs").stdout
+    with pytest.raises(BudgetError), RunDirectory(Path("runs/begun")):
+        raise BudgetError("too much is asked for.")
+    os.utime("runs/begun/events.jsonl", (0, 0))
+    assert "nothing yet (BudgetError)" in edgeprune_command("runs").stdout
+    os.utime("runs/begun", (time.time() - 9 * 86400,) * 2)
     for wanted in ("release", "refused", "nothing yet", "good.tar", "5.0 MB", "3 days", "4 runs"):
         assert wanted in table
     assert edgeprune_command("runs", "--clean").exit_code == 2  # no terminal: it asks for --yes

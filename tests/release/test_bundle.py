@@ -100,7 +100,12 @@ def test_bill_of_materials_names_the_measured_runtime(made, bundle, tmp_path):
     assert component["version"] == runtime["version"]
     assert component["purl"] == f"pkg:pypi/{runtime['name']}@{runtime['version']}"
     assert component["licenses"]
-    assert document["dependencies"][0]["dependsOn"]
+    model = document["metadata"]["component"]
+    (needed,) = [one["dependsOn"] for one in document["dependencies"] if one["ref"] == model["bom-ref"]]
+    assert component["purl"] in needed
+    for file in model["components"]:
+        content = (tmp_path / "artifact" / file["name"]).read_bytes()
+        assert file["hashes"] == [{"alg": "SHA-256", "content": hashlib.sha256(content).hexdigest()}]
 
 
 def on_device(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -327,3 +327,11 @@ def test_small_latencies_keep_three_digits_that_count():
     assert [words.latency(value) for value in (0.04761, 0.0483, 0.123, 12.345, 0)] == [
         "0.0476 ms", "0.0483 ms", "0.123 ms", "12.35 ms", "0.000 ms",
     ]  # fmt: skip
+
+
+def test_layers_in_float_are_named_whoever_asked_for_them():
+    """The recipe's in the ranges; those that speed or accuracy keeps, in the choice."""
+    quantize = copy.deepcopy(EXAMPLE["quantize"])
+    quantize["ranges"]["precision"] = {"head": "float"}
+    quantize["precision"] = {"method": "auto", "float": ["stem", "head"]}
+    assert "head, stem" in read(changed(quantize=quantize)).text

@@ -6,6 +6,7 @@
     python3 run.py --optimised ...  the same with the graph as the device's runtime optimised it ahead
     python3 run.py --check [FILE...]  is the runtime, the clock and what the network is given still what it was? FILEs
                                     are what it was given lately, of which 20 or more tell drift
+    python3 run.py --identity KEY ... an encrypted artifact is opened with this device's key (age), in memory alone
 
 Python 3.8 and up. Exit code 0: the samples come out as they did when the bundle was made; 1: they do not; 3: --check
 found something odd.
@@ -13,8 +14,10 @@ found something odd.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
+import os
 import platform
 import re
 import sys
@@ -42,7 +45,7 @@ def read(name: str) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def open_model(manifest: dict[str, Any], ahead: bool = False) -> Any:
+def open_model(manifest: dict[str, Any], ahead: bool = False, identity: str = "") -> Any:
     """Open the artifact as it was measured: same options, same number of threads; `ahead`: the optimised graph."""
     sys.path.insert(0, str(HERE))
     artifact = manifest["artifact"]
@@ -54,7 +57,31 @@ def open_model(manifest: dict[str, Any], ahead: bool = False) -> Any:
     if odd:
         sys.exit("manifest.json names a file that cannot be in a bundle: " + ascii(odd[0]))
     files = {name: str(HERE / "artifact" / name) for name in chosen["files"]}
+    if (HERE / "encrypted.json").is_file():
+        files = {name: decrypted(name, manifest, identity) for name in files}
     return runner.Model(files, chosen["options"], artifact["threads"], home())
+
+
+def decrypted(name: str, manifest: dict[str, Any], identity: str) -> str:
+    """A file of the artifact in memory that no folder shows, as the path of its handle; needs pyrage."""
+    if not identity:
+        sys.exit("This artifact is encrypted: python3 run.py --identity KEY, the file of this device's key.")
+    try:
+        import pyrage
+    except ImportError:
+        sys.exit("This artifact is encrypted: python3 -m pip install pyrage (Python 3.10 and up).")
+    try:
+        lines = Path(identity).read_text(encoding="utf-8").split()
+        keys = [pyrage.x25519.Identity.from_str(word) for word in lines if word.startswith("AGE-SECRET-KEY-")]
+        data = pyrage.decrypt((HERE / "artifact" / (name + ".age")).read_bytes(), keys)
+    except (OSError, ValueError, pyrage.IdentityError, pyrage.DecryptError) as cause:
+        sys.exit(f"{name} cannot be decrypted with {identity}: {cause}.")
+    if hashlib.sha256(data).hexdigest() != manifest["files"]["artifact/" + name]["sha256"]:
+        sys.exit(f"{name} is not the file that the manifest names.")
+    handle = os.memfd_create(name)
+    with os.fdopen(handle, "wb", closefd=False) as memory:
+        memory.write(data)
+    return f"/proc/self/fd/{handle}"
 
 
 def flavour(artifact: dict[str, Any], version: str) -> dict[str, Any]:
@@ -194,7 +221,12 @@ def main() -> int:
         return 0
     manifest = read("manifest.json")
     named = [argument for argument in sys.argv[1:] if argument not in ("--optimised", "--check")]
-    model = open_model(manifest, ahead="--optimised" in sys.argv[1:])
+    identity = ""
+    if "--identity" in named[:-1]:
+        at = named.index("--identity")
+        identity = named[at + 1]
+        del named[at : at + 2]
+    model = open_model(manifest, ahead="--optimised" in sys.argv[1:], identity=identity)
     if named and "--check" not in sys.argv[1:]:
         show = importlib.import_module("show")
         show.each(named, manifest, read("preprocessing.json") or {}, read("labels.json"), lambda x: infer(model, x))

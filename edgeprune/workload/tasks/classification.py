@@ -71,6 +71,8 @@ class Classification(BaseTask):
             raise ModelError(f"{self.metric} of {scores.shape[1]} classes is always right.", "Lower `top`.")
         return int(scores.shape[1])
 
+    apart = "KL divergence from the dense network's classes"
+
     def distance(self, reference: Sequence[Tensor], outputs: Sequence[Tensor]) -> Tensor:
         """KL divergence of the dense network's distribution of classes."""
         return distances.on_output(reference, outputs, self.output, distances.divergence)

@@ -124,6 +124,10 @@ class Custom(BaseTask):
                 f"the metric {self.name} gave {value} on {count(outputs)} examples.", "It must give a number."
             )
 
+    @property
+    def apart(self) -> str:  # type: ignore[override]
+        return BaseTask.apart if self._distance is None else "the task's own function"
+
     def distance(self, reference: Sequence[Tensor], outputs: Sequence[Tensor]) -> Tensor:
         """The user's, checked to be [batch] and not below 0; else squared error over the variance per channel."""
         if self._distance is None:

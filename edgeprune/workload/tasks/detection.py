@@ -174,6 +174,8 @@ class Detection(BaseTask):
                     "Both in pixels of the network's input, or both in 0..1 of the picture.",
                 )
 
+    apart = "squared error over the variance per channel, weighted by how sure the dense network is of a place"
+
     def distance(self, reference: Sequence[Tensor], outputs: Sequence[Tensor]) -> Tensor:
         """Squared error over the variance per channel, weighted by how sure the dense network is of a place.
 

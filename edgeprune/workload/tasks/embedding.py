@@ -135,6 +135,8 @@ class Embedding(BaseTask):
         if isinstance(statistics, Gallery) and len(targets) > 64 and np.isnan(whole(statistics)):
             raise DataError("no two examples are of one identity, so recall has no value.", "Give pairs at least.")
 
+    apart = "1 - cosine"
+
     def distance(self, reference: Sequence[Tensor], outputs: Sequence[Tensor]) -> Tensor:
         """1 - cosine."""
         return distances.on_output(reference, outputs, self.output, distances.cosine)

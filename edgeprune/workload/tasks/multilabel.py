@@ -128,6 +128,8 @@ class MultiLabel(BaseTask):
         failed = np.concatenate([np.zeros_like(truth), ~truth, truth], 1).astype(np.float64)
         return Sums(rows, failed, f1)
 
+    apart = "KL divergence of each label's yes or no"
+
     def distance(self, reference: Sequence[Tensor], outputs: Sequence[Tensor]) -> Tensor:
         """Mean over labels of the divergence of the dense network's yes or no."""
         return distances.on_output(reference, outputs, self.output, distances.binary_divergence)
@@ -181,6 +183,8 @@ class Binary(BaseTask):
         if self.metric == "AUC":
             return Ranked(np.where(bad, np.where(truth, LOWEST, -LOWEST), scores)[:, None], truth[:, None], "AUC")
         return Proportion.of(((scores > _cut(scores, self.threshold, self.logits)) == truth) & ~bad)
+
+    apart = "KL divergence of yes or no"
 
     def distance(self, reference: Sequence[Tensor], outputs: Sequence[Tensor]) -> Tensor:
         """Divergence of the dense network's yes or no."""

@@ -138,6 +138,8 @@ class Segmentation(BaseTask):
         columns = (np.arange(shape[1]) * said.shape[1]) // shape[1]
         return said[np.ix_(rows, columns)]
 
+    apart = "KL divergence of each pixel's classes"
+
     def distance(self, reference: Sequence[Tensor], outputs: Sequence[Tensor]) -> Tensor:
         """KL divergence of each pixel's classes, mean over pixels."""
 

@@ -125,6 +125,8 @@ class SequenceLabels(BaseTask):
         if not any(len(self._truth(target, place)) for place, target in enumerate(targets)):
             raise DataError("all targets are empty, so there is no error rate.", "Check the labels of the data.")
 
+    apart = "KL divergence of each step's labels"
+
     def distance(self, reference: Sequence[Tensor], outputs: Sequence[Tensor]) -> Tensor:
         """KL divergence of each step's labels, mean over steps."""
 

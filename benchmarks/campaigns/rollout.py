@@ -5,9 +5,10 @@
 
 local: the command and the agent that it started are killed (SIGKILL) at a random moment of an installation. board: the
 emulated board loses its power (qemu is killed): what its kernel had not written to its disk, an ext4 file system that
-outlives it, is lost. Two bundles take turns. Before the kills a release is installed, one that computes something
-else fails its self-test, and the board goes back and forth once. The board needs `edgeprune doctor raspberry-pi-5
---install-emulator`, mke2fs and, the first time, the network: the kernel's modules for a disk are fetched.
+outlives it, is lost. It boots from the state in which it once was after booting, before it saw its disk. Two bundles
+take turns. Before the kills a release is installed, one that computes something else fails its self-test, and the board
+goes back and forth once. The board needs `edgeprune doctor raspberry-pi-5 --install-emulator`, mke2fs and, the first
+time, the network: the kernel's modules for a disk are fetched.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import hashlib
 import os
 import random
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -108,26 +110,47 @@ class Here:
 
 
 class Board:
-    """The emulated board with a disk that outlives it."""
+    """The emulated board with a disk that outlives it.
 
-    def __init__(self, folder: Path) -> None:
+    It boots once: what it is then, its disk not yet seen, is kept, and every further boot starts there.
+    """
+
+    def __init__(self, folder: Path, warm: Path) -> None:
         self._disk = folder / "disk.img"
         with self._disk.open("wb") as stream:
             stream.truncate(DISK_MIB << 20)
         subprocess.run(["mke2fs", "-q", "-t", "ext4", "-F", self._disk], check=True, capture_output=True)
-        self._initrd = _initrd(folder)
+        self._initrd, self._booted = _initrd(folder), folder / "booted"
         self._profile = target.load("x86-onnxruntime")
         self._device: Any = None
         self.booted_again = 0
+        self._keep_booted(folder / "monitor", warm)
 
-    def _up(self) -> Any:
+    def _keep_booted(self, monitor: Path, warm: Path) -> None:
+        """Boot it, let it install something in its memory, and keep its state; then switch it off."""
+        board = self._up(monitor)
+        board.rollout("install", "warm", "/warm", warm, keys=[], new_keys=False, unsigned=True, slack=ANY)
+        with socket.socket(socket.AF_UNIX) as talk:
+            talk.connect(str(monitor))
+            talk.sendall(f'stop\nmigrate "exec:cat > {self._booted}.part"\ninfo migrate\n'.encode())
+            told = b""
+            while b"Migration status: completed" not in told:
+                if not (piece := talk.recv(1 << 16)):
+                    raise SystemExit(f"the board's state was not kept: {told[-500:]!r}")
+                told += piece
+        self.off()
+        self._booted.with_suffix(".part").rename(self._booted)
+
+    def _up(self, monitor: Path | None = None) -> Any:
         """The board, booted."""
         if self._device is None:
             from edgeprune import devices
             from edgeprune.devices.emulation.board import QemuBoard
 
             for left in reversed(range(BOOTS)):
-                board = _with_disk(QemuBoard)("cortex-a76", self._disk, self._initrd)
+                more = ["-monitor", f"unix:{monitor},server=on,wait=off"] if monitor else ["-monitor", "none"]
+                more += [] if monitor else ["-incoming", f"exec:cat {self._booted}"]
+                board = _with_disk(QemuBoard)("cortex-a76", self._disk, self._initrd, more, mounted=monitor is None)
                 board.patience = ()
                 try:
                     self._device = devices.AgentDevice(self._profile, board).__enter__()
@@ -186,47 +209,50 @@ class Board:
 
 
 def _with_disk(kind: Any) -> Any:
-    """The board's class, which starts qemu with a disk and our initrd besides."""
+    """The board's class, which starts qemu with a disk and our initrd besides, and mounts the disk."""
     from edgeprune.devices.emulation import board as boards
 
     class WithDisk(kind):  # type: ignore[misc]
-        def __init__(self, cpu: str, disk: Path, initrd: Path) -> None:
+        def __init__(self, cpu: str, disk: Path, initrd: Path, more: list[str], mounted: bool) -> None:
             super().__init__(cpu, counted=False)
-            self._files = (disk, initrd)
+            self._files, self._more, self._mounted = (disk, initrd), more, mounted
 
         def _boot(self) -> None:
             disk, initrd = self._files
-            started, popen = [], subprocess.Popen
+            popen = subprocess.Popen
 
             def with_disk(command: list[str], **options: Any) -> Any:
                 more = list(command)
                 more[more.index("-initrd") + 1] = str(initrd)
                 more += ["-drive", f"file={disk},format=raw,if=none,id=d0,cache=writeback"]
                 more += ["-device", "virtio-blk-pci,drive=d0,romfile="]
-                started.append(True)
-                return popen(more, **options)
+                return popen([*more, *self._more], **options)
 
             boards.subprocess.Popen = with_disk  # type: ignore[misc,assignment]
             try:
                 super()._boot()
             finally:
                 boards.subprocess.Popen = popen  # type: ignore[misc]
+            if self._mounted:
+                self._call("sh /mount-disk")
 
     return WithDisk
 
 
 def _initrd(folder: Path) -> Path:
-    """The board's own, and behind it modules for a disk and an init that mounts it: the kernel unpacks both."""
+    """The board's own, and behind it modules for a disk and what mounts it: the kernel unpacks both."""
     from edgeprune.devices.emulation import board, cpio, emulator
 
     base, made = emulator.folder() / "board", folder / "more"
     (made / "modules").mkdir(parents=True)
     for path in _modules(folder):
         shutil.copyfile(path, made / "modules" / path.name)
-    init = board._INIT.format(modules=" ".join((*board.MODULES, *DISK_MODULES)))
-    mount = f"mkdir -p {HOME}; mount -t ext4 /dev/vda {HOME}\nexec /usr/sbin"
-    (made / "init").write_text(init.replace("exec /usr/sbin", mount))
-    (made / "init").chmod(0o755)
+    modules = " ".join(DISK_MODULES)
+    (made / "mount-disk").write_text(
+        f"for module in {modules}; do insmod /modules/$module.ko; done\nmkdir -p {HOME}\n"
+        f"for second in 0 1 2 3 4 5 6 7 8 9; do [ -b /dev/vda ] && break; sleep 1; done\n"
+        f"mount -t ext4 /dev/vda {HOME}\n"
+    )
     both = folder / "initrd"
     with both.open("wb") as stream:
         stream.write((base / f"{board._board_stamp()}.cpio").read_bytes())
@@ -259,7 +285,7 @@ def campaign(where: str, folder: Path, tries: int, seed: int, minutes: float) ->
     """Installations that are killed, and what is there afterwards."""
     book, chance, clock = trying.Book(f"rollout-{where}", seed), random.Random(seed), trying.Clock(minutes)
     first, second, other = two_bundles(folder)
-    device: Any = {"local": Here, "board": Board}[where](folder)
+    device: Any = Here(folder) if where == "local" else Board(folder, first)
     known = {digest(first): "first", digest(second): "second"}
     killed = finished = 0
     unreachable: list[str] = []

@@ -215,7 +215,7 @@ def _with_disk(kind: Any) -> Any:
     class WithDisk(kind):  # type: ignore[misc]
         def __init__(self, cpu: str, disk: Path, initrd: Path, more: list[str], mounted: bool) -> None:
             super().__init__(cpu, counted=False)
-            self._files, self._more, self._mounted = (disk, initrd), more, mounted
+            self._files, self._extra, self._mounted = (disk, initrd), more, mounted
 
         def _boot(self) -> None:
             disk, initrd = self._files
@@ -226,7 +226,7 @@ def _with_disk(kind: Any) -> Any:
                 more[more.index("-initrd") + 1] = str(initrd)
                 more += ["-drive", f"file={disk},format=raw,if=none,id=d0,cache=writeback"]
                 more += ["-device", "virtio-blk-pci,drive=d0,romfile="]
-                return popen([*more, *self._more], **options)
+                return popen([*more, *self._extra], **options)
 
             boards.subprocess.Popen = with_disk  # type: ignore[misc,assignment]
             try:

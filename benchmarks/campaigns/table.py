@@ -17,7 +17,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "security.md"
 BEGIN, END = "<!-- campaigns -->", "<!-- /campaigns -->"
 ORDER = (
     "networks", "bundles", "flips", "recipes", "profiles", "safetensors", "pt", "images", "sounds", "tables", "answers",
-    "damage", "kills", "disk", "power", "locks", "validations", "rollout-local", "rollout-board",
+    "guided", "damage", "kills", "disk", "power", "locks", "validations", "rollout-local", "rollout-board",
 )  # fmt: skip
 TITLES = {
     "networks": "networks that must not be released",
@@ -29,6 +29,7 @@ TITLES = {
     "sounds": "wav files",
     "tables": "CSV, COCO, VOC, YOLO, tokenizers, npz",
     "answers": "answers of a device",
+    "guided": "eight readers, guided by coverage (Atheris)",
     "damage": "one file of a whole run damaged",
     "kills": "runs killed at random",
     "disk": "disk full",
@@ -65,15 +66,22 @@ def _more(name: str, facts: dict[str, Any]) -> str:
     if name == "locks":
         return f"; held twice {facts['held_twice']}, killed while held {facts['killed_while_held']}"
     if name == "kills":
-        return f"; lost {facts['lost']}; killed in {', '.join(f'{k} {v}' for k, v in facts['in_stage'].items())}"
+        whom = f"; whom: {_listed(facts['whom'])}" if "whom" in facts else ""
+        return f"; lost {facts['lost']}; in {_listed(facts['in_stage'])}{whom}"
     if name == "disk":
-        return f"; in {', '.join(f'{k} {v}' for k, v in facts['in_stage'].items())}"
+        return f"; in {_listed(facts['in_stage'])}"
     if name.startswith("rollout"):
         after = facts["in_use_afterwards"]
         return f"; afterwards in use: the old release {after['old']}, the new one {after['new']}"
     if name == "validations":
-        return f"; {', '.join(f'{k} {v}' for k, v in facts['verdicts'].items())}"
+        return f"; {_listed(facts['verdicts'])}"
+    if name == "guided":
+        return f"; {_listed(facts['runs'])}"
     return ""
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items())
 
 
 def table(folder: Path = RESULTS) -> str:

@@ -63,6 +63,7 @@ class Link:
             raise
         self._answers: queue.Queue[bytes] = queue.Queue(WAITING)
         self._next, self._closed = 0, False
+        self._open = set[int]()  # questions without an answer
         threading.Thread(target=self._read, daemon=True).start()
 
     def ask(self, message: dict[str, Any], timeout_s: float) -> dict[str, Any]:
@@ -92,10 +93,12 @@ class Link:
             if not answer:
                 raise self._lost()
             reply = self._parse(answer)
-            if reply.ok is not None and (reply.id is None or not 0 < reply.id <= number):  # an earlier one may be late
+            if reply.ok is not None and reply.id not in self._open:  # an earlier one may be late, and come once
                 if reply.id is None and not reply.ok:  # the agent could not read the question
                     raise explain(answers.read(reply.error, answers.Complaint, self._where), self._where)
                 raise DeviceError(f"{self._where}: an answer to no question (id {reply.id}).", answers.UNTRUE)
+            if reply.ok is not None:
+                self._open.discard(reply.id or 0)
             if reply.id == number and reply.ok is not None:
                 if not reply.ok:
                     raise explain(answers.read(reply.error, answers.Complaint, self._where), self._where)
@@ -106,6 +109,7 @@ class Link:
     def tell(self, message: dict[str, object]) -> int:
         """Send one request without waiting for its answer; returns its number."""
         self._next += 1
+        self._open.add(self._next)
         line = json.dumps({**message, "protocol": PROTOCOL, "id": self._next}).encode() + b"\n"
         try:
             assert self._process.stdin is not None

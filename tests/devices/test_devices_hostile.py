@@ -134,7 +134,7 @@ def test_what_is_no_answer(op: str, hostile: Board, artifact: Artifact) -> None:
         assert not any(answers.CONTROL.search(error.message) for error in found), raw[:60]
 
 
-@pytest.mark.parametrize("number", ["null", "0", "-1", "99", None])
+@pytest.mark.parametrize("number", ["null", "0", "-1", "1", "99", None])
 def test_an_answer_to_no_question_is_not_waited_on(number: str | None, hostile: Board, artifact: Artifact) -> None:
     """Before, the host waited for the job's time: half an hour."""
     raw = (

@@ -132,7 +132,7 @@ class Board:
         board.rollout("install", "warm", "/warm", warm, keys=[], new_keys=False, unsigned=True, slack=ANY)
         with socket.socket(socket.AF_UNIX) as talk:
             talk.connect(str(monitor))
-            talk.sendall(f'stop\nmigrate "exec:cat > {self._booted}.part"\ninfo migrate\n'.encode())
+            talk.sendall(f'migrate "exec:cat > {self._booted}.part"\ninfo migrate\n'.encode())
             told = b""
             while b"Migration status: completed" not in told:
                 if not (piece := talk.recv(1 << 16)):

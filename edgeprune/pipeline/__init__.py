@@ -16,7 +16,7 @@ from edgeprune import result as results
 from edgeprune import stage
 from edgeprune import target as targets
 from edgeprune.errors import EdgepruneError, GateError, InputError, UsageError, did_you_mean
-from edgeprune.pipeline import choose, ends, objects, processes, reading, recovery, stages
+from edgeprune.pipeline import choose, ends, objects, processes, reading, recovery, stages, validations
 from edgeprune.pipeline.candidates import patched
 from edgeprune.pipeline.context import Context, lock_recipe
 from edgeprune.pipeline.draft import Drafted, Wanted, draft, run_name
@@ -169,6 +169,7 @@ def run(
         if group is not None:
             context.group = group
             group.gather(processes.digest(context.recipe, context.subject.workload))
+        validations.restore(context.run, context.voice)
         if start:
             directory.forget(stage.first(start).name)
             context.voice.say(stage.first(start).name, stage.kept_before(start))

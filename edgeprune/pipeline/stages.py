@@ -264,7 +264,7 @@ def validate_stage(subject: Subject, bench: Bench, run: RunDirectory, voice: Voi
             **msgspec.to_builtins(plain),
             "unit": timings["dense-int8"].unit,
             "kernels": kernels,
-            "device": before.fingerprint,
+            **validations.whose(artifacts, before.fingerprint),
             "state": {"before": before.state, "after": device.probe().state},
             **({"optimised": second} if second else {}),
             "data": subject.workload.digest,

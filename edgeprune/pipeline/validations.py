@@ -19,7 +19,7 @@ from edgeprune.devices import Artifact, Loaded, Timing
 from edgeprune.errors import RunError
 from edgeprune.pipeline.bench import Bench
 from edgeprune.pipeline.events import Voice
-from edgeprune.pipeline.rundir import RunDirectory, key_of, read_json, write_json
+from edgeprune.pipeline.rundir import RunDirectory, holds, key_of, read_json, write_json
 from edgeprune.recipe import Recipe
 from edgeprune.result import Latency, Validation
 
@@ -43,14 +43,14 @@ def measure(
     Returns:
         The last timings, and all validations of these artifacts on this device, the earlier runs' too.
     """
-    identity, unit = key_of(digests(artifacts), fingerprint), bench.target.protocol.unit
+    named, unit = identity(artifacts, fingerprint), bench.target.protocol.unit
     wait = latency.Patience(recipe.measure.patience, lambda line: voice.say("validate", line))
     invalid = repeats = 0
     while True:
         with wait.again() if invalid or repeats else contextlib.nullcontext():
             found = bench.device.measure(list(loaded.values()), bench.target.protocol)
         timings = dict(zip(loaded, found, strict=True))
-        kept = _keep(run, identity, timings)
+        kept = _keep(run, named, timings)
         share = validate.latency_share(kept, recipe.budget, unit)
         if unit != "ms":
             break
@@ -66,6 +66,34 @@ def measure(
         repeats += 1
         voice.say("validate", f"{100 * share.ratio:.1f} % of the latency budget, too near to tell: measuring once more")
     return timings, kept
+
+
+def identity(artifacts: Mapping[str, Artifact], fingerprint: Mapping[str, object]) -> str:
+    """What validations belong to: these very artifacts on this device."""
+    return key_of(digests(artifacts), fingerprint)
+
+
+def whose(artifacts: Mapping[str, Artifact], fingerprint: Mapping[str, object]) -> dict[str, object]:
+    """What measured.json says of whom it is: the device, and the name that its validations have in validations.json."""
+    return {"device": fingerprint, "identity": identity(artifacts, fingerprint)}
+
+
+def restore(run: RunDirectory, voice: Voice) -> None:
+    """Before anything is forgotten: what validate/ holds under its seal stands in validations.json, or is put back."""
+    if not holds(run.folder("validate")):
+        return
+    sealed = read_json(run.folder("validate") / "measured.json")
+    whose, path = sealed.get("identity"), run.path / FILE
+    if not whose:  # of a version before
+        return
+    mine = msgspec.convert(sealed["validations"], list[Validation])
+    try:
+        known = _known(path)
+    except RunError:
+        known = {}
+    if known.get(whose, [])[: len(mine)] != mine:
+        write_json(path, msgspec.to_builtins({**known, whose: mine}))
+        voice.say("validate", f"{path} was not as the run left it: put back from validate/.")
 
 
 def digests(artifacts: Mapping[str, Artifact]) -> dict[str, dict[str, str]]:

@@ -484,6 +484,10 @@ def test_an_artifact_that_the_runtime_refuses_is_named(bundle, tmp_path):
         result["artifact"]["sha256"][name.removeprefix("artifact/")] = files.sha256(members[name])
 
     whole = with_result(rewritten(other, tmp_path / "c.tar"), tmp_path / "d.tar", measured)
+    with pytest.raises(BundleError, match="is of another artifact"):
+        check(whole)
+    bill = found["sbom.json"].replace(files.sha256(found[name]).encode(), files.sha256(members[name]).encode())
+    whole = rewritten(whole, tmp_path / "e.tar", sbom__json=bill)
     assert check(whole).state == "intact"  # its graph is whole; only the runtime can tell
     with pytest.raises(BundleError, match="does not run"):
         release.verify(whole)

@@ -19,14 +19,14 @@ import time
 TURN = 0.05  # seconds
 
 
-def busy(core: int, share: float, seconds: float) -> None:
-    """Work on one core."""
+def busy(core: int, share: float, seconds: float, parent: int) -> None:
+    """Work on one core, as long as `parent` lives: it may be killed."""
     import numpy as np
 
     os.sched_setaffinity(0, {core})
     matrix = np.random.default_rng(core).standard_normal((512, 1024), np.float32)
     end = time.monotonic() + seconds
-    while (now := time.monotonic()) < end:
+    while (now := time.monotonic()) < end and os.getppid() == parent:
         while time.monotonic() < now + TURN * share:
             matrix @ matrix.T
         if share < 1:
@@ -46,7 +46,7 @@ def main() -> int:
     start = multiprocessing.get_context("spawn").Process
     command = [part for part in arguments.command if part != "--"]
     seconds = 86_400.0 if command else arguments.seconds
-    workers = [start(target=busy, args=(core, arguments.share, seconds), daemon=True) for core in cores]
+    workers = [start(target=busy, args=(core, arguments.share, seconds, os.getpid()), daemon=True) for core in cores]
     for worker in workers:
         worker.start()
     try:

@@ -16,7 +16,9 @@ import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
+
+import msgspec
 
 from edgeprune import files
 from edgeprune.errors import BundleError
@@ -27,6 +29,7 @@ END = bytes(2 * BLOCK)
 MAX_MEMBERS = 1_000
 MAX_BYTES = 8 << 30  # of one bundle
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*(/[A-Za-z0-9_][A-Za-z0-9_.+-]*)*")
+T = TypeVar("T")
 DAMAGED = "Fetch it again from where it was made; what is damaged cannot be trusted."
 
 
@@ -70,6 +73,14 @@ class Archive:
         if self.member(name).size > limit:
             raise BundleError(f"{self.path}: '{name}' is larger than {limit:,} bytes.", DAMAGED)
         return b"".join(self.chunks(name))
+
+    def struct(self, name: str, kind: type[T], limit: int, what: str) -> T:
+        """A member of JSON as `kind` has it; raises BundleError, which calls it no `what`."""
+        raw = files.parse_json(self.read(name, limit), BundleError, f"{self.path}: '{name}'", DAMAGED)
+        try:
+            return msgspec.convert(raw, kind)
+        except (msgspec.ValidationError, ValueError, TypeError, OverflowError) as cause:
+            raise BundleError(f"{self.path}: '{name}' is no {what} ({str(cause)[:300]}).", DAMAGED) from None
 
     def sha256(self, name: str) -> str:
         """The sha256 of a member's content."""

@@ -109,11 +109,7 @@ def decrypt(bundle: Path, identity: Path, out: Path) -> Path:
 def envelope(found: Archive) -> Envelope:
     """encrypted.json, held against the archive: each file is there encrypted, and none in the clear."""
     where = f"{found.path}: '{MEMBER}'"
-    raw = files.parse_json(found.read(MEMBER, MAX_KEY), BundleError, where, DAMAGED)
-    try:
-        read = msgspec.convert(raw, Envelope)
-    except (msgspec.ValidationError, ValueError, TypeError, OverflowError) as cause:
-        raise BundleError(f"{where} is no envelope ({str(cause)[:300]}).", DAMAGED) from None
+    read = found.struct(MEMBER, Envelope, MAX_KEY, "envelope")
     held = {name for name in found.members if name.startswith("artifact/")}
     if held != {f"{name}{SUFFIX}" for name in read.files} or len(set(read.files)) != len(read.files):
         raise BundleError(f"{where} lists other files than are there.", DAMAGED)

@@ -15,7 +15,6 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from edgeprune import files
 from edgeprune.errors import BundleError
 from edgeprune.release.archive import DAMAGED, Archive
 from edgeprune.result import Facts
@@ -147,11 +146,7 @@ def check(found: Archive, target: str, recipe: Any, sources: Mapping[str, str]) 
     if MEMBER not in found.members:
         return  # made before there was one
     where = f"{found.path}: '{MEMBER}'"
-    raw = files.parse_json(found.read(MEMBER, MAX_BYTES), BundleError, where, DAMAGED)
-    try:
-        read = msgspec.convert(raw, Statement)
-    except (msgspec.ValidationError, ValueError, TypeError, OverflowError) as cause:
-        raise BundleError(f"{where} is no provenance ({str(cause)[:300]}).", DAMAGED) from None
+    read = found.struct(MEMBER, Statement, MAX_BYTES, "provenance")
     definition, details = read.predicate.build_definition, read.predicate.run_details
     artifact = {name for name in found.members if name.startswith("artifact/")}
     stated = {one.name: one.digest.sha256 for one in read.subject}

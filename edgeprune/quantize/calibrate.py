@@ -19,6 +19,7 @@ from edgeprune.quantize.feeds import Counted, Images, feeds
 from edgeprune.quantize.ranges.observe import watch
 from edgeprune.quantize.ranges.ranges import Ranges, read_model
 from edgeprune.quantize.ranges.select import PROBED, alike, propose, select, tensor_range
+from edgeprune.quantize.ranges.unseen import widened
 from edgeprune.quantize.view import View
 from edgeprune.quantize.write.placement import place
 from edgeprune.quantize.write.weights import only, weights_chosen
@@ -118,6 +119,7 @@ def _calibrate(
     placement = alike(view, placement, seen, dialect)
     proposals = propose(view, placement, seen, dialect, options)
     best = select(model, placement, proposals, steps("select"), count, effort, distance, warnings)
+    best = widened(model, placement, best, seen, images, looked, dialect, options, distance, warnings)
     tensors = {name: tensor_range(seen[name], *best[placement.scale_of[name]]) for name in placement.tensors}
     grids = {name: best[placement.scale_of[name]][0].grid for name in placement.tensors}
     reported = affordable(view, count, REPORTED, 4, effort)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from edgeprune.errors import DataError, ModelError
+from edgeprune.quantize.check.lint_float import RECURRENT
 from edgeprune.quantize.ranges.observe import Watched
 from edgeprune.quantize.ranges.ranges import VERSION
 from edgeprune.quantize.view import View
@@ -21,7 +22,7 @@ from edgeprune.quantize.write.placement import Placement
 from edgeprune.recipe import QuantizeSection
 from edgeprune.runtimes import Dialect
 
-METHODS_VERSION = 10  # raised when the same images would give other ranges
+METHODS_VERSION = 11  # raised when the same images would give other ranges
 FEW = 32  # images; with fewer, ranges depend on which images they happen to be
 Floats = NDArray[np.float32]
 
@@ -125,7 +126,8 @@ def check_seen(model: onnx.ModelProto, seen: Mapping[str, Watched]) -> list[str]
 def check_placement(view: View, placement: Placement, dialect: Dialect, options: QuantizeSection) -> list[str]:
     """Warn of layers that stay in float because the runtime has no INT8 kernel for their operator."""
     wanted = {name for name, layer in options.layers.items() if layer.precision not in (None, "int8")}
-    floats = [n for n in view.layers.values() if n.name not in placement.nodes and n.name not in wanted]
+    layers = [node for node in view.nodes if node.name in view.layers or node.op_type in RECURRENT]
+    floats = [node for node in layers if node.name not in placement.nodes and node.name not in wanted]
     found = []
     for operator, count in Counter(node.op_type for node in floats).items():
         first = next(node.name for node in floats if node.op_type == operator)

@@ -91,6 +91,7 @@ class Watched:
     Attributes:
         minimum, maximum: over everything.
         average_low, average_high: moving averages of each image's extremes.
+        tops, bottoms: the two images that reach furthest up and down, the furthest first: (value, number of the image).
         bad: values that were NaN or infinite.
     """
 
@@ -100,6 +101,8 @@ class Watched:
     average_high: float = 0.0
     seen: int = 0
     bad: int = 0
+    tops: tuple[tuple[float, int], ...] = ()
+    bottoms: tuple[tuple[float, int], ...] = ()
     sample: int = SAMPLE
     histogram: Histogram = field(default_factory=Histogram)
 
@@ -114,6 +117,8 @@ class Watched:
                 return
             flat, low, high = finite, float(finite.min()), float(finite.max())
         self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
+        self.tops = tuple(sorted((*self.tops, (high, self.seen)), reverse=True)[:2])
+        self.bottoms = tuple(sorted((*self.bottoms, (low, self.seen)))[:2])
         rate = 1.0 / min(self.seen + 1, 100)  # a plain mean at first, then an exponential one
         self.average_low += rate * (low - self.average_low)
         self.average_high += rate * (high - self.average_high)

@@ -86,7 +86,7 @@ def propose(
     view: View, placement: Placement, seen: Mapping[str, Watched], dialect: Dialect, options: QuantizeSection
 ) -> dict[str, list[Proposal]]:
     """For each group of tensors that share a range, by its representative: what the methods, or the user, propose."""
-    overrides = _overrides(view, placement, options)
+    overrides = user_overrides(view, placement, options)
     found: dict[str, list[Proposal]] = {}
     last = heads(view, placement.tensors)
     for representative, members in placement.groups.items():
@@ -111,7 +111,7 @@ def propose(
     return found
 
 
-def _overrides(view: View, placement: Placement, options: QuantizeSection) -> dict[str, LayerOverride]:
+def user_overrides(view: View, placement: Placement, options: QuantizeSection) -> dict[str, LayerOverride]:
     """The user's overrides by the representative of what the layer reads."""
     by_name = {node.name: node for node in view.nodes}
     found = {}

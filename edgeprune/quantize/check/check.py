@@ -131,10 +131,8 @@ def check_placement(view: View, placement: Placement, dialect: Dialect, options:
     found = []
     for operator, count in Counter(node.op_type for node in floats).items():
         first = next(node.name for node in floats if node.op_type == operator)
-        layers = "layer stays" if count == 1 else "layers stay"
-        found.append(
-            f"{count} {operator} {layers} in float: {dialect.title} is not given INT8 for it ('{first}', ...)."
-        )
+        stay = "layer stays" if count == 1 else "layers stay"
+        found.append(f"{count} {operator} {stay} in float: {dialect.title} is not given INT8 for it ('{first}', ...).")
     for name, layer in options.layers.items():
         if layer.precision == "int8" and name not in placement.nodes:
             found.append(f"'{name}' is asked to run in INT8, and {dialect.title} cannot: it stays in float.")

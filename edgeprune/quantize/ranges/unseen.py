@@ -40,7 +40,7 @@ SLOPES = 4  # gradients an example: one example decides, where select.py takes t
 FURTHEST = 10.0  # times the others' range: what is said of those that were silent
 GAIN = 0.9  # of the expected noise must be left at most, or the range stays
 FEWEST = 4  # examples: held against fewer, one says nothing
-Chosen = Mapping[str, tuple[Proposal, dict[str, float]]]
+Chosen = dict[str, tuple[Proposal, dict[str, float]]]
 
 
 @dataclass(frozen=True)

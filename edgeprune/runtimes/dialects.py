@@ -58,6 +58,7 @@ class Dialect:
         weights_alone: how weights that alone are integers, of linear layers, are written: "pair", as a DQ of blocks
             that the runtime fuses, or "operator", as its own MatMulNBits; empty: it has no kernel.
         slow_norms: an Add of two tensors and the LayerNormalization behind it become one kernel, slower than the two.
+        slow_pools: an AveragePool of bytes takes several times as long as the depthwise convolution that is the same.
         tables: rows of an embedding are gathered as bytes and dequantised.
         without_vnni: the scheme for x86 CPUs that sum products of 8 bits in 16, where this one would saturate.
         why_uint8: what is wrong with uint8 activations, where they are never written.
@@ -93,6 +94,7 @@ class Dialect:
     scales_gemm: bool = True
     weights_alone: Literal["", "pair", "operator"] = ""
     slow_norms: bool = False
+    slow_pools: bool = False
     tables: bool = False
     without_vnni: str = ""
     why_uint8: str = ""

@@ -151,6 +151,7 @@ MIDDLES: dict[str, Middle] = {
     "Concat": lambda net, x: conv(net, net.node("Concat", x, conv(net, x), axis=1), 2 * C, C),
     "MaxPool": plain("MaxPool", kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
     "AveragePool": plain("AveragePool", kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+    "AveragePool, border counted": plain("AveragePool", kernel_shape=[3, 3], pads=[1, 1, 1, 1], count_include_pad=1),
     "channel shuffle": shuffle,
     "Split": halves,
     "Slice and Pad": cropped,

@@ -13,6 +13,7 @@ from edgeprune.quantize.check.findings import DQ, LintFinding, LintRule, dequant
 from edgeprune.quantize.view import WEIGHTED, View, attribute
 from edgeprune.quantize.write.attention import source
 from edgeprune.quantize.write.placement import plain_gemm
+from edgeprune.quantize.write.pools import window
 from edgeprune.quantize.write.weights import LEAST_BLOCK
 from edgeprune.runtimes import Dialect
 
@@ -123,6 +124,16 @@ def _recurrent(view: View, dialect: Dialect) -> Iterator[LintFinding]:
             yield LintFinding(node.name, "recurrent-int8", "warning", why, "Leave it in float.")
 
 
+def _slow_pools(view: View, dialect: Dialect) -> Iterator[LintFinding]:
+    """ONNX Runtime's average pooling of bytes, where a depthwise convolution is the same."""
+    if not dialect.slow_pools:
+        return
+    for node in view.nodes:
+        if node.op_type == "AveragePool" and dequantised(view, node.input[0]) is not None and window(view, node):
+            why = "An average pooling of bytes is several times slower than the depthwise convolution that is the same."
+            yield LintFinding(node.name, "pool-slow", "warning", why, "Write it as a convolution, all weights alike.")
+
+
 def _weights_alone(view: View, dialect: Dialect) -> Iterator[LintFinding]:
     """Weights alone in integers where the runtime makes no kernel of it and the product."""
     for node in view.nodes:
@@ -147,5 +158,5 @@ def fits_weights_alone(view: View, dialect: Dialect, node: onnx.NodeProto) -> bo
 
 
 SILENT: tuple[LintRule, ...] = (
-    *(_fused_in_float, _float_bias, _scaled_gemm, _products, _transposed, _recurrent, _weights_alone),
+    *(_fused_in_float, _float_bias, _scaled_gemm, _products, _transposed, _recurrent, _slow_pools, _weights_alone),
 )

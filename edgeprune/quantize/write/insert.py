@@ -16,6 +16,7 @@ from edgeprune.quantize.correct.rounding import unpack
 from edgeprune.quantize.ranges.grids import TINY, QParams, least_scales, qparams, quantise_weight
 from edgeprune.quantize.ranges.ranges import Ranges, non_negative
 from edgeprune.quantize.view import View, output_axis
+from edgeprune.quantize.write import pools
 from edgeprune.quantize.write import weights as alone
 from edgeprune.quantize.write.half import to_half
 from edgeprune.quantize.write.opset import raised
@@ -112,6 +113,8 @@ class _Writer:
         elif node.name in self.tables:
             self._table(node)
             return
+        elif self.dialect.slow_pools and node.name in self.placement.nodes:
+            self._pool(node, copy)
         if self.dialect.slow_norms and self._before_norm(node):
             copy.op_type = "Sum"  # the same, and no SkipLayerNormalization is made of it (docs/int8.md)
         if self.dialect.fuses_matmul and node.op_type == "Add":
@@ -237,6 +240,19 @@ class _Writer:
         self._emit("DequantizeLinear", given, target, f"{node.name}/DQ", len(self.view.shape(output) or ()) - 1)
         if output in self.placement.scale_of:
             self._pair(output)
+
+    def _pool(self, node: onnx.NodeProto, copy: onnx.NodeProto) -> None:
+        """Write an average pooling as a convolution, its weights as bytes."""
+        shape = pools.window(self.view, node)
+        if shape is None:
+            return
+        value = np.full(shape, pools.share(shape), np.float32)
+        integers, scales = quantise_weight(value, 0 if self.dialect.per_channel else None, self.dialect.weight_levels)
+        name = f"{node.name}.window"
+        given = [self._constant(f"{name}.q", integers), self._constant(f"{name}.scale", scales)]
+        given.append(self._constant(f"{name}.zero", np.zeros(scales.shape, np.int8)))
+        self._emit("DequantizeLinear", given, f"{name}.dq", f"{name}/DQ", 0 if scales.ndim else None)
+        copy.CopyFrom(pools.convolution(node, copy.input[0], f"{name}.dq", shape))
 
     def _corrected_bias(self, node: onnx.NodeProto) -> NDArray[np.float32] | None:
         """The layer's bias with what calibration adds to it; None where there is neither."""

@@ -24,6 +24,7 @@ class Stage:
             `release`, which the run itself makes last, from a verdict.
         after: stages on whose keys its own depends.
         reads: stages whose files it reads; what it made holds for these files alone.
+        decides: the one file of it that what reads it depends on; empty: all of them.
         rooms: of edgeprune, whose code makes it, besides those of the stages before.
         facts: what else it depends on; the run works each out only when it is asked for (`pipeline.facts`).
         shipped: what a bundle is made of comes from it.
@@ -35,6 +36,7 @@ class Stage:
     work: str = ""
     after: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
+    decides: str = ""
     rooms: tuple[str, ...] = ()
     facts: tuple[str, ...] = ()
     shipped: bool = False
@@ -79,11 +81,21 @@ PIPELINE = (
         facts=("target", "device", "speed", "cuts", "data", "export"),
     ),
     Stage(
+        "dense",
+        "profile",
+        "edgeprune.pipeline.precision:dense_stage",
+        after=("precision",),
+        reads=("precision",),
+        decides="precision.json",
+        rooms=_MEASURED,
+        facts=("target", "device", "data", "quantize", "export"),
+    ),
+    Stage(
         "latency",
         "profile",
         f"{_WORK}:latency_stage",
         after=("graph",),
-        reads=("graph", "precision"),
+        reads=("graph", "dense"),
         rooms=_MEASURED,
         facts=("target", "device", "cuts", "options", "max_error", "export"),
         trained=True,
@@ -114,8 +126,8 @@ PIPELINE = (
         "quantize",
         "calibrate",
         f"{_WORK}:quantize_stage",
-        after=("recover",),
-        reads=("recover", "precision"),
+        after=("recover", "dense"),
+        reads=("recover", "dense"),
         rooms=("quantize",),
         facts=("quantize",),
         shipped=True,

@@ -21,7 +21,8 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "edgeprune"
 RUNTIMES = {"openvino", "onnxruntime", "tensorrt"}
-STAGES = {"graph", "precision", "plan", "latency", "search", "recover", "quantize", "artifacts", "validate", "release"}
+STAGES = {"graph", "precision", "plan", "dense", "latency", "search", "recover", "quantize", "artifacts", "validate"}
+STAGES.add("release")
 LONG = 60
 Files = dict[Path, ast.Module]
 

@@ -33,12 +33,12 @@ def test_every_step_has_its_stages_in_order() -> None:
     steps = [step.name for step in stage.STEPS]
     order = [steps.index(one.step) for one in stage.PIPELINE]
     assert order == sorted(order) and set(order) == set(range(len(steps)))
-    assert [one.name for one in stage.until("profile")] == ["graph", "precision", "plan", "latency"]
+    assert [one.name for one in stage.until("profile")] == ["graph", "precision", "plan", "dense", "latency"]
     assert [stage.first(name).name for name in ("plan", "prune", "package")] == ["graph", "search", "release"]
     assert stage.until("package") == stage.PIPELINE
-    assert [one.name for one in stage.until("search")] == ["graph", "precision", "plan", "latency", "search"]
+    assert [one.name for one in stage.until("search")] == ["graph", "precision", "plan", "dense", "latency", "search"]
     assert stage.kept_before("prune") == (
-        "--from prune: kept: graph, precision, plan, latency; "
+        "--from prune: kept: graph, precision, plan, dense, latency; "
         "made again: search, recover, quantize, artifacts, validate, release"
     )
     assert stage.kept_before("plan").startswith("--from plan: nothing is kept; made again: graph, precision, plan")

@@ -113,7 +113,7 @@ def build_table(subject: Subject, bench: Bench, run: RunDirectory, voice: Voice,
 def _maker(subject: Subject, bench: Bench, run: RunDirectory, folder: Path) -> ArtifactBuilder:
     """Makes networks as they will be shipped: in INT8, but for what stays in float."""
     dense = run.folder("plan") / "dense.onnx"
-    return variant_maker(subject, bench.target, dense, folder / "variants", in_float(run))
+    return variant_maker(subject, bench.target, dense, folder / "variants", in_float(run, "dense"))
 
 
 def patience(recipe: Recipe, voice: Voice, stage: str) -> latency.Patience:

@@ -151,11 +151,13 @@ def estimate(recipe: Recipe, target: Target, run: RunDirectory, weights: Path | 
     found = msgspec.convert(read_json(run.folder("plan") / FILE), UnitCosts)
     seconds = {step.name: 0.0 for step in STEPS}
     joint = recipe.search.method == "joint"
-    seconds["profile"] = found.network * (sum(latency.QUICK_NETWORKS) * (1 + 2 * AGAIN) + 3) if joint else 0.0
+    images, passes = min(recipe.quantize.images, found.train), sum(quantize.RUNS.values())
+    calibrating = images * (passes * found.forward + found.read)
+    seconds["profile"] = calibrating  # of the dense network, before its table
+    if joint:
+        seconds["profile"] += found.network * (sum(latency.QUICK_NETWORKS) * (1 + 2 * AGAIN) + 3)
     seconds["prune"] = _searching(found, recipe.search, joint, target) + _training(found, recipe, weights)
-    images = min(recipe.quantize.images, found.train)
-    passes = sum(quantize.RUNS.values())
-    seconds["calibrate"] = 2 * passes * images * found.forward + images * found.read
+    seconds["calibrate"] = calibrating
     seconds["export"] = 4 * found.network
     seconds["validate"] = found.test * (2 * _on_device(found) + found.read) + 2 * _timed_runs(target) * _on_device(
         found

@@ -1,14 +1,16 @@
 """Which layers run in INT8: all that the runtime can, unless the recipe, speed or accuracy says otherwise.
 
-What the recipe or speed says is decided on the dense network before anything is planned (`precision_stage`), so that
-the search closes on the mix that will be shipped. What accuracy says is known only of the pruned network once it is
-calibrated (`choose_precision`).
+It is decided on the dense network, so that the search closes on the mix that will be shipped: what the recipe or speed
+says before anything is planned (`precision_stage`), what accuracy says before any table (`dense_stage`). Accuracy is
+asked once more of the pruned network, when it is calibrated (`choose_precision`): where pruning made INT8 harder,
+more layers stay in float than the search knew.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +23,14 @@ from edgeprune import latency, quantize, runtimes
 from edgeprune.devices import Loaded
 from edgeprune.pipeline import workloads
 from edgeprune.pipeline.bench import Bench
-from edgeprune.pipeline.events import Voice
+from edgeprune.pipeline.events import Progress, Voice
 from edgeprune.pipeline.rundir import RunDirectory, read_json, write_json
 from edgeprune.pipeline.subject import Subject
 from edgeprune.quantize import Ranges, fallback, inference_session
+from edgeprune.recipe import QuantizeSection
 from edgeprune.result import Facts
 
-FILE = "precision.json"
+FILE, RANGES = "precision.json", "ranges.json"
 SLOWER = 1.25  # times as slow in INT8: where most layers are, float is looked at for speed
 CHUNK = 64  # examples at once
 AGREEMENT = 0.97  # of INT8 with float on the calibration images; above it no layer needs to stay in float
@@ -51,9 +54,50 @@ def precision_stage(subject: Subject, bench: Bench, voice: Voice, folder: Path) 
     write_json(folder / FILE, {"float": sorted(floats)})
 
 
-def in_float(run: RunDirectory) -> dict[str, str]:
-    """Layer -> "float", of those that stay in float whatever the search does."""
-    return {str(name): "float" for name in Facts(read_json(run.folder("precision") / FILE)).listed("float")}
+def dense_stage(subject: Subject, bench: Bench, run: RunDirectory, voice: Voice, folder: Path) -> None:
+    """ranges.json, agreement.json, precision.json: the dense network calibrated before anything is searched or trained.
+
+    It is what dense INT8 is made from later, so that it costs nothing in all; and it says beforehand what INT8 costs
+    this network, and which layers stay in float for it. precision.json says that and nothing else, as in
+    `precision_stage`: other options of [quantize] that end in the same choice throw no table and no training away.
+    """
+    subject.export(subject.model, folder / "dense.onnx")
+    network = onnx.load(folder / "dense.onnx")
+    (folder / "dense.onnx").unlink()
+    report = voice.progress("dense")
+    ranges = calibrated(subject, bench, network, "dense", subject.recipe.quantize, report)
+    for warning in ranges.warnings:
+        voice.say("dense", warning)
+    ranges.save(folder / RANGES)
+    say = functools.partial(voice.say, "dense")
+    found = Facts(choose_precision(subject, bench, say, folder, network, ranges, in_float(run)))
+    agreement = found.number("agreement")
+    if agreement is not None and agreement >= AGREEMENT:
+        say(f"INT8 agrees with float on {100 * agreement:.1f} % of the calibration images, before anything is pruned")
+    write_json(folder / "agreement.json", dict(found))
+    write_json(folder / FILE, {"float": found.listed("float")})
+
+
+def calibrated(
+    subject: Subject, bench: Bench, network: onnx.ModelProto, name: str, options: QuantizeSection, report: Progress
+) -> Ranges:
+    """The ranges of a float graph on the calibration split, by the task's distance."""
+    task = subject.workload.task
+    return quantize.calibrate(
+        network,
+        workloads.feeds(subject.workload, "calibration", options.images),
+        bench.dialect,
+        options,
+        lambda done, total: report(done, total, f"calibrating {name}"),
+        distance=None if workloads.is_top_class(task) else task.distance,
+    )
+
+
+def in_float(run: RunDirectory, stage: str = "precision") -> dict[str, str]:
+    """Layer -> "float", of those that stay in float whatever the search does: for speed and by the recipe alone
+    ("precision"), or for accuracy too ("dense").
+    """
+    return {str(name): "float" for name in Facts(read_json(run.folder(stage) / FILE)).listed("float")}
 
 
 def for_speed(
@@ -94,13 +138,13 @@ def for_speed(
 def choose_precision(
     subject: Subject,
     bench: Bench,
-    voice: Voice,
+    say: Callable[[str], None],
     folder: Path,
     network: onnx.ModelProto,
     ranges: Ranges,
     floats: Mapping[str, str],
 ) -> dict[str, object]:
-    """Which layers of the pruned network stay in float for accuracy, beside `floats`, and why.
+    """Which layers of a network stay in float for accuracy, beside `floats`, and why.
 
     The recipe's [quantize] fallback: "auto" solves the program of `quantize.fallback` on times measured on the device,
     "greedy" reverts the worst layer until the rest is good enough, "none" keeps all in INT8.
@@ -121,15 +165,9 @@ def choose_precision(
     found |= {"ms": choice.ms, "loss": choice.loss}
     agrees = f"INT8 agrees on {100 * agreement:.1f} %"
     if len(more) == len(costs):  # the precision gate refuses it: it is no INT8 artifact
-        voice.say(
-            "quantize", f"{agrees}; what agrees more leaves no layer in INT8: all run in INT8, and the gates decide"
-        )
+        say(f"{agrees}; what agrees more leaves no layer in INT8: all run in INT8, and the gates decide")
         return found
-    voice.say(
-        "quantize",
-        f"{agrees}; {len(more)} of {len(costs)} layers stay in float for it, which the search did not know: the "
-        "latency gate decides",
-    )
+    say(f"{agrees}; {len(more)} of {len(costs)} layers stay in float for it")
     return {**found, "float": sorted({*floats, *more})}
 
 

@@ -246,9 +246,11 @@ class RunDirectory:
             return ""
 
     def _digest(self, name: str) -> str:
-        """One hash for all files of a stage; empty where it is not there."""
+        """One hash for all files of a stage, or for what it decides; empty where it is not there."""
+        decides = named(name).decides if name in NAMES else ""
         try:
-            return key_of(_sealed(self.path / name)["files"])
+            sealed = _sealed(self.path / name)["files"]
+            return key_of(sealed.get(decides) if decides else sealed)
         except RunError:
             return ""
 

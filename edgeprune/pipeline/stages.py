@@ -15,13 +15,13 @@ import onnx
 from edgeprune import files, graph, quantize, stage
 from edgeprune.devices import Artifact, Timing
 from edgeprune.errors import GateError, ProofError, RecipeError, RunError
-from edgeprune.pipeline import ends, flavours, int8_training, optimised, recovery, workloads
+from edgeprune.pipeline import ends, flavours, int8_training, optimised, recovery
 from edgeprune.pipeline.bench import Bench
 from edgeprune.pipeline.choose import build_table, choose_plan
 from edgeprune.pipeline.companions import Companions
-from edgeprune.pipeline.events import Progress, Voice
+from edgeprune.pipeline.events import Voice
 from edgeprune.pipeline.feasible import refuse_impossible
-from edgeprune.pipeline.precision import choose_precision, in_float
+from edgeprune.pipeline.precision import RANGES, calibrated, choose_precision, in_float
 from edgeprune.pipeline.rundir import RunDirectory, read_json, write_json
 from edgeprune.pipeline.subject import Subject
 from edgeprune.recipe import QuantizeSection
@@ -103,44 +103,21 @@ def quantize_stage(subject: Subject, bench: Bench, run: RunDirectory, voice: Voi
     """Float and Q/DQ graphs of the dense and the pruned network, with their ranges."""
     subject.export(subject.model, folder / "dense-fp32.onnx")
     subject.export(pruned_model(subject, run), folder / "pruned-fp32.onnx")
-    report = voice.progress("quantize")
     if bench.dialect.name != bench.target.dialect:
         voice.say("quantize", f"the device's CPU has no VNNI: INT8 weights have 63 steps a side ({bench.dialect.name})")
     for name in ("dense", "pruned"):
-        progress = functools.partial(_calibrating, report, name)
-        _quantize_one(subject, bench, voice, folder, name, in_float(run), progress)
+        _quantize_one(subject, bench, run, voice, folder, name)
 
 
-def _calibrating(report: Progress, name: str, done: int, total: int) -> None:
-    report(done, total, f"calibrating {name}")
-
-
-def _quantize_one(
-    subject: Subject,
-    bench: Bench,
-    voice: Voice,
-    folder: Path,
-    name: str,
-    floats: Mapping[str, str],
-    progress: Callable[[int, int], None],
-) -> None:
-    options, dialect = subject.recipe.quantize, bench.dialect
-    batches = workloads.feeds(subject.workload, "calibration", options.images)
-    network = onnx.load(folder / f"{name}-fp32.onnx")
-    if name == "pruned":
-        options = _of_layers_left(options, network)
-    task = subject.workload.task
-    distance = None if workloads.is_top_class(task) else task.distance
-    ranges = quantize.calibrate(network, batches, dialect, options, progress, distance=distance)
-    for warning in ranges.warnings:
-        voice.say("quantize", f"{name}: {warning}")
+def _quantize_one(subject: Subject, bench: Bench, run: RunDirectory, voice: Voice, folder: Path, name: str) -> None:
+    dialect, network = bench.dialect, onnx.load(folder / f"{name}-fp32.onnx")
     there = {node.name for node in network.graph.node}
-    floats = {layer: kind for layer, kind in floats.items() if layer in there}
+    floats = {layer: kind for layer, kind in in_float(run, "dense").items() if layer in there}
     if name == "pruned":
-        precision = choose_precision(subject, bench, voice, folder, network, ranges, floats)
-        write_json(folder / "precision.json", precision)
-        floats = {str(layer): "float" for layer in Facts(precision).listed("float")}
-    if name == "pruned" and options.qat_epochs:
+        ranges, floats = _pruned_ranges(subject, bench, voice, folder, network, floats)
+    else:
+        ranges = quantize.Ranges.load(run.folder("dense") / RANGES)
+    if name == "pruned" and subject.recipe.quantize.qat_epochs:
         network, ranges = int8_training.train(subject, bench, voice, folder, (network, ranges), floats)
         onnx.save(network, folder / "pruned-fp32.onnx")
     ranges.save(folder / f"{name}-ranges.json")
@@ -156,6 +133,23 @@ def _quantize_one(
     onnx.save(quantised, folder / f"{name}-int8.onnx")
     if name == "pruned":
         flavours.write(bench.target, voice, folder, network, ranges, floats)
+
+
+def _pruned_ranges(
+    subject: Subject, bench: Bench, voice: Voice, folder: Path, network: onnx.ModelProto, floats: Mapping[str, str]
+) -> tuple[quantize.Ranges, dict[str, str]]:
+    """Of the pruned network: its ranges, and the layers that stay in float; precision.json says why."""
+    options = _of_layers_left(subject.recipe.quantize, network)
+    ranges = calibrated(subject, bench, network, "pruned", options, voice.progress("quantize"))
+    for warning in ranges.warnings:
+        voice.say("quantize", f"pruned: {warning}")
+    say = functools.partial(voice.say, "quantize")
+    precision = choose_precision(subject, bench, say, folder, network, ranges, floats)
+    write_json(folder / "precision.json", precision)
+    found = {str(layer): "float" for layer in Facts(precision).listed("float")}
+    if found.keys() - floats.keys():
+        say("the search did not know of these layers in float: the latency gate decides")
+    return ranges, found
 
 
 def _of_layers_left(options: QuantizeSection, pruned: onnx.ModelProto) -> QuantizeSection:

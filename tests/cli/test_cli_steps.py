@@ -35,7 +35,7 @@ def test_each_step_reaches_the_pipeline(edgeprune_command, project, pipeline, st
 
 @pytest.mark.parametrize(("step", "until"), [("prune", "search"), ("run", "recover"), ("run", "artifacts")])
 def test_until_ends_there_and_says_what_is_kept_and_how_to_go_on(edgeprune_command, project, pipeline, step, until):
-    for stage in ("graph", "precision", "plan", "latency", "search"):
+    for stage in ("graph", "precision", "plan", "dense", "latency", "search"):
         Path("runs/tiny", stage).mkdir(parents=True, exist_ok=True)
     done = edgeprune_command("intel-cpu", step, "recipe.toml", "--until", until)
     assert done.exit_code == 0, done.stderr

@@ -48,7 +48,7 @@ def test_two_points_share_what_does_not_depend_on_the_budget(searched):
     page = (folder / "front" / "front.html").read_text()
     assert "1.50x" in page and "<svg" in page
     later = events(folder / "front" / "1.50x")
-    assert [one["stage"] for one in later if one["event"] == "adopted"] == ["graph", "precision", "latency"]
+    assert [one["stage"] for one in later if one["event"] == "adopted"] == ["graph", "precision", "dense", "latency"]
     said = [one["message"] for one in later if one["event"] == "line" and one["stage"] == "plan"]
     assert any("only the verdict on this budget is new" in message for message in said)
     again = front("--speedup", 1.3, "--speedup", 1.5, "--json", "--quiet")

@@ -69,7 +69,14 @@ def test_in_order_then_again(project):
     assert done.exit_code == 0, done.stderr
     rows = json.loads(done.stdout)["rows"]
     assert [row["state"] for row in rows] == ["searched", "searched"]
-    assert made(project / "sweeps" / "tiny") == {"graph": 1, "precision": 1, "plan": 2, "latency": 1, "search": 2}
+    assert made(project / "sweeps" / "tiny") == {
+        "graph": 1,
+        "precision": 1,
+        "plan": 2,
+        "dense": 1,
+        "latency": 1,
+        "search": 2,
+    }
     assert rows[1]["taken"][0] == "graph"
     with (project / "sweeps/tiny/sweep.csv").open() as stream:
         assert [row["run"] for row in csv.DictReader(stream)] == ["one-quick-1.05x", "one-quick-1.1x"]
@@ -80,6 +87,7 @@ def test_in_order_then_again(project):
         "graph": 1,
         "precision": 1,
         "plan": 2,
+        "dense": 1,
         "latency": 1,
         "search": 2,
     }  # nothing again
@@ -100,7 +108,7 @@ def test_on_ray_killed_and_resumed(project):
     done = sweep("--engine", "ray", "--json")
     assert done.exit_code == 0, done.stderr
     assert [row["state"] for row in json.loads(done.stdout)["rows"]] == ["searched", "searched"]
-    assert made(folder) == {"graph": 1, "precision": 1, "plan": 2, "latency": 1, "search": 2}
+    assert made(folder) == {"graph": 1, "precision": 1, "plan": 2, "dense": 1, "latency": 1, "search": 2}
 
 
 def test_one_run_that_fails_leaves_the_others(project, monkeypatch):

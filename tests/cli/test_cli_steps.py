@@ -41,7 +41,9 @@ def test_until_ends_there_and_says_what_is_kept_and_how_to_go_on(edgeprune_comma
     assert done.exit_code == 0, done.stderr
     assert pipeline.calls[0]["until"] == until
     words = " ".join(done.stdout.split())
-    assert "kept graph, precision, plan, latency, search; go on with: edgeprune intel-cpu run recipe.toml" in words
+    assert (
+        "kept graph, precision, plan, dense, latency, search; go on with: edgeprune intel-cpu run recipe.toml" in words
+    )
     assert ("repaired, not trained" in words and "--weights trained.safetensors" in words) == (until == "recover")
 
 

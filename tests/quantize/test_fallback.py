@@ -156,13 +156,12 @@ def test_an_artifact_without_a_layer_in_int8_is_not_chosen(tmp_path: Path, monke
         workload=SimpleNamespace(inputs=SimpleNamespace(parts=[SimpleNamespace(shape=(3, 16, 16))])),
     )
     bench: Any = SimpleNamespace(device=Told(1.0, 1.0), target=x86, dialect=DIALECTS["ort-x86"])
-    voice: Any = SimpleNamespace(say=lambda stage, line: said.append(line))
     ranges = calibrate(network, images, bench.dialect, QuantizeSection(method="minmax"))
     costs, edges = {"a": LayerCost(1.0, 2.0, 0.1), "b": LayerCost(1.0, 2.0, 0.1)}, {}
     monkeypatch.setattr(precision, "_costs", lambda *given: (costs, edges))
     monkeypatch.setattr(precision.fallback, "sensitivities", lambda *given: {"a": 0.1, "b": 0.1})
     monkeypatch.setattr(precision.workloads, "feeds", lambda *given: None)
-    found: Any = precision.choose_precision(subject, bench, voice, tmp_path, network, ranges, {})
+    found: Any = precision.choose_precision(subject, bench, said.append, tmp_path, network, ranges, {})
     assert found["float"] == [] and found["agreement"] == 0.96
     assert "agrees on 96.0 %" in said[0] and "all run in INT8" in said[0]
 

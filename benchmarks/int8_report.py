@@ -20,6 +20,7 @@ TITLES = {
     "tensorrt-b": "TensorRT B, simulated",
 }
 OWN = ("fp32", "edgeprune", "edgeprune-reconstruct", "edgeprune-fallback", "edgeprune-again")
+SCORES = "top-1 (points lost to FP32, two standard errors of that, paired) / agreement with FP32, %"
 SLOWER = 1.02  # a ratio beyond this is a difference in latency
 Row = dict[str, Any]
 
@@ -86,6 +87,8 @@ def rows(case: Any, runtime: str) -> list[Row]:
         noise = float(((values - reference) ** 2).sum())
         row: Row = {"network": case.name, "runtime": runtime, "artifact": maker, "images": len(labels)}
         row |= {"top1": percent(right), "agreement": percent(same)}
+        if maker != "fp32":
+            row["lost"] = paired(classes["fp32"] == labels, right)
         if held_out:
             row |= {"held_out": len(labels) - held_out, "held_out_top1": percent(right[held_out:])}
             row |= {"held_out_agreement": percent(same[held_out:])}
@@ -104,7 +107,7 @@ def percent(values: NDArray[np.bool_]) -> float:
 
 
 def paired(ours: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> Row:
-    """By how many points ours is ahead on the same images, and two standard errors of that (McNemar's)."""
+    """By how many points the first is ahead on the same images, and two standard errors of that (McNemar's)."""
     differ = float((ours != theirs).sum())
     ahead = float(ours.sum()) - float(theirs.sum())
     return {"points": round(100 * ahead / len(ours), 2), "noise": round(200 * differ**0.5 / len(ours), 2)}
@@ -172,7 +175,7 @@ def tables(found: Row) -> str:
     for runtime, title in TITLES.items():
         body = [row for row in found["accuracy"] if row["runtime"] == runtime]
         if any(row["artifact"] != "fp32" for row in body):
-            parts.append(grid(f"{title}: top-1 / agreement with FP32, %", body, scores, "FP32 top-1"))
+            parts.append(grid(f"{title}: {SCORES}", body, scores, "FP32 top-1"))
         speed = [row for row in found["latency"] if row["runtime"] == runtime]
         if speed:
             parts.append(grid(f"{title}: ms, one thread (ratio to edgeprune)", speed, milliseconds, "FP32"))
@@ -206,7 +209,9 @@ def age(body: Sequence[Row]) -> str:
 
 def scores(row: Row) -> str:
     """top-1 / agreement."""
-    return f"{row['top1']:.2f}" if row["artifact"] == "fp32" else f"{row['top1']:.2f} / {row['agreement']:.2f}"
+    lost = f" ({row['lost']['points']:.2f} ± {row['lost']['noise']:.2f})" if "lost" in row else ""
+    agrees = "" if row["artifact"] == "fp32" else f" / {row['agreement']:.2f}"
+    return f"{row['top1']:.2f}{lost}{agrees}"
 
 
 def milliseconds(row: Row) -> str:

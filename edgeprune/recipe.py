@@ -155,6 +155,9 @@ class RecoverSection(_Section, frozen=True):
     combine: Literal["mean", "confidence"] = "mean"  # several teachers into one
     trainer: str = ""  # your own: "file.py:function", called with a Job; empty: edgeprune's training
     trainer_hours: Annotated[float, Meta(ge=0, le=8760)] = 0.0  # after which it is interrupted; 0: never
+    sparsity: Literal["none", "l2", "l1", "group-lasso", "bn-scale"] = "none"  # before the cut, on what the plan cuts
+    sparsity_epochs: Passes = 2.0  # of training before the cut, while the penalty grows
+    sparsity_strength: Weight = 1.0  # times the penalty's own at its end
     seed: Seed = 0
 
 

@@ -1,9 +1,10 @@
-"""Accuracy won back: least-squares repair, then edgeprune's training or the user's own."""
+"""Accuracy won back: training before the cut if asked for, least-squares repair, edgeprune's training or the user's."""
 
 from __future__ import annotations
 
 import copy
 import inspect
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 from edgeprune import files, graph
-from edgeprune.errors import ModelError, RecipeError
+from edgeprune.errors import ModelError, ProofError, RecipeError
 from edgeprune.model import digest, usercode
 from edgeprune.pipeline import tracking, workloads
 from edgeprune.pipeline.companions import Companions
@@ -22,10 +23,11 @@ from edgeprune.pipeline.events import Progress, Voice
 from edgeprune.pipeline.rundir import RunDirectory, write_json
 from edgeprune.pipeline.subject import Subject
 from edgeprune.recipe import Recipe, RecoverSection
-from edgeprune.recover import REBUILD, Job, process_count, process_number, rebuild_script, take_weights
+from edgeprune.recover import REBUILD, Job, Penalty, process_count, process_number, rebuild_script, take_weights
 from edgeprune.workload import Task, Workload, score_batches
 
 REPAIR_EXAMPLES = 512  # at least
+SPARSE = "sparse"  # for the checkpoint of the training before the cut
 MOST_LOGGED = 10_000  # entries of a trainer's own log that the report may draw; events.jsonl has all
 CHUNK, LARGEST = 256, 1 << 24  # examples at once, and numbers where they are large
 
@@ -37,11 +39,17 @@ def recover(
     from edgeprune.recover import checkpoint, repair
 
     plan = graph.Plan.load(run.folder("search") / "plan.json")
-    student, work = plan.apply(subject.model), subject.workload
-    scores = {"dense": score(work, subject.model), "pruned": score(work, student)}
+    uncut, work, before = subject.model, subject.workload, dict[str, object]()
+    scores = {"dense": score(work, uncut)}
+    if _sparsifies(subject.recipe.recover, weights):
+        uncut, found = _before_cut(subject, voice, plan, folder)
+        before = {"sparsity": found}
+    student = plan.apply(uncut)
+    scores["pruned"] = score(work, student)
     voice.say("recover", f"held-out {shown(work, scores['dense'])} dense, {shown(work, scores['pruned'])} pruned")
     examples = workloads.examples(work, "train", max(REPAIR_EXAMPLES, subject.recipe.search.images))
-    student = repair(subject.model, student, subject.structure, plan, examples, session=subject.session)
+    session = subject.session if uncut is subject.model else None
+    student = repair(uncut, student, subject.structure, plan, examples, session=session)
     scores["repaired"] = score(work, student)
     voice.say("recover", f"repaired by least squares: {shown(work, scores['repaired'])}")
     graph.save_pruned(folder, student, plan)  # kept where training fails
@@ -58,8 +66,72 @@ def recover(
         voice.say("recover", "training left it worse than it was after the repair, by the selection split")
     graph.save_pruned(folder, student, plan)
     selection = _fractions(work.task, scores)
-    write_json(folder / "recover.json", {"selection_accuracy": selection, "training": training})
+    write_json(folder / "recover.json", {"selection_accuracy": selection, "training": training, **before})
     checkpoint.forget(folder)  # not before: a run that is killed here would train anew
+    shutil.rmtree(folder / SPARSE, ignore_errors=True)
+
+
+def _sparsifies(options: RecoverSection, weights: Path | None) -> bool:
+    """Is there training before the cut? Not where trained weights are handed in: they would replace it."""
+    return options.sparsity != "none" and weights is None
+
+
+def _check_sparsity(subject: Subject, weights: Path | None) -> None:
+    """Training before the cut must be edgeprune's own, in one process: said before any work. Raises RecipeError."""
+    from edgeprune.recover import process_count
+
+    options = subject.recipe.recover
+    if not _sparsifies(options, weights):
+        return
+    if trainer_of(subject) is not None:
+        raise RecipeError(
+            f'[recover] sparsity = "{options.sparsity}" is of edgeprune\'s own training; here a trainer of your own '
+            "takes its place.",
+            'Use sparsity = "none", or leave the trainer out.',
+        )
+    if process_count() > 1:
+        raise RecipeError(
+            f'[recover] sparsity = "{options.sparsity}" trains in one process; torchrun started {process_count()}.',
+            'Use sparsity = "none", or start it without torchrun.',
+        )
+    if not options.sparsity_epochs or not options.sparsity_strength:
+        raise RecipeError(
+            f'[recover] sparsity = "{options.sparsity}" with sparsity_epochs or sparsity_strength = 0 does nothing.',
+            'Use sparsity = "none", or give both more than 0.',
+        )
+
+
+def _before_cut(subject: Subject, voice: Voice, plan: graph.Plan, folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """The dense network, trained so that what `plan` takes away is nearly nothing, and what is told of it.
+
+    `folder`: the stage's; the checkpoint in it stays until the stage is whole.
+    """
+    from edgeprune.recover import Penalty
+
+    own, network = subject.recipe.recover, copy.deepcopy(subject.model)
+    # Its rate must not fall while the penalty rises, and an average would lag behind it.
+    options = msgspec.structs.replace(
+        own, epochs=own.sparsity_epochs, hours=0.0, patience=0, schedule="constant", ema=0.0
+    )
+    penalty = Penalty(network, subject.structure, plan, own.sparsity, own.sparsity_strength)
+    before = penalty.size()
+    progress = voice.progress("recover")
+    found = trained(subject, options, progress, voice, network, folder / SPARSE, penalty)
+    left = penalty.size() / max(before, 1e-30)
+    proof = subject.structure.prove(network, plan)
+    if not proof.passed:
+        raise ProofError(
+            f"the network trained before the cut does not compute what it must (error {proof.max_error:.2g}). "
+            f"{proof.detail}",
+            "This is a defect of edgeprune: please report it with the network.",
+        )
+    uncut = score(subject.workload, network)
+    voice.say(
+        "recover",
+        f"trained before the cut, {own.sparsity} growing: what goes is {100 * left:.1f} % of its size; "
+        f"held-out {shown(subject.workload, uncut)} uncut",
+    )
+    return network, {"kind": own.sparsity, "left": left, "score": uncut, "training": found}
 
 
 def _trained(
@@ -111,19 +183,25 @@ def _built_in(
 ) -> dict[str, object]:
     """edgeprune's own training."""
     _together(group, folder)
-    return _train(subject, subject.recipe.recover, voice.progress("recover"), voice, student, folder)
+    return trained(subject, subject.recipe.recover, voice.progress("recover"), voice, student, folder)
 
 
 def briefly(subject: Subject, voice: Voice, student: nn.Module, folder: Path, epochs: float) -> None:
     """Train a network that is only tried, for so many epochs and no longer; in place."""
     options = msgspec.structs.replace(subject.recipe.recover, epochs=epochs)
-    _train(subject, options, voice.progress("search"), None, student, folder)
+    trained(subject, options, voice.progress("search"), None, student, folder)
 
 
-def _train(
-    subject: Subject, options: RecoverSection, progress: Progress, voice: Voice | None, student: nn.Module, folder: Path
+def trained(
+    subject: Subject,
+    options: RecoverSection,
+    progress: Progress,
+    voice: Voice | None,
+    student: nn.Module,
+    folder: Path,
+    penalty: Penalty | None = None,
 ) -> dict[str, object]:
-    """As the recipe has it, but for `options`; where nobody has a voice, the curve is not kept."""
+    """As the recipe has it, but for `options`, in place; where nobody has a voice, the curve is not kept."""
     from edgeprune.recover import train
 
     work, split = subject.workload, _split(subject)
@@ -140,6 +218,7 @@ def _train(
         workers=subject.recipe.data.workers,
         progress=progress,
         log=None if voice is None else lambda numbers: voice.track("recover", numbers),
+        penalty=penalty,
     ).to_dict()
 
 
@@ -198,6 +277,7 @@ def check(subject: Subject, weights: Path | None) -> None:
     from edgeprune.recover import device_kind
 
     tracking.check(subject.recipe)
+    _check_sparsity(subject, weights)
     if trainer_of(subject) is not None:
         device_kind(subject.recipe.recover)
     elif weights is None and subject.recipe.recover.epochs:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from edgeprune.recover.batches import evaluate, logits
 from edgeprune.recover.place import device_kind, find_device, process_count, process_number
 from edgeprune.recover.repair import kept_outputs, repair, repair_weights, same_steps
+from edgeprune.recover.sparsity import Penalty
 from edgeprune.recover.train import Training, check, train
 from edgeprune.recover.trainer import REBUILD, Job, options_of, own_training, rebuild_script, take_weights
 
 __all__ = [
     "REBUILD",
     "Job",
+    "Penalty",
     "Training",
     "check",
     "device_kind",

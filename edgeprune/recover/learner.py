@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -36,6 +36,7 @@ class Learner(nn.Module):
     Args:
         example: up to 64 examples on the network's device; outputs and layers are tried on them.
         precision: "fp32", "bf16" or "fp16", of forward passes; losses are float32.
+        penalty: (share done) -> what is added to the loss.
 
     Raises:
         DataError, ModelError, RecipeError: what cannot be learnt from; see `distill.check_terms`.
@@ -49,9 +50,10 @@ class Learner(nn.Module):
         options: RecoverSection,
         example: Examples,
         precision: str,
+        penalty: Callable[[float], Tensor] | None = None,
     ) -> None:
         super().__init__()
-        self.student, self.task, self.options = student, task, options
+        self.student, self.task, self.options, self.penalty = student, task, options, penalty
         self._teachers = [teacher.eval() for teacher in teachers]  # a list: not among the modules
         self.reduced = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
         outputs = tuple(_tried(network, example) for network in (student, *teachers))
@@ -119,7 +121,7 @@ class Learner(nn.Module):
         wanted = distill.merged(taught, self.options.combine, self.task) if taught else ()
         for name, weight in self.terms.items():
             value = value + weight * self._term(name, outputs, wanted, done, mine or {}, theirs or {})
-        return value
+        return value if self.penalty is None else value + self.penalty(done)
 
     def _term(
         self,

@@ -27,6 +27,7 @@ from edgeprune.recover.judge import HeldOutScorer
 from edgeprune.recover.learner import Learner
 from edgeprune.recover.place import agreed, device_of, from_first, precision
 from edgeprune.recover.source import BatchSource, moved
+from edgeprune.recover.sparsity import Penalty
 from edgeprune.recover.steps import averaged, optimizers, schedule
 
 CHECKPOINT_SECONDS = 20.0
@@ -93,9 +94,11 @@ class TrainingRun:
         key: str,
         progress: Progress | None,
         log: Log | None,
+        penalty: Penalty | None = None,
     ) -> None:
         self.student, self.teachers, self.source, self.judge, self.options = student, teachers, source, judge, options
         self.folder, self.accelerator, self.key, self.progress, self.log = folder, accelerator, key, progress, log
+        self.penalty = penalty
         self.device = device_of(accelerator)
         self.precision = precision(options, self.device.type)
         self.total = max(1, round(options.epochs * len(source)))
@@ -108,9 +111,9 @@ class TrainingRun:
         for network in (self.student, *self.teachers):
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         example = take(moved(self.source.at(0)[0], self.device), 0, 64)
-        self.learner = Learner(self.student, self.teachers, self.judge.task, self.options, example, self.precision).to(
-            self.device
-        )
+        self.learner = Learner(
+            self.student, self.teachers, self.judge.task, self.options, example, self.precision, self.penalty
+        ).to(self.device)
         self.model: nn.Module = self.learner
         if self.accelerator.num_processes > 1:
             ids = None if self.device.type == "cpu" else [self.device.index]
@@ -179,7 +182,8 @@ class TrainingRun:
                 self.progress(done, self.total, self.judge.shown(self.best_score))
         if self.step > self.resumed:
             self._save()  # it stays until the stage is whole: no step is repeated, whenever this run is killed
-        self.student.load_state_dict(self.best)
+        if self.penalty is None:  # with one, what was pressed to zero counts, not what scores best
+            self.student.load_state_dict(self.best)
         self.student.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         self.student.eval()
         return self._result()

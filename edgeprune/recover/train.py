@@ -22,6 +22,7 @@ from edgeprune.recover.learner import Learner
 from edgeprune.recover.loop import Diverged, Log, Progress, Training, TrainingRun
 from edgeprune.recover.place import device_kind, device_of, placed, process_count
 from edgeprune.recover.source import BatchSource, Loader
+from edgeprune.recover.sparsity import Penalty
 from edgeprune.recover.steps import optimizers
 from edgeprune.workload import Classification, Inputs, Task, item
 
@@ -42,6 +43,7 @@ def train(
     workers: int = 0,
     progress: Progress | None = None,
     log: Log | None = None,
+    penalty: Penalty | None = None,
 ) -> Training:
     """Train `student` in place; afterwards it holds the weights that did best on `selection`, in eval mode, on the CPU
     or wherever it was.
@@ -59,6 +61,7 @@ def train(
         inputs: of a dataset's example; None: as its first example has them.
         augment: of a Split.
         workers: that read ahead: threads of a Split, processes of a dataset.
+        penalty: grows on what will be cut; then the last weights are kept, whatever `selection` says.
 
     Raises:
         ModelError: the loss is not finite, in spite of one automatic restart at a tenth of the learning rate; a
@@ -85,8 +88,9 @@ def train(
         stack.enter_context(trainable(student, partly=True))
         rank, world = accelerator.process_index, accelerator.num_processes
         source = _source(examples, inputs, options, augment, workers, (rank, world))
-        key = checkpoint.key_of(options, augment, len(source), student.state_dict())
-        run = TrainingRun(student, teachers, source, judge, options, folder, accelerator, key, progress, log)
+        besides = (*augment, penalty.key) if penalty is not None else augment
+        key = checkpoint.key_of(options, besides, len(source), student.state_dict())
+        run = TrainingRun(student, teachers, source, judge, options, folder, accelerator, key, progress, log, penalty)
         return _restarted_once(run, options.lr / 10)
 
 

@@ -114,7 +114,9 @@ class BudgetSection(_Section, frozen=True):
 class SearchSection(_Section, frozen=True):
     """How the network that fits the budget is chosen."""
 
-    method: Literal["joint", "uniform"] = "joint"  # joint: blocks and widths together; uniform: one fraction everywhere
+    # joint: blocks and widths together; learned: the same by masks learnt by gradient; uniform: one fraction everywhere
+    method: Literal["joint", "learned", "uniform"] = "joint"
+    mask_steps: Count = 400  # of learning the masks, a batch each
     saliency: Saliency = "obs"
     blocks: bool = True  # may whole residual blocks go?
     repeats: bool = False  # also parts that keep their input's shape, without a sum? ties the widths at their ends
@@ -124,6 +126,11 @@ class SearchSection(_Section, frozen=True):
     trials: Annotated[int, Meta(ge=0, le=100_000)] = 8  # of random corrections near the best, evaluated
     time_limit: Annotated[float, Meta(gt=0, le=604_800)] = 60.0  # seconds for one solve
     seed: Seed = 0
+
+    @property
+    def by_program(self) -> bool:
+        """Do the latency table and the exact program choose?"""
+        return self.method != "uniform"
 
 
 class RecoverSection(_Section, frozen=True):

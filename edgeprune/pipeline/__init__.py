@@ -252,6 +252,7 @@ def _run_stages(context: Context, until: str) -> None:
         context.recipe.quantize, lambda path: subject.export(subject.model, path), lambda: context.bench.dialect
     )
     ends.check(subject, context.target)
+    choose.check_masks(subject)
     recovery.check(subject, context.weights)
     if any("data" in one.facts for one in order):
         _ = subject.workload.digest  # data that cannot be read are found before anything is measured or written

@@ -1,4 +1,6 @@
-"""The search, as the recipe asks for it: `joint` (blocks and widths) or `uniform` (one fraction everywhere)."""
+"""The search, as the recipe asks for it: `joint` (blocks and widths), `learned` (the same by learned masks), or
+`uniform` (one fraction everywhere).
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import msgspec
 import torch
 
 from edgeprune import graph, latency, validate
@@ -17,7 +20,7 @@ from edgeprune.devices import Loaded
 from edgeprune.errors import BudgetError, PlanError, RecipeError, did_you_mean
 from edgeprune.graph import DENSE, Layer, Plan
 from edgeprune.latency import ArtifactBuilder, Predictor, Table
-from edgeprune.pipeline import warm, workloads
+from edgeprune.pipeline import recovery, warm, workloads
 from edgeprune.pipeline.bench import Bench
 from edgeprune.pipeline.bounded import within_drop
 from edgeprune.pipeline.events import Voice
@@ -27,12 +30,13 @@ from edgeprune.pipeline.rundir import RunDirectory, read_json, write_json
 from edgeprune.pipeline.subject import Subject
 from edgeprune.recipe import Recipe, SearchSection
 from edgeprune.report import write_profile
-from edgeprune.search import Again, Closure, Evaluator, Sensitivity, find, measure, refine
+from edgeprune.search import Again, Closure, Evaluator, MaskSettings, Sensitivity, find, learn, measure, refine
 
 FRACTIONS = tuple(step / 20 for step in range(1, 20))
 FRONT = (1.25, 1.5, 2.0, 2.5, 3.0, 4.0)  # speed-ups over dense INT8 at which the front is told
 AIM = 0.985  # share of the budget that the search is asked for: the margin covers the noise of a quiet measurement
 MORE_ROUNDS = 16  # of closure, where the table predicts badly; otherwise 10
+MASK_BATCH = 16  # examples of a step of learning masks, at least; 64 of 32 x 32
 CONFIRM = 4  # measurements of one uniform network, where the device is noisy
 
 
@@ -156,10 +160,13 @@ def joint(
     table, start = warm.start(bench, run, neighbour, TABLE)
     predictor = Predictor(table, structure, maker.network)
     session = subject.session
-    warm.curves(shared, folder)
-    curves = _curves(subject, voice, latency.options(structure, bench.target.channels), folder / "curves.json")
-    evaluator = Evaluator(structure, session)
+    evaluator, widths = Evaluator(structure, session), latency.options(structure, bench.target.channels)
     budget, bounded = validate.deadline(predictor.dense, subject.recipe.budget, predictor.unit), None
+    if options.method == "learned":
+        curves, start = _masks(subject, voice, predictor, AIM * budget, widths, limit, folder), {}
+    else:
+        warm.curves(shared, folder)
+        curves = _curves(subject, voice, widths, folder / "curves.json")
     if subject.recipe.budget.fastest:
         bounded = within_drop(subject, run, voice, predictor, curves, evaluator, limit, folder)
         budget /= bounded.speedup
@@ -192,7 +199,7 @@ def joint(
     closed.table.save(folder / TABLE)
     warm.tell_fleet(voice, "search", closed.table)
     details = {**found.to_dict(), **_answer(closed, loss), **({"bounded": bounded.to_dict()} if bounded else {})}
-    return Chosen(closed.answer, "joint", closed.ratio, closed.budget, details)
+    return Chosen(closed.answer, options.method, closed.ratio, closed.budget, details)
 
 
 def _answer(closed: Closure, loss: float) -> dict[str, object]:
@@ -226,6 +233,47 @@ def _curves(subject: Subject, voice: Voice, widths: Mapping[str, Sequence[int]],
         cache=cache,
         progress=lambda done, total: report(done, total, "loss curves"),
     )
+
+
+def _masks(
+    subject: Subject,
+    voice: Voice,
+    predictor: Predictor,
+    budget: float,
+    widths: Mapping[str, Sequence[int]],
+    limit: float,
+    folder: Path,
+) -> Sensitivity:
+    """What each width and each block costs, by masks learnt on the training split under the budget."""
+    from edgeprune.recover import batch_source
+
+    options, session, data = subject.recipe.search, subject.session, subject.recipe.data
+    how = msgspec.structs.replace(
+        subject.recipe.recover, batch=max(MASK_BATCH, session.size), micro_batch=0, seed=options.seed
+    )
+    examples = recovery.split_of(subject)("train")
+    source = batch_source(examples, subject.workload.inputs, how, (), data.workers)
+    return learn(
+        subject.structure,
+        session,
+        predictor,
+        budget,
+        widths,
+        lambda step: source.at(step)[0],
+        MaskSettings(options.mask_steps, options.seed, blocks=options.blocks, max_bytes=limit),
+        folder=folder,
+        progress=voice.progress("search"),
+    )
+
+
+def check_masks(subject: Subject) -> None:
+    """Learned masks need something to mask: said before any work. Raises RecipeError."""
+    structure = subject.structure
+    if subject.recipe.search.method == "learned" and not structure.groups and not structure.blocks:
+        raise RecipeError(
+            '[search] method = "learned" has nothing to learn a mask for: no units and no blocks of the network may go.',
+            "structure.json, or structure.describe() in Python, says what keeps it whole.",
+        )
 
 
 def check_options(section: SearchSection) -> None:

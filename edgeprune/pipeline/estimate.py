@@ -39,6 +39,7 @@ from edgeprune.workload import Workload
 FILE = "unit-costs.json"
 WITHIN, TIMES = 0.25, 5  # seconds of one timed forward, and how often: the fastest counts, as on a quiet machine
 AGAIN = 0.25  # of the table's networks are measured twice more, at most
+MASK_BATCH = 64  # examples of a step of learning masks, at most
 CLOSING, ANSWERS = 5, 2  # networks of closure, usually, and how many plans are judged for each
 SIMPLER = 2  # plans of blocks alone and of widths alone
 RIDGES = 1  # plan's worth: the ridge of each layer is chosen at the first one
@@ -119,7 +120,7 @@ def measure(subject: Subject, target: Target, folder: Path, networks: int, secon
     several = workloads.examples(work, "train", count)
     forward = min(forward, _timed(lambda: _forward(subject.model, several)) / count)
     steps = [_step(subject.model, several) for _ in range(TIMES - 2)]
-    judged, anew = _judged(subject, forward) if subject.recipe.search.method == "joint" else (None, 0.0)
+    judged, anew = _judged(subject, forward) if subject.recipe.search.by_program else (None, 0.0)
     step, kept = min(steps, key=lambda one: one[0] or 0.0)
     allowed = latency.options(structure, target.channels)
     points = sum(min(len(widths) - 1, 4) for widths in allowed.values())
@@ -150,7 +151,7 @@ def estimate(recipe: Recipe, target: Target, run: RunDirectory, weights: Path | 
     """What is left to do, by what `plan` measured."""
     found = msgspec.convert(read_json(run.folder("plan") / FILE), UnitCosts)
     seconds = {step.name: 0.0 for step in STEPS}
-    joint = recipe.search.method == "joint"
+    joint = recipe.search.by_program
     images, passes = min(recipe.quantize.images, found.train), sum(quantize.RUNS.values())
     calibrating = images * (passes * found.forward + found.read)
     seconds["profile"] = calibrating  # of the dense network, before its table
@@ -185,6 +186,9 @@ def _searching(found: UnitCosts, search: SearchSection, joint: bool, target: Tar
     if not joint:
         return found.network * 6
     curves = (found.widths + found.blocks) * 0.5 * search.images * found.forward
+    if search.method == "learned":
+        step = found.step if found.step is not None else 4 * found.forward
+        curves = search.mask_steps * MASK_BATCH * (step + found.forward + found.read)
     judged = found.judged if found.judged is not None else 3 * found.forward
     plans: float = (
         search.rounds + (search.rounds - 1) * found.stages + SIMPLER + search.trials + RIDGES + CLOSING * ANSWERS
@@ -201,9 +205,10 @@ def _training(found: UnitCosts, recipe: Recipe, weights: Path | None) -> float:
     repair = examples * (2 * found.forward if found.judged is None else found.judged)
     step = found.step if found.step is not None else 4 * found.forward
     train = options.epochs * (found.train * (step + found.read) + once)
+    before = options.sparsity_epochs * found.train * (step + found.read) if options.sparsity != "none" else 0.0
     if options.hours:
         train = min(train, 3600 * options.hours)
-    return repair + 4 * once + (0.0 if weights is not None else train)
+    return repair + 4 * once + (0.0 if weights is not None else before + train)
 
 
 def _batch(recipe: Recipe) -> int:

@@ -77,7 +77,7 @@ FACTS: Mapping[str, Callable[[Keyed], Any]] = {
     "target": _target,
     "device": lambda run: [run.bench.name, run.bench.probe.fingerprint],
     "speed": _speed,
-    "cuts": lambda run: [run.recipe.search.method, run.recipe.search.blocks],
+    "cuts": lambda run: ["joint" if run.recipe.search.by_program else "uniform", run.recipe.search.blocks],
     "options": lambda run: list(run.recipe.search.options),
     "max_error": lambda run: run.recipe.measure.max_error,
     "search": lambda run: run.recipe.section("search"),

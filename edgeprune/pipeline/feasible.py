@@ -51,7 +51,7 @@ def plan_stage(
 ) -> None:
     """dense.onnx, sanity.json, feasibility.json, unit-costs.json, data.json: tried on real examples, measured on
     the device; nothing is trained. What another run has measured for another budget is taken over (warm.py)."""
-    blocks = subject.recipe.search.blocks and subject.recipe.search.method == "joint"
+    blocks = subject.recipe.search.blocks and subject.recipe.search.by_program
     floats = in_float(run)
     if warm.plan(subject, voice, shared, keys, folder, blocks, floats):
         return

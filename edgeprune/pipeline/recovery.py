@@ -204,7 +204,7 @@ def trained(
     """As the recipe has it, but for `options`, in place; where nobody has a voice, the curve is not kept."""
     from edgeprune.recover import train
 
-    work, split = subject.workload, _split(subject)
+    work, split = subject.workload, split_of(subject)
     return train(
         student,
         [copy.deepcopy(subject.model), *_teachers(subject.recipe)],
@@ -248,7 +248,7 @@ def _images(subject: Subject) -> bool:
     return subject.pictured and workloads.is_top_class(subject.task)
 
 
-def _split(subject: Subject) -> Callable[[str], Any]:
+def split_of(subject: Subject) -> Callable[[str], Any]:
     """A split by its name, as `train` takes it."""
     if _images(subject):
         return lambda name: getattr(subject.data, name)

@@ -43,7 +43,7 @@ def assemble(subject: Subject, bench: Bench, run: RunDirectory) -> dict[str, obj
     }
     for stage in ("search", "recover"):
         result[stage] = _read(run, f"{stage}/{stage}.json")
-    if result["search"].get("method") == "joint":
+    if result["search"].get("method") in ("joint", "learned"):
         result["search"].update(curves=_read(run, "search/curves.json"), table=_table(run))
     result["proof"] = _read(run, "search/proof.json")
     result["quantize"] = _quantization(bench, run)

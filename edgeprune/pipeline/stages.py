@@ -61,7 +61,7 @@ def check_layers(
 def latency_stage(subject: Subject, bench: Bench, run: RunDirectory, voice: Voice, folder: Path) -> None:
     """The latency table, where the search needs one. A budget that cannot be met ends here, before any training."""
     refuse_impossible(subject, bench.target, run, voice)
-    if subject.recipe.search.method == "joint":
+    if subject.recipe.search.by_program:
         build_table(subject, bench, run, voice, folder)
 
 

@@ -6,7 +6,7 @@ from edgeprune.recover.batches import evaluate, logits
 from edgeprune.recover.place import device_kind, find_device, process_count, process_number
 from edgeprune.recover.repair import kept_outputs, repair, repair_weights, same_steps
 from edgeprune.recover.sparsity import Penalty
-from edgeprune.recover.train import Training, check, train
+from edgeprune.recover.train import Training, batch_source, check, train
 from edgeprune.recover.trainer import REBUILD, Job, options_of, own_training, rebuild_script, take_weights
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Job",
     "Penalty",
     "Training",
+    "batch_source",
     "check",
     "device_kind",
     "evaluate",

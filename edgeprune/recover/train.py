@@ -26,7 +26,7 @@ from edgeprune.recover.sparsity import Penalty
 from edgeprune.recover.steps import optimizers
 from edgeprune.workload import Classification, Inputs, Task, item
 
-__all__ = ["Training", "check", "train"]
+__all__ = ["Training", "batch_source", "check", "train"]
 
 
 def train(
@@ -87,20 +87,20 @@ def train(
             stack.enter_context(_lent(network, device_of(accelerator)))
         stack.enter_context(trainable(student, partly=True))
         rank, world = accelerator.process_index, accelerator.num_processes
-        source = _source(examples, inputs, options, augment, workers, (rank, world))
+        source = batch_source(examples, inputs, options, augment, workers, (rank, world))
         besides = (*augment, penalty.key) if penalty is not None else augment
         key = checkpoint.key_of(options, besides, len(source), student.state_dict())
         run = TrainingRun(student, teachers, source, judge, options, folder, accelerator, key, progress, log, penalty)
         return _restarted_once(run, options.lr / 10)
 
 
-def _source(
+def batch_source(
     examples: Any,
     inputs: Inputs | None,
     options: RecoverSection,
     augment: tuple[str, ...],
     workers: int,
-    process: tuple[int, int],
+    process: tuple[int, int] = (0, 1),
 ) -> BatchSource:
     """Batches of a split of images, or of a dataset with its inputs; `process`: its number, and how many there are."""
     if isinstance(examples, Split):

@@ -21,6 +21,8 @@ from edgeprune.search.find import find as find
 from edgeprune.search.formulate import formulate as formulate
 from edgeprune.search.formulate import stages as stages
 from edgeprune.search.formulate import to_plan as to_plan
+from edgeprune.search.masks import MaskSettings as MaskSettings
+from edgeprune.search.masks import learn as learn
 from edgeprune.search.program import Cost as Cost
 from edgeprune.search.solve import solve as solve
 

@@ -144,18 +144,12 @@ def measure(
     """
     count = stacks.count(session.examples)
     key = {
-        "version": VERSION,
-        "structure": structure.fingerprint,
-        "weights": _checksum(session),
+        **key_of_network(structure, session, widths),
         "saliency": saliency,
-        "images": count,
         "blocks": blocks,
-        "seed": session.seed,
-        "distance": session.distance.title,
-        "widths": {name: list(values) for name, values in widths.items()},
         **({"options": {name: list(texts) for name, texts in options.items()}} if options else {}),
     }
-    known = _read(cache, key)
+    known = read_cache(cache, key)
     if known is not None and "orders" in known:
         return Sensitivity.from_dict(known)
     start, options = time.perf_counter(), options or {}
@@ -172,7 +166,7 @@ def measure(
     result = Sensitivity(
         saliency, count, work.orders, allowed, points, losses, removals, seconds, key, _ways(values, options)
     )
-    _write(cache, result.to_dict())
+    write_cache(cache, result.to_dict())
     return result
 
 
@@ -384,8 +378,21 @@ class Partial:
         """Note a value; write the file every few seconds."""
         self.values[name] = min(value, 1e6)
         if self.cache is not None and time.perf_counter() - self._saved > SAVE_EVERY:
-            _write(self.cache, {"key": self.key, "partial": self.values})
+            write_cache(self.cache, {"key": self.key, "partial": self.values})
             self._saved = time.perf_counter()
+
+
+def key_of_network(structure: Structure, session: Session, widths: Mapping[str, Sequence[int]]) -> dict[str, object]:
+    """What curves of any kind hold for."""
+    return {
+        "version": VERSION,
+        "structure": structure.fingerprint,
+        "weights": _checksum(session),
+        "images": stacks.count(session.examples),
+        "seed": session.seed,
+        "distance": session.distance.title,
+        "widths": {name: list(values) for name, values in widths.items()},
+    }
 
 
 def _checksum(session: Session) -> str:
@@ -395,17 +402,20 @@ def _checksum(session: Session) -> str:
     return f"{total:.9e} {means}"
 
 
-def _read(path: Path | None, key: Mapping[str, object]) -> dict[str, object] | None:
+def read_cache(path: Path | None, key: Mapping[str, object]) -> dict[str, object] | None:
+    """What a file holds of the same key; None where there is nothing."""
     if path is None or not path.is_file():
         return None
     try:
         data = files.read_json(path, RunError)
     except RunError:
         return None
-    return data if isinstance(data, dict) and json.dumps(data.get("key")) == json.dumps(key) else None
+    same = isinstance(data, dict) and json.dumps(data.get("key"), sort_keys=True) == json.dumps(key, sort_keys=True)
+    return data if same else None
 
 
-def _write(path: Path | None, data: Mapping[str, object]) -> None:
+def write_cache(path: Path | None, data: Mapping[str, object]) -> None:
+    """Write the file, whole or not at all; raises RunError."""
     if path is None:
         return
     try:

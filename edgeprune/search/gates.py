@@ -1,0 +1,115 @@
+"""Gates of a network: a number from 0, closed, to 1, open, for each unit of each group and for each removable block.
+
+A unit is closed where it is read, which is exactly pruning it; a block's gate stands between its input and its result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from edgeprune.engine import Examples, Outputs, call
+from edgeprune.graph import Block, Group
+
+
+@dataclass(frozen=True)
+class Gates:
+    """Where the gates of a network are: a slice of one vector for each group, then one place for each block."""
+
+    groups: tuple[Group, ...]
+    blocks: tuple[Block, ...]
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return sum(group.size for group in self.groups) + len(self.blocks)
+
+    def slices(self) -> dict[str, slice]:
+        """Group or block -> its place in the vector."""
+        found, at = dict[str, slice](), 0
+        for name, size in [*((g.name, g.size) for g in self.groups), *((b.module, 1) for b in self.blocks)]:
+            found[name] = slice(at, at + size)
+            at += size
+        return found
+
+
+class Masked:
+    """A network with gates: (examples, gates [count]) -> outputs. Gradients reach gates and parameters."""
+
+    def __init__(self, network: nn.Module, gates: Gates) -> None:
+        self.network, self.gates, self.at = network, gates, gates.slices()
+        self.tensors = {
+            **dict(network.named_parameters(remove_duplicate=False)),
+            **dict(network.named_buffers(remove_duplicate=False)),
+        }
+        self.readers = {group.name: self._readers(group) for group in gates.groups}
+
+    def _readers(self, group: Group) -> list[tuple[str, int, Tensor, int]]:
+        """Where a group is read: tensor, axis, positions one unit after the other, positions a unit. Where nothing is
+        known to read it, where it is made.
+        """
+        known = [m for m in group.members if m.parameter in self.tensors]
+        known = [m for m in known if self.tensors[m.parameter].is_floating_point()]
+        found = [m for m in known if m.role == "input"] or known
+        device = next(iter(self.tensors.values())).device
+        return [
+            (m.parameter, m.axis, torch.as_tensor(m.indices, device=device).reshape(-1), m.indices.shape[1])
+            for m in found
+        ]
+
+    def __call__(self, examples: Examples, gates: Tensor) -> Outputs:
+        """The outputs, as a tuple of tensors."""
+        tensors = dict(self.tensors)
+        for group in self.gates.groups:
+            own = gates[self.at[group.name]]
+            for name, axis, spots, each in self.readers[group.name]:
+                value = tensors[name]
+                scale = torch.ones(value.shape[axis], dtype=own.dtype, device=value.device)
+                scale = scale.index_copy(0, spots, own.repeat_interleave(each)).to(value.dtype)
+                tensors[name] = value * scale.reshape([-1 if k == axis else 1 for k in range(value.dim())])
+        with self._bypassed(gates):
+            return call(_Called(self.network, tensors), examples)
+
+    @contextlib.contextmanager
+    def _bypassed(self, gates: Tensor) -> Iterator[None]:
+        """Each block gives its input and a gate's share of what it adds to it; a term of a sum, its share of itself."""
+        with contextlib.ExitStack() as stack:
+            for block in self.gates.blocks:
+                gate = gates[self.at[block.module]][0]
+                for module, stand_in in block.stand_ins or ((block.module, "first"),):
+                    if block.kind == "term" and not stand_in.startswith("nothing"):
+                        continue
+                    hook = _hook(gate, block.kind == "term")
+                    handle = self.network.get_submodule(module).register_forward_hook(hook, with_kwargs=True)
+                    stack.callback(handle.remove)
+            yield
+
+
+class _Called:
+    """The network with other tensors, to be called as itself."""
+
+    def __init__(self, network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        self.network, self.tensors = network, dict(tensors)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return functional_call(self.network, self.tensors, args, kwargs, tie_weights=False)
+
+
+def _hook(gate: Tensor, term: bool) -> Callable[..., Any]:
+    def run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        first = output[0] if isinstance(output, tuple | list) else output
+        share = gate.to(first.dtype)
+        if term:
+            changed = first * share
+        else:
+            given = args[0] if args else next(iter(kwargs.values()))
+            changed = given + share * (first - given)
+        return type(output)((changed, *output[1:])) if isinstance(output, tuple | list) else changed
+
+    return run

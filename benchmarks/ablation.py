@@ -16,6 +16,7 @@ Each arm differs from the first, the product's default, in one thing:
     kl + features        layers inside as well
     no ema               the weights themselves, not their moving average
     no augmentation      the images as they are
+    sparsity             the first quarter of the epochs before the cut, a penalty growing on what goes
     qat                  the last quarter of the epochs in INT8
     learned masks        the plan of --learned, trained as the default is
 
@@ -39,7 +40,7 @@ from typing import Any
 from common import RESULTS, kept, save
 from recovery import TRAINING, splits
 
-LAST = 0.25  # share of the epochs that a part of its own gets
+PART = 0.25  # share of the epochs that a part of its own gets
 KL_AND = 0.5  # weight of what is learnt beside KL
 CALIBRATION = 512  # images
 
@@ -51,6 +52,7 @@ class Arm:
     changes: Mapping[str, Any] = field(default_factory=dict)  # of [recover]
     repaired: bool = True
     augmented: bool = True
+    sparsity: str = ""  # kind of penalty, in a share of the epochs before the cut
     qat: float = 0.0  # share of the epochs in INT8, at the end
     learned: bool = False  # the plan of --learned
 
@@ -64,7 +66,8 @@ ARMS = {
     "kl + features": Arm({"distill": {"kl": 1.0, "features": KL_AND}}),
     "no ema": Arm({"ema": 0.0}),
     "no augmentation": Arm(augmented=False),
-    "qat": Arm(qat=LAST),
+    "sparsity": Arm(sparsity="group-lasso"),
+    "qat": Arm(qat=PART),
     "learned masks": Arm(learned=True),
 }
 
@@ -110,16 +113,19 @@ def trained(run: Run, arm: Arm, options: argparse.Namespace, seed: int, data: An
     images, selection, test = data
     plan = Plan.load((options.learned if arm.learned else options.run) / "search" / "plan.json")
     few = torch.from_numpy(images.take(options.repair).arrays())
-    began = time.perf_counter()
-    pruned = plan.apply(run.model)
-    row = {"cut": 100 * evaluate(pruned, test), "removed": len(plan.removed)}
-    if arm.repaired:
-        pruned = repair(run.model, pruned, run.structure, plan, few, seed=seed)
-        row["repaired"] = 100 * evaluate(pruned, test)
-    epochs = options.epochs * (1 - arm.qat)
+    uncut, before = run.model, dict[str, Any]()
+    epochs = options.epochs * (1 - arm.qat - (PART if arm.sparsity else 0))
     section = RecoverSection(
         **{"epochs": epochs, "lr": options.lr, "batch": options.batch, "seed": seed, **arm.changes}
     )
+    if arm.sparsity:
+        uncut, before = sparse(run, plan, arm, section, options, data, folder / "sparse")
+    began = time.perf_counter()
+    pruned = plan.apply(uncut)
+    row = {"cut": 100 * evaluate(pruned, test), "removed": len(plan.removed), **before}
+    if arm.repaired:
+        pruned = repair(uncut, pruned, run.structure, plan, few, seed=seed)
+        row["repaired"] = 100 * evaluate(pruned, test)
     row["repair_seconds"], began = round(time.perf_counter() - began, 1), time.perf_counter()
     pruned, teacher = pruned.to(options.device), run.model.to(options.device)
     augment = ("crop", "flip") if arm.augmented else ()
@@ -138,6 +144,36 @@ def trained(run: Run, arm: Arm, options: argparse.Namespace, seed: int, data: An
     if options.int8:
         row |= int8(run, pruned, arm, options, data)
     return row
+
+
+def sparse(
+    run: Run, plan: Any, arm: Arm, section: Any, options: argparse.Namespace, data: Any, folder: Path
+) -> tuple[Any, dict[str, Any]]:
+    """The dense network, trained before the cut as the product does it, and what the row gains."""
+    import copy
+
+    import msgspec
+
+    from edgeprune.recover import Penalty, evaluate, train
+
+    images, selection, test = data
+    network = copy.deepcopy(run.model)
+    penalty = Penalty(network, run.structure, plan, arm.sparsity)
+    size, epochs = penalty.size(), PART * options.epochs
+    section = msgspec.structs.replace(section, epochs=epochs, schedule="constant", ema=0.0)
+    teacher, augment = run.model.to(options.device), ("crop", "flip") if arm.augmented else ()
+    found = train(
+        network.to(options.device), teacher, images, selection, section, folder, augment=augment, penalty=penalty
+    )
+    network = network.cpu().eval()
+    run.model.cpu()
+    seconds = round(found.seconds, 1)
+    return network, {
+        "uncut": 100 * evaluate(network, test),
+        "left": penalty.size() / size,
+        "sparse_steps": found.steps,
+        "sparse_seconds": seconds,
+    }
 
 
 def int8(run: Run, pruned: Any, arm: Arm, options: argparse.Namespace, data: Any) -> dict[str, Any]:
@@ -233,7 +269,8 @@ def main() -> None:
             row |= trained(run, arm, options, seed, data, folder)
             rows[key] = {**row, "test_images": len(data[2]), "seconds": round(time.perf_counter() - began, 1)}
             save(options.out, rows)
-            (folder / "checkpoint.pt").unlink(missing_ok=True)
+            for path in folder.rglob("checkpoint.pt"):
+                path.unlink()
             print(key, json.dumps(rows[key]), flush=True)
 
 

@@ -271,7 +271,7 @@ def check_masks(subject: Subject) -> None:
     structure = subject.structure
     if subject.recipe.search.method == "learned" and not structure.groups and not structure.blocks:
         raise RecipeError(
-            '[search] method = "learned" has nothing to learn a mask for: no units and no blocks of the network may go.',
+            '[search] method = "learned" has nothing to mask: no units and no blocks of the network may go.',
             "structure.json, or structure.describe() in Python, says what keeps it whole.",
         )
 

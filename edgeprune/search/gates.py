@@ -30,20 +30,25 @@ class Gates:
         """How many there are."""
         return sum(group.size for group in self.groups) + len(self.blocks)
 
-    def slices(self) -> dict[str, slice]:
-        """Group or block -> its place in the vector."""
+    def units(self) -> dict[str, slice]:
+        """Group -> the places of its units in the vector."""
         found, at = dict[str, slice](), 0
-        for name, size in [*((g.name, g.size) for g in self.groups), *((b.module, 1) for b in self.blocks)]:
-            found[name] = slice(at, at + size)
-            at += size
+        for group in self.groups:
+            found[group.name] = slice(at, at + group.size)
+            at += group.size
         return found
+
+    def places(self) -> dict[str, int]:
+        """Block -> its place in the vector."""
+        first = self.count - len(self.blocks)
+        return {block.module: first + number for number, block in enumerate(self.blocks)}
 
 
 class Masked:
     """A network with gates: (examples, gates [count]) -> outputs. Gradients reach gates and parameters."""
 
     def __init__(self, network: nn.Module, gates: Gates) -> None:
-        self.network, self.gates, self.at = network, gates, gates.slices()
+        self.network, self.gates, self.units, self.places = network, gates, gates.units(), gates.places()
         self.tensors = {
             **dict(network.named_parameters(remove_duplicate=False)),
             **dict(network.named_buffers(remove_duplicate=False)),
@@ -67,7 +72,7 @@ class Masked:
         """The outputs, as a tuple of tensors."""
         tensors = dict(self.tensors)
         for group in self.gates.groups:
-            own = gates[self.at[group.name]]
+            own = gates[self.units[group.name]]
             for name, axis, spots, each in self.readers[group.name]:
                 value = tensors[name]
                 scale = torch.ones(value.shape[axis], dtype=own.dtype, device=value.device)
@@ -81,7 +86,7 @@ class Masked:
         """Each block gives its input and a gate's share of what it adds to it; a term of a sum, its share of itself."""
         with contextlib.ExitStack() as stack:
             for block in self.gates.blocks:
-                gate = gates[self.at[block.module]][0]
+                gate = gates[self.places[block.module]]
                 for module, stand_in in block.stand_ins or ((block.module, "first"),):
                     if block.kind == "term" and not stand_in.startswith("nothing"):
                         continue

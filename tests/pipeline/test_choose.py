@@ -43,6 +43,8 @@ def test_a_limit_that_leaves_nothing_for_weights_is_refused() -> None:
         (SearchSection(options=("lowrank",)), r"\[search\] options: there is no 'lowrank'"),
         (SearchSection(options=("low-rank",), method="uniform"), 'is for method = "joint"'),
         (SearchSection(repeats=True, method="uniform"), 'repeats is for method = "joint" and blocks'),
+        (SearchSection(options=("low-rank",), method="learned"), 'is for method = "joint"'),
+        (SearchSection(repeats=True, method="learned"), 'repeats is for method = "joint" and blocks'),
         (SearchSection(repeats=True, blocks=False), 'repeats is for method = "joint" and blocks'),
     ],
 )

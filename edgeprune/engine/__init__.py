@@ -5,6 +5,7 @@ from edgeprune.engine.distance import Fitted as Fitted
 from edgeprune.engine.distance import Given as Given
 from edgeprune.engine.distance import ScaledError as ScaledError
 from edgeprune.engine.distance import SoftenedKL as SoftenedKL
+from edgeprune.engine.distance import scaled_error as scaled_error
 from edgeprune.engine.examples import Batch as Batch
 from edgeprune.engine.examples import Examples as Examples
 from edgeprune.engine.examples import Outputs as Outputs

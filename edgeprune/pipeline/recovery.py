@@ -101,7 +101,7 @@ def _check_sparsity(subject: Subject, weights: Path | None) -> None:
         )
 
 
-def _before_cut(subject: Subject, voice: Voice, plan: graph.Plan, folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+def _before_cut(subject: Subject, voice: Voice, plan: graph.Plan, folder: Path) -> tuple[nn.Module, dict[str, object]]:
     """The dense network, trained so that what `plan` takes away is nearly nothing, and what is told of it.
 
     `folder`: the stage's; the checkpoint in it stays until the stage is whole.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from edgeprune.recover.batches import evaluate, logits
 from edgeprune.recover.place import device_kind, find_device, process_count, process_number
 from edgeprune.recover.repair import kept_outputs, repair, repair_weights, same_steps
+from edgeprune.recover.source import moved
 from edgeprune.recover.sparsity import Penalty
 from edgeprune.recover.train import Training, batch_source, check, train
 from edgeprune.recover.trainer import REBUILD, Job, options_of, own_training, rebuild_script, take_weights
@@ -21,6 +22,7 @@ __all__ = [
     "find_device",
     "kept_outputs",
     "logits",
+    "moved",
     "options_of",
     "own_training",
     "process_count",

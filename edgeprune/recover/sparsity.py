@@ -32,7 +32,7 @@ TINY = 1e-12  # under the root of a norm: its gradient stays finite at zero
 
 
 @dataclass(frozen=True)
-class Place:
+class Pressed:
     """Weights that go: of a parameter the positions [units, k] along an axis; all of it where there is no axis."""
 
     name: str
@@ -69,7 +69,7 @@ class Penalty:
         cut = [group for group in structure.groups if group.name in plan.kept and group.name not in vanished]
         every = [_units(group, plan.kept[group.name], parameters) for group in cut]
         every += [
-            [Place(name, parameter) for name, parameter in parameters.items() if block.holds(name)]
+            [Pressed(name, parameter) for name, parameter in parameters.items() if block.holds(name)]
             for block in structure.gone(plan)
             if block.kind != "repeat"  # without its weights it is no identity
         ]
@@ -100,18 +100,18 @@ class Penalty:
         return math.sqrt(sum(value.shape[1] for value in values)) * (squares + TINY).sqrt().sum()
 
 
-def _units(group: Group, kept: Sequence[int], parameters: Mapping[str, nn.Parameter]) -> list[Place]:
+def _units(group: Group, kept: Sequence[int], parameters: Mapping[str, nn.Parameter]) -> list[Pressed]:
     """Where the units of a group that go lie; a tied parameter counts once."""
-    units, found = np.setdiff1d(np.arange(group.size), np.asarray(kept)), dict[tuple[int, int], Place]()
+    units, found = np.setdiff1d(np.arange(group.size), np.asarray(kept)), dict[tuple[int, int], Pressed]()
     for member in group.members:
         parameter = parameters.get(member.parameter)
         if parameter is not None and len(units):
             spots = torch.as_tensor(np.ascontiguousarray(member.indices[units]))
-            found.setdefault((id(parameter), member.axis), Place(member.parameter, parameter, member.axis, spots))
+            found.setdefault((id(parameter), member.axis), Pressed(member.parameter, parameter, member.axis, spots))
     return list(found.values())
 
 
-def _scales(places: list[Place], network: nn.Module) -> list[Place]:
+def _scales(places: list[Pressed], network: nn.Module) -> list[Pressed]:
     """The scales of batch norms among them; all of them where there is none."""
     modules = dict(network.named_modules())
     batch = nn.modules.batchnorm._BatchNorm

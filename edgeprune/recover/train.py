@@ -48,15 +48,14 @@ def train(
     """Train `student` in place; afterwards it holds the weights that did best on `selection`, in eval mode, on the CPU
     or wherever it was.
 
-    The student before training is a candidate too, so training never makes it worse on `selection`. Dropout is off
-    while it learns from the teacher: the soft outputs regularise, and a narrow network has no features to spare.
+    The student before training is a candidate too. Dropout is off while it learns from the teacher (see `Learner`).
 
     Args:
         teacher: the dense network, or several with the same outputs; features are taken from the first.
         examples: what to learn from: a Split of images, or a map-style dataset of (inputs, target).
         selection: what to choose by, of the same kind; never trained on.
-        folder: holds `checkpoint.pt` while training runs, so that an interrupted run goes on from there. It stays when
-            training ends: `checkpoint.forget(folder)` when what was trained is safe elsewhere.
+        folder: holds `checkpoint.pt`, from which an interrupted run goes on. It stays when training ends:
+            `checkpoint.forget(folder)` when what was trained is safe elsewhere.
         task: its metric chooses and its loss weighs labels; None: classes.
         inputs: of a dataset's example; None: as its first example has them.
         augment: of a Split.
@@ -64,8 +63,8 @@ def train(
         penalty: grows on what will be cut; then the last weights are kept, whatever `selection` says.
 
     Raises:
-        ModelError: the loss is not finite, in spite of one automatic restart at a tenth of the learning rate; a
-            teacher has other outputs; a single example does not fit the device's memory.
+        ModelError: the loss is not finite, in spite of a restart at a tenth of the learning rate; a teacher has other
+            outputs; a single example does not fit the device's memory.
         DataError: there is nothing to learn from; an example cannot be read.
         RecipeError: the device is not there, and what else does not fit the network.
         RunError: a checkpoint cannot be written; another process of this training has ended.
@@ -88,7 +87,7 @@ def train(
         stack.enter_context(trainable(student, partly=True))
         rank, world = accelerator.process_index, accelerator.num_processes
         source = batch_source(examples, inputs, options, augment, workers, (rank, world))
-        besides = (*augment, penalty.key) if penalty is not None else augment
+        besides = augment if penalty is None else (*augment, penalty.key)
         key = checkpoint.key_of(options, besides, len(source), student.state_dict())
         run = TrainingRun(student, teachers, source, judge, options, folder, accelerator, key, progress, log, penalty)
         return _restarted_once(run, options.lr / 10)

@@ -79,7 +79,7 @@ class Masked:
                 scale = scale.index_copy(0, spots, own.repeat_interleave(each)).to(value.dtype)
                 tensors[name] = value * scale.reshape([-1 if k == axis else 1 for k in range(value.dim())])
         with self._bypassed(gates):
-            return call(_Called(self.network, tensors), examples)
+            return call(_Called(self.network, tensors), examples)  # type: ignore[arg-type]
 
     @contextlib.contextmanager
     def _bypassed(self, gates: Tensor) -> Iterator[None]:
@@ -107,13 +107,13 @@ class _Called:
 
 
 def _hook(gate: Tensor, term: bool) -> Callable[..., Any]:
-    def run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    def run(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, object], output: Any) -> Any:
         first = output[0] if isinstance(output, tuple | list) else output
         share = gate.to(first.dtype)
         if term:
             changed = first * share
         else:
-            given = args[0] if args else next(iter(kwargs.values()))
+            given: Any = args[0] if args else next(iter(kwargs.values()))
             changed = given + share * (first - given)
         return type(output)((changed, *output[1:])) if isinstance(output, tuple | list) else changed
 

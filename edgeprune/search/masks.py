@@ -31,13 +31,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgeprune.engine import Distance, Examples, Outputs, ScaledError, Session, SoftenedKL, call, trainable
+from edgeprune.engine import (
+    Distance,
+    Examples,
+    Outputs,
+    ScaledError,
+    Session,
+    SoftenedKL,
+    call,
+    scaled_error,
+    trainable,
+)
 from edgeprune.engine import examples as stacks
-from edgeprune.engine.distance import scaled_error
 from edgeprune.errors import GraphError, ModelError
 from edgeprune.graph import Block, Structure
-from edgeprune.recover import checkpoint
-from edgeprune.recover.source import moved
+from edgeprune.recover import checkpoint, moved
 from edgeprune.search.curves import Sensitivity, key_of_network, read_cache, write_cache
 from edgeprune.search.formulate import formulate
 from edgeprune.search.gates import Gates, Masked
@@ -234,7 +242,7 @@ class _Learning:
             )
         (slope,) = torch.autograd.grad(drawn, gates, retain_graph=True)
         optimizer.zero_grad(set_to_none=True)
-        value.backward()
+        value.backward()  # type: ignore[no-untyped-call]
         if self.settings.rate:
             optimizer.step()
         if near > TINY:
@@ -305,7 +313,7 @@ class _Learning:
         own = {name: getattr(self, name) for name in ("step", "seconds", "scale", "scaled", "matrices", *LEARNT)}
         return {**own, "network": self.network.state_dict(), "optimizer": optimizer.state_dict()}
 
-    def _resume(self, state: dict[str, Any] | None, optimizer: torch.optim.Optimizer) -> None:
+    def _resume(self, state: Mapping[Any, Any] | None, optimizer: torch.optim.Optimizer) -> None:
         if state is None:
             return
         self.network.load_state_dict(state["network"])

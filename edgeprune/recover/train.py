@@ -52,21 +52,19 @@ def train(
 
     Args:
         teacher: the dense network, or several with the same outputs; features are taken from the first.
-        examples: what to learn from: a Split of images, or a map-style dataset of (inputs, target).
-        selection: what to choose by, of the same kind; never trained on.
+        examples, selection: what to learn from and to choose by: Splits of images, or datasets of (inputs, target).
         folder: holds `checkpoint.pt`, from which an interrupted run goes on. It stays when training ends:
             `checkpoint.forget(folder)` when what was trained is safe elsewhere.
         task: its metric chooses and its loss weighs labels; None: classes.
         inputs: of a dataset's example; None: as its first example has them.
-        augment: of a Split.
-        workers: that read ahead: threads of a Split, processes of a dataset.
-        penalty: grows on what will be cut; then the last weights are kept, whatever `selection` says.
+        augment, workers: `augment` of a Split; what reads ahead, threads of a Split, processes of a dataset.
+        penalty: grows on what will be cut; then the last weights are kept.
 
     Raises:
         ModelError: the loss is not finite, in spite of a restart at a tenth of the learning rate; a teacher has other
             outputs; a single example does not fit the device's memory.
         DataError: there is nothing to learn from; an example cannot be read.
-        RecipeError: the device is not there, and what else does not fit the network.
+        RecipeError: what does not fit the network, or is not there.
         RunError: a checkpoint cannot be written; another process of this training has ended.
     """
     task = task or Classification()

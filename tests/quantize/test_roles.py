@@ -164,7 +164,7 @@ def test_what_only_goes_out_is_not_cut_off_and_not_joined_in_one_scale() -> None
     for layer in ("score", "box"):
         (node,) = (one for one in model.graph.node if one.name == layer)
         entry = ranges.tensors[node.output[0]]
-        assert (entry.low, entry.high) == (min(entry.minimum, 0.0), max(entry.maximum, 0.0))
+        assert entry.low <= min(entry.minimum, 0.0) and entry.high >= max(entry.maximum, 0.0)
     found = apply(model, ranges, dialect)
     assert not lint(found, dialect)
     exact, got = (np.concatenate([running.outputs(m, {"input": i[None]})[0] for i in images]) for m in (model, found))

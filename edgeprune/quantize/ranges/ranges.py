@@ -23,7 +23,7 @@ class TensorRange:
 
     Attributes:
         low, high: what is represented; values outside saturate.
-        method: how it was chosen: one of recipe.Method, a part or a multiple of the full range, "user" or "dummy".
+        method: how it was chosen: one of recipe.Method, a multiple of it, a part of the full range, "user" or "dummy".
         minimum, maximum: what was seen.
         sqnr_db: signal to the noise that rounding this tensor alone to its range makes, in decibels, in the lead of
             the first class (influence.py); None when unknown.

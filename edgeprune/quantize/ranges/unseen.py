@@ -85,7 +85,7 @@ def widened(
         before, scores = chosen[name]
         low, high = factor * before.low, factor * before.high
         grid = _grid(view, placement, name, low, high, dialect)
-        result[name] = Proposal(f"{factor:.2f} of minmax", low, high, grid), scores
+        result[name] = Proposal(f"{factor:.2f} of {before.method}", low, high, grid), scores
     if factors and warnings is not None:
         furthest = max(factors, key=lambda name: max(one.beyond for one in found[name]))
         warnings.append(

@@ -25,8 +25,8 @@ from edgeprune.errors import RecipeError
 if TYPE_CHECKING:
     from edgeprune.graph import Group, Plan, Structure
 
-# Of each penalty at its end, where sparsity_strength is 1: what empties units in two epochs of CIFAR-10 at the default
-# learning rate. l2 is the ceiling of the growing regularisation's paper.
+# Of each penalty at its end, where sparsity_strength is 1. l2 is the ceiling of the growing regularisation's paper; l1
+# and group-lasso take some 0.7 off a weight in two epochs of 45,000 at the default rate, momentum and batch.
 STRENGTH = {"l2": 1.0, "l1": 0.1, "group-lasso": 0.1, "bn-scale": 0.3}
 TINY = 1e-12  # under the root of a norm: its gradient stays finite at zero
 

@@ -56,12 +56,12 @@ class Masked:
         self.readers = {group.name: self._readers(group) for group in gates.groups}
 
     def _readers(self, group: Group) -> list[tuple[str, int, Tensor, int]]:
-        """Where a group is read: tensor, axis, positions one unit after the other, positions a unit. Where nothing is
-        known to read it, where it is made.
+        """Where a group is read (hidden units also by themselves): tensor, axis, positions one unit after the other,
+        positions a unit. Where nothing is known to read it, where it is made.
         """
         known = [m for m in group.members if m.parameter in self.tensors]
         known = [m for m in known if self.tensors[m.parameter].is_floating_point()]
-        found = [m for m in known if m.role == "input"] or known
+        found = [m for m in known if m.role == "input" or (m.axis and ".weight_hh_l" in f".{m.parameter}")] or known
         device = next(iter(self.tensors.values())).device
         return [
             (m.parameter, m.axis, torch.as_tensor(m.indices, device=device).reshape(-1), m.indices.shape[1])
@@ -78,8 +78,22 @@ class Masked:
                 scale = torch.ones(value.shape[axis], dtype=own.dtype, device=value.device)
                 scale = scale.index_copy(0, spots, own.repeat_interleave(each)).to(value.dtype)
                 tensors[name] = value * scale.reshape([-1 if k == axis else 1 for k in range(value.dim())])
-        with self._bypassed(gates):
+        with self._bypassed(gates), self._recurrent(tensors):
             return call(_Called(self.network, tensors), examples)  # type: ignore[arg-type]
+
+    @contextlib.contextmanager
+    def _recurrent(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+        """Recurrent layers read their weights from a list of their own, which functional_call does not know."""
+        layers = [(name, module) for name, module in self.network.named_modules() if isinstance(module, nn.RNNBase)]
+        before = [layer._flat_weights for _, layer in layers]
+        try:
+            for name, layer in layers:
+                stem = f"{name}." if name else ""
+                layer._flat_weights = [tensors[f"{stem}{own}"] for own in layer._flat_weights_names]
+            yield
+        finally:
+            for (_, layer), weights in zip(layers, before, strict=True):
+                layer._flat_weights = weights
 
     @contextlib.contextmanager
     def _bypassed(self, gates: Tensor) -> Iterator[None]:

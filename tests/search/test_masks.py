@@ -169,6 +169,30 @@ def test_several_inputs_heads_and_terms_of_sums(tmp_path: Path) -> None:
     assert set(found.blocks) == {block.module for block in structure.blocks}
 
 
+def test_hidden_units_of_a_recurrent_layer() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.out = nn.LSTM(5, 8, num_layers=2, batch_first=True), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.rnn(x)[0])
+
+    torch.manual_seed(0)
+    net, examples = Recurrent().eval(), torch.randn(16, 6, 5)
+    structure = edgeprune.trace(net, examples[:2])
+    gates = Gates(tuple(structure.groups), ())
+    masked, at = Masked(net, gates), gates.units()
+    for group in structure.groups:
+        values = torch.ones(gates.count)
+        values[at[group.name].start] = 0.0
+        pruned = structure.plan({group.name: range(1, group.size)}).apply(net)
+        with torch.no_grad():
+            assert torch.allclose(masked(examples, values)[0], pruned(examples), atol=1e-6), group.name
+            assert not torch.allclose(pruned(examples), net(examples), atol=1e-4)
+    assert {group.unit for group in structure.groups} == {"hidden unit"}
+
+
 @pytest.mark.long
 def test_units_that_are_nothing_go_first_and_of_two_alike_one_stays(curves: Sensitivity) -> None:
     order = curves.orders["blocks.0.conv1"]

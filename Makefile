@@ -37,7 +37,7 @@ wheel: .venv/ready
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "edgeprune needs Python 3.11 or newer; say which: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[openvino,sign,encrypt,detection,metrics,text,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[openvino,sign,encrypt,detection,metrics,text,tune,dev]'
 	touch .venv/ready
 
 clean:

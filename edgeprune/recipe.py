@@ -217,7 +217,16 @@ class RunSection(_Section, frozen=True):
     track: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()  # the numbers of training, besides events.jsonl
 
 
-SECTIONS = ("model", "data", "task", "budget", "search", "recover", "quantize", "export", "measure", "run")
+class TuneSection(_Section, frozen=True):
+    """What `edgeprune TARGET tune` tries; nothing of it changes a run."""
+
+    trials: Count = 20  # trainings, those that are stopped early too
+    hours: Annotated[float, Meta(ge=0, le=8760)] = 0.0  # after which no trial begins; 0: no limit
+    epochs: Passes = 0.0  # of one trial; 0: those of [recover]
+    space: dict[str, list[Any]] = {}  # key of [recover] -> [low, high], or choices; empty: lr and what goes with it
+
+
+SECTIONS = ("model", "data", "task", "budget", "search", "recover", "quantize", "export", "measure", "run", "tune")
 Recover = RecoverSection  # as the Python interface calls it
 
 
@@ -234,6 +243,7 @@ class Recipe(_Section, frozen=True):
     export: ExportSection = ExportSection()
     measure: MeasureSection = MeasureSection()
     run: RunSection = RunSection()
+    tune: TuneSection = TuneSection()
     name: str = ""
     path: str = ""  # the file it was read from; set by load()
 

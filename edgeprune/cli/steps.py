@@ -11,7 +11,7 @@ import msgspec
 
 from edgeprune import runtimes, stage
 from edgeprune import target as profiles
-from edgeprune.cli import console, front, quick, session
+from edgeprune.cli import console, front, quick, session, tune
 from edgeprune.cli.running import run_step
 from edgeprune.errors import did_you_mean
 from edgeprune.target import EVIDENCE_LEVELS, Target
@@ -30,13 +30,13 @@ class TargetGroup(click.Group):
     def __init__(self, name: str) -> None:
         self.target = profiles.load(name)
         super().__init__(name, help=_about(self.target), subcommand_metavar="STEP RECIPE")
-        for step in (*STEPS, "run", "front"):
+        for step in (*STEPS, "run", "front", "tune"):
             self.add_command(_step_command(step, self.target))
         self.add_command(quick.quick_command(self.target))
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """In the order in which they run."""
-        return [*STEPS, "run", "quick", "front"]
+        return [*STEPS, "run", "quick", "front", "tune"]
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -51,7 +51,7 @@ class TargetGroup(click.Group):
         with formatter.section("Steps, in order; each first does what is missing before it"):
             formatter.write_dl(list(STEPS.items()))
         with formatter.section("Everything"):
-            formatter.write_dl([("run", RUN), ("quick", quick.TEXT), ("front", front.TEXT)])
+            formatter.write_dl([("run", RUN), ("quick", quick.TEXT), ("front", front.TEXT), ("tune", tune.TEXT)])
 
 
 def target_group(name: str) -> click.Group:
@@ -81,6 +81,9 @@ def _step_command(step: str, target: Target) -> click.Command:
         if step == "front":
             front.run(_override(target, values), recipe, values)
             return
+        if step == "tune":
+            tune.run(_override(target, values), recipe, values)
+            return
         run_step(step, _override(target, values), recipe, **values)
 
     params: list[Callable[[Any], Any]] = [
@@ -100,8 +103,8 @@ def _step_command(step: str, target: Target) -> click.Command:
     if step in UNTIL:
         text = "End after this; 'recover' repairs the network and leaves its training to you."
         params.append(click.option("--until", type=click.Choice(UNTIL[step]), help=text))
-    params += front.OPTIONS if step == "front" else ()
-    if step not in ("plan", "profile", "front"):
+    params += {"front": front.OPTIONS, "tune": tune.OPTIONS}.get(step, ())
+    if step not in ("plan", "profile", "front", "tune"):
         file = click.Path(path_type=Path, dir_okay=False)
         text = "Weights of the pruned network, trained elsewhere; used in place of training."
         params.append(click.option("--weights", type=file, metavar="FILE", help=text))
@@ -112,7 +115,7 @@ def _step_command(step: str, target: Target) -> click.Command:
     function: Any = run
     for param in reversed(params):
         function = param(function)
-    text = {"run": RUN, "front": front.TEXT}.get(step) or STEPS[step]
+    text = {"run": RUN, "front": front.TEXT, "tune": tune.TEXT}.get(step) or STEPS[step]
     return click.command(step, help=text)(function)
 
 

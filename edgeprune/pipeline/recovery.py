@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import shutil
 from collections.abc import Callable, Mapping
@@ -29,6 +30,7 @@ from edgeprune.workload import Task, Workload, score_batches
 REPAIR_EXAMPLES = 512  # at least
 SPARSE = "sparse"  # for the checkpoint of the training before the cut
 MOST_LOGGED = 10_000  # entries of a trainer's own log that the report may draw; events.jsonl has all
+Log = Callable[[dict[str, object]], None]
 CHUNK, LARGEST = 256, 1 << 24  # examples at once, and numbers where they are large
 
 
@@ -36,7 +38,7 @@ def recover(
     subject: Subject, run: RunDirectory, voice: Voice, weights: Path | None, group: Companions | None, folder: Path
 ) -> None:
     """weights.safetensors, plan.json, recover.json in `folder`."""
-    from edgeprune.recover import checkpoint, repair
+    from edgeprune.recover import checkpoint
 
     plan = graph.Plan.load(run.folder("search") / "plan.json")
     uncut, work, before = subject.model, subject.workload, dict[str, object]()
@@ -47,9 +49,7 @@ def recover(
     student = plan.apply(uncut)
     scores["pruned"] = score(work, student)
     voice.say("recover", f"held-out {shown(work, scores['dense'])} dense, {shown(work, scores['pruned'])} pruned")
-    examples = workloads.examples(work, "train", max(REPAIR_EXAMPLES, subject.recipe.search.images))
-    session = subject.session if uncut is subject.model else None
-    student = repair(uncut, student, subject.structure, plan, examples, session=session)
+    student = repaired(subject, plan, student, uncut)
     scores["repaired"] = score(work, student)
     voice.say("recover", f"repaired by least squares: {shown(work, scores['repaired'])}")
     graph.save_pruned(folder, student, plan)  # kept where training fails
@@ -116,7 +116,8 @@ def _before_cut(subject: Subject, voice: Voice, plan: graph.Plan, folder: Path) 
     penalty = Penalty(network, subject.structure, plan, own.sparsity, own.sparsity_strength)
     before = penalty.size()
     progress = voice.progress("recover")
-    found = trained(subject, options, progress, voice, network, folder / SPARSE, penalty)
+    log = functools.partial(voice.track, "recover")
+    found = trained(subject, options, progress, log, network, folder / SPARSE, penalty)
     left = penalty.size() / max(before, 1e-30)
     proof = subject.structure.prove(network, plan)
     if not proof.passed:
@@ -132,6 +133,20 @@ def _before_cut(subject: Subject, voice: Voice, plan: graph.Plan, folder: Path) 
         f"held-out {shown(subject.workload, uncut)} uncut",
     )
     return network, {"kind": own.sparsity, "left": left, "score": uncut, "training": found}
+
+
+def repaired(subject: Subject, plan: graph.Plan, student: nn.Module, uncut: nn.Module | None = None) -> nn.Module:
+    """The pruned network with each layer fitted to what the network before the cut computes; where training begins.
+
+    `uncut`: that network; None: the dense one.
+    """
+    from edgeprune.recover import repair
+
+    count = max(REPAIR_EXAMPLES, subject.recipe.search.images)
+    examples = workloads.examples(subject.workload, "train", count)
+    if uncut is None or uncut is subject.model:
+        return repair(subject.model, student, subject.structure, plan, examples, session=subject.session)
+    return repair(uncut, student, subject.structure, plan, examples)
 
 
 def _trained(
@@ -183,7 +198,8 @@ def _built_in(
 ) -> dict[str, object]:
     """edgeprune's own training."""
     _together(group, folder)
-    return trained(subject, subject.recipe.recover, voice.progress("recover"), voice, student, folder)
+    log = functools.partial(voice.track, "recover")
+    return trained(subject, subject.recipe.recover, voice.progress("recover"), log, student, folder)
 
 
 def briefly(subject: Subject, voice: Voice, student: nn.Module, folder: Path, epochs: float) -> None:
@@ -196,12 +212,12 @@ def trained(
     subject: Subject,
     options: RecoverSection,
     progress: Progress,
-    voice: Voice | None,
+    log: Log | None,
     student: nn.Module,
     folder: Path,
     penalty: Penalty | None = None,
 ) -> dict[str, object]:
-    """As the recipe has it, but for `options`, in place; where nobody has a voice, the curve is not kept."""
+    """Train `student` in place as the recipe has it, but for `options`; `log` hears the numbers. Raises as `train`."""
     from edgeprune.recover import train
 
     work, split = subject.workload, split_of(subject)
@@ -217,7 +233,7 @@ def trained(
         augment=subject.recipe.data.augment if _images(subject) else (),
         workers=subject.recipe.data.workers,
         progress=progress,
-        log=None if voice is None else lambda numbers: voice.track("recover", numbers),
+        log=log,
         penalty=penalty,
     ).to_dict()
 

@@ -29,6 +29,7 @@ from edgeprune.result.records import (
     Validation,
 )
 from edgeprune.result.sweeps import RunState, SweepReport, SweepRow
+from edgeprune.result.tuned import Trial, Tuned
 from edgeprune.result.words import NONE, number, quantity, scale
 
 __all__ = [
@@ -60,6 +61,8 @@ __all__ = [
     "SweepRow",
     "TaskInfo",
     "Timed",
+    "Trial",
+    "Tuned",
     "Validation",
     "finite",
     "glance",

@@ -5,5 +5,6 @@ from __future__ import annotations
 from edgeprune.scale.front import front
 from edgeprune.scale.reproduce import Reproduction, reproduce
 from edgeprune.scale.sweep import sweep
+from edgeprune.scale.tune import tune
 
-__all__ = ["Reproduction", "front", "reproduce", "sweep"]
+__all__ = ["Reproduction", "front", "reproduce", "sweep", "tune"]

@@ -1,0 +1,80 @@
+"""`edgeprune TARGET tune RECIPE`: settings of the training by trial, the best of them a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from edgeprune.cli import console, session
+from edgeprune.cli.session import echo_json
+
+if TYPE_CHECKING:
+    from edgeprune.result import Trial, Tuned
+    from edgeprune.target import Target
+
+TEXT = "Try settings of [recover] on the pruned network, by Optuna; the best become a recipe. The same command resumes."
+SHOWN = 10  # trials
+OPTIONS = (
+    click.option("--trials", type=click.IntRange(1, 10**9), help="How many in all, instead of the recipe's [tune]."),
+    click.option("--hours", type=click.FloatRange(0, 8760), help="After which no trial begins."),
+    click.option("--epochs", type=click.FloatRange(0, 10**6), help="Of one trial. Default: those of [recover]."),
+    click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Default: RECIPE.tuned.toml."),
+)
+
+
+def run(target: Target, recipe_path: Path, values: Any) -> None:
+    """Tune, and show what was found; `values`: the command's options."""
+    from edgeprune import recipe as recipes
+    from edgeprune.cli import progress
+    from edgeprune.cli.running import calm
+
+    now = session.current()
+    recipe = recipes.load(recipe_path)
+    asked = {key: values.pop(key) for key in ("trials", "hours", "epochs")}
+    section = msgspec.structs.replace(recipe.tune, **{key: one for key, one in asked.items() if one is not None})
+    recipe = msgspec.structs.replace(recipe, tune=section)
+    now.resumable = True
+    with calm(now.verbose), progress.reporter(now) as events:
+        from edgeprune import scale
+
+        made = scale.tune(recipe, target, values.pop("run_dir"), events=events, **values)
+        events.close()
+    if now.as_json:
+        echo_json({"command": "tune", **msgspec.to_builtins(made)})
+    else:
+        _show(made)
+
+
+def _show(made: Tuned) -> None:
+    keys = list(dict.fromkeys(key for row in made.trials for key in row.settings))
+    title = f"{made.name} on {made.target}: {len(made.trials)} trials of {made.epochs:g} epochs"
+    score = f"{made.metric}, {made.unit}" if made.unit else made.metric
+    headings = {"trial": "trial", "score": score, **{key: key for key in keys}, "state": "", "time": "time"}
+    table = console.table(title, **headings, right=",".join(["trial", "score", "time"]))
+    for row in made.trials[:SHOWN]:
+        table.add_row(
+            str(row.number), _number(row.score), *(_number(row.settings.get(k)) for k in keys), *_how(made, row)
+        )
+    console.show(table)
+    if len(made.trials) > SHOWN:
+        console.say(f"and {len(made.trials) - SHOWN} more, in {Path(made.weights).parent / 'tune.csv'}")
+    if made.best is None:
+        console.say("No trial came to its end.")
+        return
+    console.say(f"Scores are of the selection split, in float; {made.repaired:.4g} before training.")
+    console.say(f"  recipe   {made.recipe}")
+    console.say(f"  weights  {made.weights}/weights.safetensors, of the best trial (run --weights)")
+
+
+def _how(made: Tuned, row: Trial) -> tuple[str, str]:
+    own = "the recipe's own" if row == made.own else ""
+    return " ".join(filter(None, [own, "" if row.state == "done" else row.state])), f"{row.seconds:.0f} s"
+
+
+def _number(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -17,6 +17,7 @@ import importlib.util
 import io
 import logging
 import tempfile
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,13 +142,14 @@ def _study(start: _Start, higher_is_better: bool) -> optuna.Study:
     )
     start.folder.mkdir(exist_ok=True)
     file = start.folder / STUDY
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # signs of life, of trials side by side
     try:
         storage = optuna.storages.RDBStorage(
             f"sqlite:///{file}",
             engine_kwargs={"connect_args": {"timeout": 60}},
             heartbeat_interval=BEAT,
             grace_period=GONE,
-            failed_trial_callback=_again,
+            heartbeat_stale_trial_callback=_again,
         )
         study = optuna.create_study(
             storage=storage,

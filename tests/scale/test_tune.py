@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,11 +17,11 @@ from edgeprune import recipe as recipes
 from edgeprune import scale
 from edgeprune.cli import main
 from edgeprune.errors import MissingDependency, ModelError, RecipeError, RunError
-from edgeprune.scale import tune as tuning
 from edgeprune.scale.space import Choice, Range, own_values, space_of, suggested, told
 from edgeprune.scale.tuned import beside
 
 optuna = pytest.importorskip("optuna")
+tuning: Any = sys.modules["edgeprune.scale.tune"]
 PLAIN: dict[str, Any] = {
     "model": {"factory": "net.py:tiny", "input": [3, 16, 16]},
     "data": {"source": "data.npz"},

@@ -190,6 +190,7 @@ class QuantizeSection(_Section, frozen=True):
     qat_epochs: Passes = 0.0  # of training in INT8, after recovery
     qat_lr: Annotated[float, Meta(gt=0, le=100)] = 1e-4  # of Adam; half a cosine to zero
     qat_batch: Count = 32
+    qat_scales: bool = False  # the scales of activations learn too (LSQ)
     qat_device: Literal["auto", "cpu", "cuda", "xpu"] = "auto"
     qat_precision: Literal["fp32", "bf16"] = "fp32"  # of layers; rounding to INT8 is done in float32 all the same
     weights: Literal["", "int8", "int4"] = ""  # of large linear layers alone; what these compute stays float

@@ -69,6 +69,7 @@ def train(
         distance=None if workloads.is_top_class(task) else task.distance,
         device=where,
         reduced=options.qat_precision == "bf16",
+        steps=options.qat_scales,
     )
     before, after = (_score(subject, bench, *one, floats) for one in (found, trained))
     worse = after != after or (after < before if task.higher_is_better else after > before)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
@@ -9,8 +12,9 @@ import torch
 
 from edgeprune.errors import GraphError
 from edgeprune.quantize import apply, calibrate, dummy_ranges
-from edgeprune.quantize.train.interpret import constants, interpret
+from edgeprune.quantize.train.interpret import constants, interpret, rounded
 from edgeprune.quantize.train.qat import Trainable, fine_tune
+from edgeprune.quantize.train.steps import Steps
 from edgeprune.recipe import QuantizeSection
 from edgeprune.runtimes import DIALECTS
 
@@ -72,6 +76,68 @@ def test_fine_tuning_wins_back_what_int8_lost_and_repeats_itself() -> None:
     ]
     assert len(losses) == 60 and np.mean(losses[24:30]) < np.mean(losses[:6])
     assert tuned[0].SerializeToString(deterministic=True) == tuned[1].SerializeToString(deterministic=True)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("dialect", ["openvino", "ort-x86", "ort-arm64", "tensorrt-a"])
+def test_scales_learn_and_the_exported_graph_has_them(dialect: str) -> None:
+    """Ranges three times too wide: trained scales shrink, and what is written computes what was trained."""
+    model, images, chosen = nets.residual(), nets.images(16), DIALECTS[dialect]
+    ranges = calibrate(model, images, chosen)
+    wide = {name: replace(one, low=3 * one.low, high=3 * one.high) for name, one in ranges.tensors.items()}
+    student = Trainable(model, replace(ranges, tensors=wide), chosen, {"head": "float"}, steps=True)
+    assert student.steps is not None and student.steps.groups and student.steps.largest == 1
+    optimiser = torch.optim.Adam([student.steps.logs], lr=0.05)
+    batch = torch.from_numpy(images)
+    wanted = interpret(model, constants(model, torch.float32), {"input": batch})[0]
+    losses = []
+    for _ in range(25):
+        optimiser.zero_grad()
+        loss = (student(batch) - wanted).square().mean()
+        losses.append(float(loss))
+        loss.backward()
+        optimiser.step()
+    assert losses[-1] < 0.5 * losses[0]
+    assert float(student.steps.logs.detach().mean()) < -0.3 and student.steps.largest > 1.5
+    exported = apply(*student.to_onnx(), chosen)
+    trained = student.double()(batch.double()).detach()
+    apart = (outputs(exported, images) - trained).abs().max()
+    assert apart <= float(trained.abs().max()) / 127  # the last bit of a scale may turn a tie
+
+
+@pytest.mark.long
+def test_the_gradient_of_a_scale_is_that_of_lsq() -> None:
+    """Inside: round(x/s) - x/s; outside: the limit; arXiv:1902.08153, equation 3."""
+    x, scale = torch.tensor([-300.0, -1.3, 0.2, 0.6, 300.0]), torch.tensor(0.5, requires_grad=True)
+    rounded(x, scale, 127, torch.float32).sum().backward()
+    inside = x[1:4] / 0.5
+    assert scale.grad == pytest.approx(float((inside.round() - inside).sum() - 127 + 127), abs=1e-5)
+    each = torch.tensor([0.5, 0.25], requires_grad=True)
+    rounded(torch.tensor([[0.6], [300.0]]), each.reshape(2, 1), 127, torch.float32).sum().backward()
+    assert each.grad is not None and each.grad.tolist() == pytest.approx([1 - 1.2, 127.0], abs=1e-5)
+
+
+def test_a_scale_that_its_range_does_not_set_does_not_learn() -> None:
+    """And neither do those that are tied to it."""
+    model = nets.residual()
+    ranges = dummy_ranges(model)
+    names = sorted(ranges.tensors)
+
+    def stubborn(given: Any) -> onnx.ModelProto:
+        graph = onnx.ModelProto()
+        for name, one in given.tensors.items():
+            high = ranges.tensors[name].high if name == names[0] else one.high
+            scale = np.float32((1 if name in names[:2] else 2) * high)
+            graph.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(scale), f"{name}.scale"))
+        return graph
+
+    steps = Steps(stubborn(ranges), ranges, stubborn)
+    assert [set(group) for group in steps.groups] == [set(names[2:])]
+    with torch.no_grad():
+        steps.logs.fill_(np.log(2.0))
+    learnt = steps.learnt().tensors
+    assert learnt[names[0]] == ranges.tensors[names[0]] and learnt[names[1]] == ranges.tensors[names[1]]
+    assert learnt[names[2]].high == pytest.approx(2 * ranges.tensors[names[2]].high)
 
 
 def test_an_operator_that_cannot_be_trained_is_named() -> None:

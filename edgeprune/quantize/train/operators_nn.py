@@ -36,7 +36,7 @@ Operator = Callable[[onnx.NodeProto, NodeInputs], "Tensor | tuple[Tensor, ...]"]
 
 
 class ClampedRound(torch.autograd.Function):
-    """clamp(round(x / scale) + zero, low, high); the gradient of x / scale inside, 0 outside."""
+    """clamp(round(x / scale) + zero, low, high); the gradient of x / scale inside, 0 outside, for both x and scale."""
 
     @staticmethod
     def forward(
@@ -44,13 +44,16 @@ class ClampedRound(torch.autograd.Function):
     ) -> Tensor:
         quotient = x / scale if work is None else (x.to(work) / scale.to(work)).to(x.dtype)
         whole = torch.round(quotient) + zero
-        ctx.save_for_backward((whole >= low) & (whole <= high), scale)
+        learns = ctx.needs_input_grad[1]
+        ctx.save_for_backward((whole >= low) & (whole <= high), scale, x if learns else None)
         return whole.clamp(low, high)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        inside, scale = ctx.saved_tensors
-        return gradients[0] * inside / scale, None, None, None, None, None
+        inside, scale, x = ctx.saved_tensors
+        into = gradients[0] * inside / scale
+        of_scale = None if x is None else (-into * x / scale).sum_to_size(scale.shape)
+        return into, of_scale, None, None, None, None
 
 
 _LIMITS = {torch.int8: (-128.0, 127.0), torch.uint8: (0.0, 255.0), torch.int32: (-(2.0**31), 2.0**31 - 1)}

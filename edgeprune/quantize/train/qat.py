@@ -24,6 +24,7 @@ from edgeprune.quantize.ranges.grids import BIAS_STEPS, TINY
 from edgeprune.quantize.ranges.outputs import Distance, default_distance
 from edgeprune.quantize.ranges.ranges import Ranges
 from edgeprune.quantize.train.interpret import constants, interpret, rounded
+from edgeprune.quantize.train.steps import QUICKER, Steps
 from edgeprune.quantize.view import View, output_axis
 from edgeprune.quantize.write.insert import apply
 from edgeprune.quantize.write.weights import only
@@ -37,10 +38,16 @@ class Trainable(nn.Module):
         model: the float graph; it is left as it was.
         ranges: from `calibrate`; equalisation and bias correction are the starting point of training.
         precision: as for `apply`.
+        steps: the scales of activations learn too.
     """
 
     def __init__(
-        self, model: onnx.ModelProto, ranges: Ranges, dialect: Dialect, precision: Mapping[str, str] | None = None
+        self,
+        model: onnx.ModelProto,
+        ranges: Ranges,
+        dialect: Dialect,
+        precision: Mapping[str, str] | None = None,
+        steps: bool = False,
     ) -> None:
         super().__init__()
         self.dialect, self.precision = dialect, {**ranges.precision, **(precision or {})}
@@ -49,6 +56,9 @@ class Trainable(nn.Module):
         self.base = _corrected(equalised(model, ranges.equalise), ranges)
         self.ranges = replace(ranges, equalise={}, bias={}, rounding={}, precision=self.precision)
         self.graph = apply(self.base, self.ranges, dialect, precision)
+        self.steps = (
+            Steps(self.graph, self.ranges, lambda given: apply(self.base, given, dialect, precision)) if steps else None
+        )
         self.inputs = View.of(self.graph).inputs
         for name, tensor in constants(self.graph, torch.float32).items():
             self.register_buffer(_key(name), tensor)
@@ -68,6 +78,7 @@ class Trainable(nn.Module):
     def outputs(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """Every output, of inputs by name."""
         fixed = {name: getattr(self, _key(name)) for name in self.names}
+        fixed |= self.steps.scales(fixed) if self.steps is not None else {}
         given: dict[str, Tensor] = dict(inputs)
         for layer, (weight, bias, axis) in self.live.items():
             value = self.trained[_key(weight)]
@@ -110,7 +121,7 @@ class Trainable(nn.Module):
             if _key(tensor.name) in self.trained:
                 value = self.trained[_key(tensor.name)].detach().cpu().to(torch.float32).numpy()
                 tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
-        return result, self.ranges
+        return result, self.ranges if self.steps is None else self.steps.learnt()
 
 
 def fine_tune(
@@ -125,6 +136,7 @@ def fine_tune(
     distance: Distance | None = None,
     device: str = "cpu",
     reduced: bool = False,
+    steps: bool = False,
 ) -> tuple[onnx.ModelProto, Ranges]:
     """Train the Q/DQ graph to give the float network's outputs (distillation; no labels), with Adam and a cosine.
 
@@ -135,19 +147,23 @@ def fine_tune(
         distance: of the task; None: KL divergence of logits, else see outputs.default_distance.
         device: that torch trains on; the graphs that come back are the same everywhere.
         reduced: layers compute in bfloat16; rounding to INT8 and the distance stay in float32.
+        steps: the scales of activations learn too (LSQ), ten times as fast as weights.
 
     Returns:
         The trained float graph and the ranges for it.
     """
-    student = Trainable(model, ranges, dialect, precision).to(device)
+    student = Trainable(model, ranges, dialect, precision, steps).to(device)
     teacher = {name: value.to(device) for name, value in constants(model, torch.float32).items()}
     _, inputs = inputs_of(View.of(model))
     measure = distance or default_distance
-    steps = max(1, round(epochs * sum(1 for _ in data())))
-    optimiser = torch.optim.Adam(student.trained.values(), lr=lr)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    total = max(1, round(epochs * sum(1 for _ in data())))
+    groups: list[dict[str, Any]] = [{"params": list(student.trained.values())}]
+    if student.steps is not None:
+        groups.append({"params": [student.steps.logs], "lr": QUICKER * lr})
+    optimiser = torch.optim.Adam(groups, lr=lr)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, total)
     done = 0
-    while done < steps:
+    while done < total:
         for batch in data():
             given = {
                 one.name: torch.from_numpy(np.ascontiguousarray(value, one.dtype)).to(device)
@@ -165,7 +181,7 @@ def fine_tune(
             done += 1
             if on_step is not None:
                 on_step(done, float(loss.detach()))
-            if done == steps:
+            if done == total:
                 break
     return student.to_onnx()
 
@@ -200,8 +216,8 @@ def _live(base: onnx.ModelProto, graph: onnx.ModelProto) -> dict[str, tuple[str,
 
 
 def _input_scale(node: onnx.NodeProto, fixed: Mapping[str, Tensor]) -> Tensor:
-    """The scale of what a layer reads."""
-    return fixed[f"{node.input[0].removesuffix('.dq')}.scale"].float()
+    """The scale of what a layer reads; a bias is rounded to it and does not move it."""
+    return fixed[f"{node.input[0].removesuffix('.dq')}.scale"].detach().float()
 
 
 def _weight_scale(weight: Tensor, axis: int | None, dialect: Dialect, least: Tensor | None) -> Tensor:

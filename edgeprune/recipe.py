@@ -32,6 +32,7 @@ Sides = Annotated[tuple[Side, ...], Meta(min_length=2, max_length=2)]
 LARGEST = 2**31  # numbers in one example
 Saliency = Literal["obs", "l1", "l2", "bn-scale", "taylor", "fisher", "random"]
 Distill = Literal["auto", "kl", "dist", "mse", "soft", "distance", "features", "attention", "none"]
+Augmentation = Literal["crop", "flip", "erasing", "mixup", "cutmix", "randaugment"]
 DISTILL = ("kl", "dist", "mse", "soft", "distance", "features", "attention")  # losses that can be weighted
 Method = Literal["auto", "minmax", "moving-average", "percentile", "mse", "entropy"]
 
@@ -74,7 +75,7 @@ class DataSection(_Section, frozen=True):
     scale: Value = 1 / 255  # applied to 0..255 pixels before mean and std
     mean: tuple[Value, ...] = (0.0,)
     std: tuple[Annotated[float, Meta(ge=1e-6, le=1e6)], ...] = (1.0,)
-    augment: tuple[Literal["crop", "flip"], ...] = ()  # while training: random shifts by 1/8, mirror images
+    augment: tuple[Augmentation, ...] = ()  # while training
     calibration: Count = 256  # images, from the training split
     selection: Count = 512  # training images held out to choose by, where the source has no selection split of its own
     test: Annotated[int, Meta(ge=0, le=10**9)] = 0  # images of the test split that the gate uses; 0: all

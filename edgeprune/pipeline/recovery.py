@@ -290,7 +290,7 @@ def check(subject: Subject, weights: Path | None) -> None:
         RecipeError, ModelError, DataError: see `recover.check`. MissingDependency: see `tracking.check`.
     """
     from edgeprune import recover as training
-    from edgeprune.recover import device_kind
+    from edgeprune.recover import augment, device_kind
 
     tracking.check(subject.recipe)
     _check_sparsity(subject, weights)
@@ -302,6 +302,7 @@ def check(subject: Subject, weights: Path | None) -> None:
                 "[data] augment is for images of classes; this run's examples are others.",
                 "Augment in the dataset, and leave it out.",
             )
+        augment.check(subject.recipe.data.augment, subject.recipe.recover.label_weight > 0)
         training.check(subject.recipe.recover, subject.model, _teachers(subject.recipe), subject.example, subject.task)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune.model import Split
+from edgeprune.recover.augment import Augment
 from edgeprune.recover.source import share
 
 PRELOAD_BYTES = 2 << 30  # splits up to this size, as float32, are kept in memory
@@ -19,7 +20,7 @@ class Batches:
     """Shuffled and augmented batches of a split; batch number `step` is a function of the seed alone.
 
     Args:
-        augment: "crop" shifts by up to an eighth of the size, filling with the border's pixels; "flip" mirrors.
+        augment: see `augment.Augment`.
         workers: threads that read images ahead; 0 reads when asked. Small splits are kept in memory instead.
         rank, world: this process's number and how many there are; each reads only its own images.
     """
@@ -34,8 +35,9 @@ class Batches:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        self.split, self.seed, self.augment, self.rank, self.world = split, seed, augment, rank, world
+        self.split, self.seed, self.rank, self.world = split, seed, rank, world
         self.size = min(size, len(split))
+        self.augment = Augment(augment, split.preprocess, seed, self.size, rank, world)
         self.labels = torch.from_numpy(split.labels)
         small = len(split) * int(np.prod(split.preprocess.shape)) * 4 <= PRELOAD_BYTES
         self.images = torch.from_numpy(split.arrays()) if small else None
@@ -51,7 +53,7 @@ class Batches:
         """Batch number `step`: images [size, C, H, W] and labels [size]."""
         chosen = self._chosen(step)
         images = self.images[chosen] if self.images is not None else self._read(step)
-        return self._augment(images, step), self.labels[chosen]
+        return self.augment(images, step), self.labels[chosen]
 
     def _chosen(self, step: int) -> Tensor:
         epoch, batch = divmod(step, len(self))
@@ -70,25 +72,6 @@ class Batches:
 
     def _load(self, step: int) -> Tensor:
         return torch.from_numpy(self.split.arrays(self._chosen(step).tolist()))
-
-    def _augment(self, images: Tensor, step: int) -> Tensor:
-        if not self.augment:
-            return images
-        random = np.random.default_rng((self.seed, 1, step))
-        _, _, height, width = images.shape
-        count = self.size  # of the whole batch, so that an image is augmented alike however many processes there are
-        mine = torch.from_numpy(share(np.arange(count), self.rank, self.world))
-        if "crop" in self.augment:
-            dy, dx = max(1, height // 8), max(1, width // 8)
-            padded = nn.functional.pad(images, (dx, dx, dy, dy), mode="replicate")
-            rows = torch.from_numpy(random.integers(0, 2 * dy + 1, count))[mine, None] + torch.arange(height)
-            columns = torch.from_numpy(random.integers(0, 2 * dx + 1, count))[mine, None] + torch.arange(width)
-            images = padded[torch.arange(len(mine))[:, None, None], :, rows[:, :, None], columns[:, None, :]]
-            images = images.permute(0, 3, 1, 2)
-        if "flip" in self.augment:
-            mirrored = torch.from_numpy(random.random(count) < 0.5)[mine]
-            images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
-        return images
 
 
 @torch.no_grad()

@@ -34,7 +34,7 @@ def check(names: Sequence[str], labelled: bool) -> None:
     mixed = [name for name in names if name in MIXED]
     if mixed and labelled:
         raise RecipeError(
-            f"[data] augment = {mixed[0]} mixes two images, which have no one label, and [recover] label_weight is not 0.",
+            f"[data] augment: {mixed[0]} mixes two images, which have no one label; [recover] label_weight is not 0.",
             "Leave one of them out: the dense network teaches without labels.",
         )
     if "randaugment" in names:
@@ -98,7 +98,7 @@ class Augment:
         return found.permute(0, 3, 1, 2)
 
     def _erase(self, images: Tensor, random: np.random.Generator) -> Tensor:
-        """A rectangle of the mean colour of what the network sees; what is drawn does not depend on whose share it is."""
+        """A rectangle of the mean colour of what the network sees, whoever's share it is."""
         _, _, height, width = images.shape
         often, area = random.random(self.size) < ERASED, random.uniform(LEAST, MOST, self.size)
         aspect = np.exp(random.uniform(np.log(ASPECT), -np.log(ASPECT), self.size))

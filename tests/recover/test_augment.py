@@ -92,11 +92,12 @@ def test_cutmix_pastes_one_rectangle_of_another_image() -> None:
 def test_both_of_the_mixing_are_taken_in_turn() -> None:
     given = images(8)
     made = Augment(("mixup", "cutmix"), PREPARE, 0, 8)
-    kinds = set()
+    whole = set()
     for step in range(12):
-        changed = made(given, step) != given
-        kinds.add(bool(changed.any(1).all()))  # mixup touches nearly every pixel of every image
-    assert kinds == {True, False}
+        touched = (made(given, step) != given).flatten(1).float().mean(1)
+        if float(touched.max()) > 0:  # mixup changes every pixel that differs, CutMix those of a rectangle
+            whole.add(float(touched.max()) > 0.98)
+    assert whole == {True, False}
 
 
 def test_mixed_images_have_no_label() -> None:

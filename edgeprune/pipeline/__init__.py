@@ -18,7 +18,7 @@ from edgeprune import target as targets
 from edgeprune.errors import EdgepruneError, GateError, InputError, UsageError, did_you_mean
 from edgeprune.pipeline import choose, ends, objects, processes, reading, recovery, stages, validations
 from edgeprune.pipeline.candidates import patched
-from edgeprune.pipeline.context import Context, lock_recipe
+from edgeprune.pipeline.context import Context, lock_recipe, toml_value
 from edgeprune.pipeline.draft import Drafted, Wanted, draft, run_name
 from edgeprune.pipeline.events import Event, Listener, Voice, silent
 from edgeprune.pipeline.facts import StageKeys
@@ -26,7 +26,7 @@ from edgeprune.pipeline.feasible import plan_report, refuse
 from edgeprune.pipeline.memory import keep_memory
 from edgeprune.pipeline.processes import Followed
 from edgeprune.pipeline.result import assemble
-from edgeprune.pipeline.rundir import EARLIER, RunDirectory, write_json, write_text
+from edgeprune.pipeline.rundir import EARLIER, RunDirectory, key_of, write_json, write_text
 from edgeprune.pipeline.workloads import Objects
 from edgeprune.recipe import Recipe, Recover
 from edgeprune.recover import Job, process_number
@@ -50,12 +50,14 @@ __all__ = [
     "compress",
     "draft",
     "keep_memory",
+    "key_of",
     "patched",
     "plan",
     "refuse",
     "run",
     "run_name",
     "silent",
+    "toml_value",
     "until_search",
 ]
 

@@ -115,9 +115,9 @@ def suggested(space: Space, trial: optuna.Trial, own: RecoverSection) -> Recover
     return msgspec.structs.replace(own, **{key: one.suggest(trial, key) for key, one in space.items()})
 
 
-def own_values(space: Space, own: RecoverSection) -> dict[str, Any]:
+def own_values(space: Space, own: RecoverSection) -> dict[str, object]:
     """The recipe's own settings as a trial's; those outside of the space are left to the study."""
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for key, one in space.items():
         value = getattr(own, key)
         value = "kl" if key == "distill" and value == "auto" else value
@@ -126,6 +126,6 @@ def own_values(space: Space, own: RecoverSection) -> dict[str, Any]:
     return found
 
 
-def plain(space: Space, params: Mapping[str, Any]) -> dict[str, Any]:
+def plain(space: Space, params: Mapping[str, object]) -> dict[str, object]:
     """A trial's parameters as a recipe has them."""
-    return {key: json.loads(params[key]) if isinstance(one, Choice) else params[key] for key, one in space.items()}
+    return {key: json.loads(str(params[key])) if isinstance(one, Choice) else params[key] for key, one in space.items()}

@@ -21,14 +21,13 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from edgeprune import files, graph, pipeline
 from edgeprune.errors import MissingDependency, ModelError, RecipeError, RunError
-from edgeprune.pipeline import Context, Listener, RunDirectory, keep_memory, recovery, silent, workloads
-from edgeprune.pipeline.rundir import key_of
+from edgeprune.pipeline import Context, Listener, RunDirectory, keep_memory, key_of, recovery, silent, workloads
 from edgeprune.recipe import Recipe, RecoverSection
 from edgeprune.result import Trial, Tuned
 from edgeprune.scale.space import Space, own_values, plain, space_of, suggested
@@ -244,7 +243,7 @@ def _trial(start: _Start, study: optuna.Study, trial: optuna.Trial) -> float:
     return score
 
 
-def _in_words(start: _Start, params: Mapping[str, Any]) -> str:
+def _in_words(start: _Start, params: Mapping[str, object]) -> str:
     found = plain(start.space, params)
     return ", ".join(
         f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in found.items()

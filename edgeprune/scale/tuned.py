@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from edgeprune import files
 from edgeprune.errors import RecipeError
-from edgeprune.pipeline.context import toml_value
+from edgeprune.pipeline import toml_value
 from edgeprune.recipe import Recipe
 from edgeprune.result import Tuned
 
@@ -27,8 +26,9 @@ def beside(recipe: Recipe, out: Path | None) -> Path:
 def write_recipe(recipe: Recipe, made: Tuned, path: Path) -> None:
     """The user's recipe with the best trial's settings; paths in it are relative to where the recipe lies."""
     assert made.best is not None
-    given: dict[str, Any] = dict(files.read_toml(Path(recipe.path), RecipeError)) if recipe.path else {}
-    given["recover"] = {**given.get("recover", {}), **made.best.settings}
+    given = dict(files.read_toml(Path(recipe.path), RecipeError)) if recipe.path else dict[str, object]()
+    own_section = given.get("recover")
+    given["recover"] = {**(own_section if isinstance(own_section, dict) else {}), **made.best.settings}
     own = f"; {made.own.score:.4g} with the recipe's own" if made.own is not None and made.own.score is not None else ""
     lines = [
         f"{MARK} trial {made.best.number} of {len(made.trials)}. {made.metric} {made.best.score:.4g} {made.unit} on",

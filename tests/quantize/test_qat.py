@@ -13,8 +13,8 @@ import torch
 from edgeprune.errors import GraphError
 from edgeprune.quantize import apply, calibrate, dummy_ranges
 from edgeprune.quantize.train.interpret import constants, interpret, rounded
+from edgeprune.quantize.train.learnt_scales import LearntScales
 from edgeprune.quantize.train.qat import Trainable, fine_tune
-from edgeprune.quantize.train.steps import Steps
 from edgeprune.recipe import QuantizeSection
 from edgeprune.runtimes import DIALECTS
 
@@ -132,7 +132,7 @@ def test_a_scale_that_its_range_does_not_set_does_not_learn() -> None:
             graph.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(scale), f"{name}.scale"))
         return graph
 
-    steps = Steps(stubborn(ranges), ranges, stubborn)
+    steps = LearntScales(stubborn(ranges), ranges, stubborn)
     assert [set(group) for group in steps.groups] == [set(names[2:])]
     with torch.no_grad():
         steps.logs.fill_(np.log(2.0))

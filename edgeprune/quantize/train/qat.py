@@ -24,7 +24,7 @@ from edgeprune.quantize.ranges.grids import BIAS_STEPS, TINY
 from edgeprune.quantize.ranges.outputs import Distance, default_distance
 from edgeprune.quantize.ranges.ranges import Ranges
 from edgeprune.quantize.train.interpret import constants, interpret, rounded
-from edgeprune.quantize.train.steps import QUICKER, Steps
+from edgeprune.quantize.train.learnt_scales import QUICKER, LearntScales
 from edgeprune.quantize.view import View, output_axis
 from edgeprune.quantize.write.insert import apply
 from edgeprune.quantize.write.weights import only
@@ -57,7 +57,9 @@ class Trainable(nn.Module):
         self.ranges = replace(ranges, equalise={}, bias={}, rounding={}, precision=self.precision)
         self.graph = apply(self.base, self.ranges, dialect, precision)
         self.steps = (
-            Steps(self.graph, self.ranges, lambda given: apply(self.base, given, dialect, precision)) if steps else None
+            LearntScales(self.graph, self.ranges, lambda given: apply(self.base, given, dialect, precision))
+            if steps
+            else None
         )
         self.inputs = View.of(self.graph).inputs
         for name, tensor in constants(self.graph, torch.float32).items():
@@ -157,7 +159,7 @@ def fine_tune(
     _, inputs = inputs_of(View.of(model))
     measure = distance or default_distance
     total = max(1, round(epochs * sum(1 for _ in data())))
-    groups: list[dict[str, Any]] = [{"params": list(student.trained.values())}]
+    groups: list[dict[str, object]] = [{"params": list(student.trained.values())}]
     if student.steps is not None:
         groups.append({"params": [student.steps.logs], "lr": QUICKER * lr})
     optimiser = torch.optim.Adam(groups, lr=lr)

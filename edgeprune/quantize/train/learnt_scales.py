@@ -27,7 +27,7 @@ QUICKER = 10.0  # than weights: a scale's learning rate
 Write = Callable[[Ranges], onnx.ModelProto]
 
 
-class Steps(nn.Module):
+class LearntScales(nn.Module):
     """The scales of a Q/DQ graph that learn.
 
     Args:

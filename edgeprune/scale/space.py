@@ -11,6 +11,7 @@ import msgspec
 
 from edgeprune.config import convert
 from edgeprune.errors import RecipeError, did_you_mean
+from edgeprune.files import parse_json
 from edgeprune.recipe import Recipe, RecoverSection
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Choice:
 
     def suggest(self, trial: optuna.Trial, key: str) -> Any:
         """The trial's value."""
-        return json.loads(trial.suggest_categorical(key, [told(one) for one in self.values]))
+        return read(trial.suggest_categorical(key, [told(one) for one in self.values]))
 
     def holds(self, value: Any) -> bool:
         """Is it one of them?"""
@@ -57,6 +58,11 @@ class Range:
     def holds(self, value: Any) -> bool:
         """Does it lie within?"""
         return isinstance(value, int | float) and self.low <= value <= self.high
+
+
+def read(text: str) -> object:
+    """What `told` wrote."""
+    return parse_json(text, RecipeError, "a choice of the study")
 
 
 Space = Mapping[str, Choice | Range]
@@ -128,4 +134,4 @@ def own_values(space: Space, own: RecoverSection) -> dict[str, object]:
 
 def plain(space: Space, params: Mapping[str, object]) -> dict[str, object]:
     """A trial's parameters as a recipe has them."""
-    return {key: json.loads(str(params[key])) if isinstance(one, Choice) else params[key] for key, one in space.items()}
+    return {key: read(str(params[key])) if isinstance(one, Choice) else params[key] for key, one in space.items()}

@@ -81,13 +81,13 @@ def test_fine_tuning_wins_back_what_int8_lost_and_repeats_itself() -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("dialect", ["openvino", "ort-x86", "ort-arm64", "tensorrt-a"])
 def test_scales_learn_and_the_exported_graph_has_them(dialect: str) -> None:
-    """Ranges three times too wide: trained scales shrink, and what is written computes what was trained."""
+    """Ranges ten times too wide: trained scales shrink, and what is written computes what was trained."""
     model, images, chosen = nets.residual(), nets.images(16), DIALECTS[dialect]
     ranges = calibrate(model, images, chosen)
-    wide = {name: replace(one, low=3 * one.low, high=3 * one.high) for name, one in ranges.tensors.items()}
+    wide = {name: replace(one, low=10 * one.low, high=10 * one.high) for name, one in ranges.tensors.items()}
     student = Trainable(model, replace(ranges, tensors=wide), chosen, {"head": "float"}, steps=True)
     assert student.steps is not None and student.steps.groups and student.steps.largest == 1
-    optimiser = torch.optim.Adam([student.steps.logs], lr=0.05)
+    optimiser = torch.optim.Adam([student.steps.logs], lr=0.1)
     batch = torch.from_numpy(images)
     wanted = interpret(model, constants(model, torch.float32), {"input": batch})[0]
     losses = []
@@ -97,8 +97,8 @@ def test_scales_learn_and_the_exported_graph_has_them(dialect: str) -> None:
         losses.append(loss.item())
         loss.backward()
         optimiser.step()
-    assert losses[-1] < 0.7 * losses[0]
-    assert float(student.steps.logs.detach().mean()) < -0.3 and student.steps.largest > 1.5
+    assert losses[-1] < 0.5 * losses[0], losses
+    assert float(student.steps.logs.detach().mean()) < -0.5 and student.steps.largest > 2
     exported = apply(*student.to_onnx(), chosen)
     trained = student.double()(batch.double()).detach()
     apart = (outputs(exported, images) - trained).abs().max()

@@ -1,0 +1,120 @@
+"""Long recoveries, whole: from the recipe to the verdict, on full CIFAR-10, judged in INT8 on the runtime.
+
+    python benchmarks/long_runs.py --data cifar10.npz --weights DIR --work DIR [--only resnet56/2.0 ...]
+    [--target intel-cpu] [--epochs 20] [--hours 1.05] [--lr 0.05]
+
+`--data` and `--weights` are what examples/cifar10/fetch.py wrote. The first 45,000 images train, the last 5,000 of the
+training set, which the dense networks were never trained on, choose; the 10,000 test images are only counted. The
+run directories stay in --work: the same command goes on from the last whole stage, and from the checkpoint within the
+training. Writes results/long_runs.json, a row a network, speed-up and target.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import RESULTS, ROOT, kept, save
+from recovery import TRAINING
+
+CASES = {  # network -> factory, weights
+    "resnet56": ("examples/cifar10/resnet.py:resnet56", "resnet56.safetensors"),
+    "vgg16": ("examples/cifar10/vgg.py:vgg16_bn", "vgg16_bn.safetensors"),
+}
+NETWORKS = ("dense_fp32", "dense_int8", "pruned_fp32", "pruned_int8")
+
+
+def splits(data: Path, folder: Path) -> Path:
+    """The .npz with a selection split of its own."""
+    path = folder / "cifar45k.npz"
+    if not path.exists():
+        held = np.load(data)
+        made = {f"test_{kind}": held[f"test_{kind}"] for kind in ("images", "labels")}
+        for kind in ("images", "labels"):
+            made[f"train_{kind}"], made[f"selection_{kind}"] = np.split(held[f"train_{kind}"], [TRAINING])
+        np.savez(path, **made)
+    return path
+
+
+def recipe_of(name: str, speedup: float, data: Path, options: argparse.Namespace) -> Any:
+    """The recipe of one run."""
+    from edgeprune import recipe
+
+    factory, weights = CASES[name]
+    return recipe.of_python(
+        {
+            "name": f"{name}-{speedup:g}x",
+            "model": {"factory": str(ROOT / factory), "weights": str(options.weights / weights), "input": [3, 32, 32]},
+            "data": {"source": str(data), "augment": ["crop", "flip"], "calibration": 512},
+            "budget": {"speedup": speedup, "max_drop": 1.0},
+            "search": {"images": 512, "rounds": 2},
+            "recover": {"epochs": options.epochs, "hours": options.hours, "lr": options.lr},
+            "measure": {"patience": options.patience},
+        },
+        "long_runs",
+    )
+
+
+def row_of(folder: Path) -> dict[str, Any]:
+    """What a finished run says."""
+    result = json.loads((folder / "result.json").read_text())
+    training = json.loads((folder / "recover" / "recover.json").read_text())
+    told = training["training"]
+    return {
+        "networks": {
+            name: {
+                "accuracy": round(100 * result[name]["accuracy"], 2),
+                "images": result[name]["images"],
+                "ms": result[name]["latency_ms"]["median"],
+            }
+            for name in NETWORKS
+        },
+        "drop": result["comparison"],
+        "speedup": result["speedup_vs_dense_int8"],
+        "verdict": result["verdict"],
+        "failed": [gate["name"] for gate in result["gates"] if not gate["passed"]],
+        "selection": training["selection_accuracy"],
+        "training": {key: told[key] for key in ("epochs", "seconds", "best_epoch", "precision", "stopped", "resumed")},
+        "history": told["history"],
+        "runtime": result["runtime"],
+        "environment": {key: result["environment"].get(key) for key in ("python", "torch")},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--only", nargs="+", default=["resnet56/2.0", "resnet56/3.0", "vgg16/3.0"])
+    parser.add_argument("--target", default="intel-cpu")
+    parser.add_argument("--epochs", type=float, default=20)
+    parser.add_argument("--hours", type=float, default=0.0)
+    parser.add_argument("--lr", type=float, default=0.05)
+    parser.add_argument("--patience", type=float, default=120.0, help="seconds a stage")
+    parser.add_argument("--take", type=Path, help="the run directory of the one case of --only, made elsewhere")
+    parser.add_argument("--out", type=Path, default=RESULTS / "long_runs.json")
+    options = parser.parse_args()
+    from edgeprune import pipeline, target
+    from edgeprune.errors import GateError
+
+    options.work.mkdir(parents=True, exist_ok=True)
+    rows = kept(options.out)
+    for case in options.only:
+        name, speedup = case.split("/")
+        folder = options.take or options.work / f"{name}-{speedup}-{options.target}"
+        if not options.take:
+            made = recipe_of(name, float(speedup), splits(options.data, options.work), options)
+            try:
+                pipeline.run(made, target.load(options.target), folder)
+            except GateError as refused:
+                print(refused.message, flush=True)
+        rows[f"{case}/{options.target}/{options.epochs:g} epochs, lr {options.lr:g}"] = row_of(folder)
+        save(options.out, rows)
+
+
+if __name__ == "__main__":
+    main()

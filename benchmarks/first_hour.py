@@ -42,7 +42,7 @@ NETWORKS = {  # name -> its recipe
 FOUR = ("mobilenet-v2", "resnet18", "fastestdet", "minilm-128")
 QUIET, LOADED = 0.03, 0.06  # relative, of the speed-up
 CALM = 0.35  # share of all cores that others may keep busy on a quiet machine
-STEP_OF = {"latency": "profile", "search": "prune", "recover": "prune", "quantize": "calibrate"}
+STEP_OF = {"dense": "profile", "latency": "profile", "search": "prune", "recover": "prune", "quantize": "calibrate"}
 STEP_OF |= {"artifacts": "export", "validate": "validate"}
 
 

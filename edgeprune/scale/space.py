@@ -17,8 +17,9 @@ from edgeprune.recipe import Recipe, RecoverSection
 if TYPE_CHECKING:
     import optuna
 
-FIXED = (  # of [recover]: what a trial costs, where it runs, and what is no setting
-    "epochs", "hours", "device", "precision", "micro_batch", "trainer", "trainer_hours", "seed",
+FIXED = (  # of [recover]: what a trial costs, where it runs, what comes before it, and what is no setting
+    "epochs", "hours", "device", "precision", "micro_batch", "sparsity", "sparsity_epochs", "sparsity_strength",
+    "trainer", "trainer_hours", "seed",
 )  # fmt: skip
 KEYS = tuple(field for field in RecoverSection.__struct_fields__ if field not in FIXED)
 LOGARITHMIC = ("lr", "weight_decay", "clip", "distill_weight", "label_weight")  # where the range has no 0

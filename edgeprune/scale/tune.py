@@ -121,6 +121,11 @@ def _trainable(recipe: Recipe) -> None:
             f"{where}: [recover] trainer: tune tries settings of edgeprune's own training, not of yours.",
             "Tune your trainer with your own tools; prune --until recover leaves it the network.",
         )
+    if recipe.recover.sparsity != "none":
+        raise RecipeError(
+            f"{where}: [recover] sparsity trains before the cut; every trial begins after it, at the repaired network.",
+            'Tune with sparsity = "none".',
+        )
     if not (recipe.tune.epochs or recipe.recover.epochs):
         raise RecipeError(f"{where}: [recover] epochs = 0: there is no training to tune.", "Set [tune] epochs.")
 

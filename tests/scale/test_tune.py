@@ -68,6 +68,7 @@ def test_a_stated_space_is_taken_as_it_stands() -> None:
         ({"learning_rate": [0.1, 1]}, "no such key", ""),
         ({"moment": [0.1, 0.9]}, "no such key", "momentum"),
         ({"epochs": [1, 2]}, "same for every trial", "One of"),
+        ({"sparsity": ["none", "l2"]}, "same for every trial", "One of"),
         ({"lr": [0.1]}, "needs two", "choices"),
         ({"lr": [0.1, 0.01]}, "must be the lower", ""),
         ({"lr": [-1, 0.01]}, "space.lr", ""),
@@ -85,7 +86,12 @@ def test_a_wrong_space_is_one_clear_error_before_anything_is_measured(
 
 
 @pytest.mark.parametrize(
-    ("recover", "why"), [({"trainer": "mine.py:fit"}, "not of yours"), ({"epochs": 0}, "no training to tune")]
+    ("recover", "why"),
+    [
+        ({"trainer": "mine.py:fit"}, "not of yours"),
+        ({"epochs": 0}, "no training to tune"),
+        ({"sparsity": "l2"}, "trains before the cut"),
+    ],
 )
 def test_nothing_to_tune_is_said(recover: dict[str, Any], why: str, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=why):

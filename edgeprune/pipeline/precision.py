@@ -73,7 +73,7 @@ def dense_stage(subject: Subject, bench: Bench, run: RunDirectory, voice: Voice,
     found = Facts(choose_precision(subject, bench, say, folder, network, ranges, in_float(run)))
     agreement = found.number("agreement")
     if agreement is not None and agreement >= AGREEMENT:
-        say(f"INT8 agrees with float on {100 * agreement:.1f} % of the calibration images, before anything is pruned")
+        say(f"INT8 agrees with float on {100 * agreement:.1f} % of the calibration examples, before anything is pruned")
     write_json(folder / "agreement.json", dict(found))
     write_json(folder / FILE, {"float": found.listed("float")})
 

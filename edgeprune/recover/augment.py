@@ -57,9 +57,9 @@ class Augment:
 
     Args:
         names: in any order; they are applied in this one: "randaugment" to the pixels; "crop" shifts by up to an
-            eighth of the size, filling with the border's pixels; "flip" mirrors; "erasing" greys a rectangle of a
-            quarter of the images; "mixup" and "cutmix" mix each image with another one of the process's share (with
-            both, one of them a batch).
+            eighth of the size, filling with the border's pixels; "flip" mirrors; "erasing" sets a rectangle of a
+            quarter of the images to 0 ([data] mean); "mixup" and "cutmix" mix each image with another one of the
+            process's share (with both, one of them a batch).
         size: examples in the batch of all processes.
         rank, world: this process's number and how many there are.
     """
@@ -98,7 +98,7 @@ class Augment:
         return found.permute(0, 3, 1, 2)
 
     def _erase(self, images: Tensor, random: np.random.Generator) -> Tensor:
-        """A rectangle of the mean colour of what the network sees, whoever's share it is."""
+        """A rectangle of what the network reads is 0, which is [data] mean; the same one, whoever's share it is."""
         _, _, height, width = images.shape
         often, area = random.random(self.size) < ERASED, random.uniform(LEAST, MOST, self.size)
         aspect = np.exp(random.uniform(np.log(ASPECT), -np.log(ASPECT), self.size))

@@ -258,7 +258,8 @@ def _in_words(start: _Start, params: Mapping[str, object]) -> str:
 def _tidy(start: _Start, study: optuna.Study, number: int, score: float) -> None:
     """Only the best network is kept."""
     sign = 1 if study.direction.name == "MAXIMIZE" else -1
-    scored = {one.number: sign * one.value for one in study.trials if one.value is not None} | {number: sign * score}
+    done = [one for one in study.trials if one.state.name == "COMPLETE" and one.value is not None]
+    scored = {one.number: sign * float(one.value or 0.0) for one in done} | {number: sign * score}
     best = max(scored, key=lambda one: (scored[one], -one))
     for one in study.trials:
         place = one.user_attrs.get(PLACE, "")

@@ -35,7 +35,7 @@ def test_the_dense_network_is_calibrated_and_its_agreement_told(tmp_path: Path) 
     assert read_json(folder / precision.FILE) == {"float": []}
     found = read_json(folder / "agreement.json")
     assert found["method"] == "auto" and 0.97 <= found["agreement"] <= 1
-    assert f"INT8 agrees with float on {100 * found['agreement']:.1f} % of the calibration images" in said
+    assert f"INT8 agrees with float on {100 * found['agreement']:.1f} % of the calibration examples" in said
     assert not list(folder.glob("*.onnx"))
 
 

@@ -144,6 +144,50 @@ def test_openvino_moves_bytes(middle: str) -> None:
     assert "Convolution" in kinds and all("i8" in kind.lower() for kind in kinds.values()), kinds
 
 
+class Pooled(nn.Module):
+    """A MaxPool behind a rectified convolution, that several nodes read: the start of ResNet, ShuffleNet and others."""
+
+    def __init__(self, readers: str) -> None:
+        super().__init__()
+        self.stem, self.pool = nn.Conv2d(3, 8, 3, padding=1), nn.MaxPool2d(3, 2, 1)
+        self.a, self.b, self.readers = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1), readers
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.pool(torch.relu(self.stem(x)))
+        match self.readers:
+            case "layers":
+                x = torch.relu(self.a(x) + self.b(x))
+            case "sum":
+                x = torch.relu(x + self.a(x))
+            case "moved":
+                x = torch.relu(self.a(nn.functional.interpolate(x, scale_factor=2))[:, :, ::2, ::2] + self.b(x))
+            case "float":
+                x = self.a(x) * torch.tanh(x)
+        return self.b(x)
+
+
+@pytest.mark.parametrize("readers", ["layers", "sum", "moved"])
+def test_openvino_pools_bytes_that_several_layers_read(readers: str) -> None:
+    pytest.importorskip("openvino")
+    model = running.exported(running.seeded(lambda: Pooled(readers)), torch.zeros(1, 3, 16, 16))
+    found = apply(model, calibrate(model, [IMAGES], DIALECTS["openvino"], FAST), DIALECTS["openvino"])
+    kernels = running.openvino_kernels(found, {"input": IMAGES[:1]})
+    kinds = [k.implementation for k in kernels if "Pool" in k.kind or k.kind in ("Pooling", "Convolution")]
+    assert len(kinds) >= 4 and all("i8" in kind.lower() for kind in kinds), kinds
+    exact, got = (np.concatenate([running.outputs(m, {"input": i[None]})[0] for i in IMAGES]) for m in (model, found))
+    assert running.sqnr(exact, got) > 22
+
+
+def test_a_reader_in_float_reads_what_was_not_rounded() -> None:
+    """The pair stays behind the MaxPool, where only the layer reads it."""
+    model = running.exported(running.seeded(lambda: Pooled("float")), torch.zeros(1, 3, 16, 16))
+    found = apply(model, dummy_ranges(model), DIALECTS["openvino"])
+    maker = {name: node for node in found.graph.node for name in node.output}
+    (pool,) = (node for node in found.graph.node if node.op_type == "MaxPool")
+    (tanh,) = (node for node in found.graph.node if node.op_type == "Tanh")
+    assert maker[pool.input[0]].op_type == "Relu" and maker[tanh.input[0]] == pool
+
+
 @pytest.mark.long
 def test_what_only_goes_out_is_not_cut_off_and_not_joined_in_one_scale() -> None:
     """A detector's head: few cells of an output are large, and they are what counts."""

@@ -22,7 +22,7 @@ from edgeprune.quantize.write.placement import Placement
 from edgeprune.recipe import QuantizeSection
 from edgeprune.runtimes import Dialect
 
-METHODS_VERSION = 11  # raised when the same images would give other ranges
+METHODS_VERSION = 12  # raised when the same images would give other ranges
 FEW = 32  # images; with fewer, ranges depend on which images they happen to be
 Floats = NDArray[np.float32]
 

@@ -267,14 +267,30 @@ def _origin(view: View, dialect: Dialect, nodes: Mapping[str, str], floats: set[
         return tensor
     node = view.producer.get(tensor)
     while node is not None and role_of(dialect, node) == "share" and node.name not in floats:
-        readers = [view.only_consumer(output) for output in node.output if output]
-        if None in readers or (len(readers) > 1 and not all(one is not None and one.name in nodes for one in readers)):
+        if not all(_all_dequantise(view, dialect, nodes, floats, output) for output in node.output if output):
             break
         if not view.is_float(node.input[0]) or view.is_constant(node.input[0]):
             break
         tensor = node.input[0]
         node = view.producer.get(tensor)
     return tensor
+
+
+def _all_dequantise(view: View, dialect: Dialect, nodes: Mapping[str, str], floats: set[str], tensor: str) -> bool:
+    """Whether whoever reads `tensor` reads it dequantised, perhaps behind further nodes that only move values.
+
+    Then the pair may stand before the node that makes it: a MaxPool that two layers read pools bytes.
+    """
+    if tensor in view.outputs:
+        return False
+    for reader, index in view.consumers.get(tensor, []):
+        if index in _quantised_inputs(view, dialect, nodes, reader):
+            continue
+        if index or role_of(dialect, reader) != "share" or reader.name in floats:
+            return False
+        if not all(_all_dequantise(view, dialect, nodes, floats, output) for output in reader.output if output):
+            return False
+    return bool(view.consumers.get(tensor))
 
 
 def _path(view: View, origin: str, node: onnx.NodeProto, index: int) -> list[Edge]:

@@ -1,4 +1,4 @@
-"""The quantised network beside the float one, a node at a time: what went wrong by each layer is put right there.
+"""The quantised network beside the float one, a layer at a time: what went wrong by each layer is put right there.
 
 Both graphs advance together over a few images. The input of each INT8 layer holds all the noise of the layers before.
 With reconstruction the weights are rounded so that what they make of that very input changes least (rounding.py); then
@@ -33,7 +33,7 @@ from edgeprune.quantize.write.placement import place
 from edgeprune.runtimes import Dialect
 
 IMAGES = (32, 64)  # whatever they cost, and at most
-PASSES = 6  # runs of the network that an image costs: node by node, in both graphs, and what is compared
+PASSES = 6  # runs of the network that an image costs: layer by layer, in both graphs, and what is compared
 MEMORY = 1 << 30  # bytes of activations, at most; networks with large ones use fewer images
 CHECKED = 8  # of the images only judge whether reconstruction helped
 Floats = NDArray[np.float32]
@@ -86,17 +86,18 @@ def correct(
     for node in quantised.graph.node:
         twin = nodes.get(node.name)
         if node.name not in layers or twin is None:
-            walk.step(node)
+            walk.later(node)
             if twin is not None:
-                float_walk.step(twin)
+                float_walk.later(twin)
             continue
-        wanted = float_walk.step(twin)
+        wanted = float_walk.reach(twin)
         weight = np.asarray(float_walk.view.constant(twin.input[1]), np.float32)
         if node.name in rounded and fits(node, weight.shape):
+            walk.arrive()
             integers = _reconstruct(walk, node, weight, dialect)
             if integers is not None:
                 rounding[node.name] = pack(integers)
-        got = walk.step(node)
+        got = walk.reach(node)
         error = usual_error(got, wanted, seen_between(view, twin))
         if correct_bias and node.op_type != "MatMul":
             bias[node.name] = tuple(float(np.float32(-value)) for value in error)
@@ -166,7 +167,10 @@ def _affordable(model: onnx.ModelProto) -> int:
 
 
 class _Walk:
-    """A graph that is run one node at a time over all images; what nothing reads any more is forgotten."""
+    """A graph that is run from layer to layer over all images; what nothing reads any more is forgotten.
+
+    Nodes wait until a layer needs them, and run in one session with it.
+    """
 
     def __init__(self, model: onnx.ModelProto, given: Mapping[str, list[Any]], threads: int) -> None:
         self.view, self.threads = View.of(model), threads
@@ -176,24 +180,30 @@ class _Walk:
         self.values: dict[str, list[Any]] = dict(given)
         self.left = {name: len(readers) for name, readers in self.view.consumers.items()}
         self.opset = list(model.opset_import)
+        self.waiting: list[onnx.NodeProto] = []
 
-    def step(self, node: onnx.NodeProto) -> list[Any]:
-        """Run a node; the values of its first output."""
+    def later(self, node: onnx.NodeProto) -> None:
+        """Run a node when a layer needs it; what depends on constants alone becomes one."""
         if all(name in self.constants or not name for name in node.input):
-            found = self._session(node).run(None, {})
+            found = self._session([node], list(node.output)).run(None, {})
             self.constants.update(zip(node.output, found, strict=True))
-            return [found[0]]
-        outputs = self._run(node, slice(None))
-        for index, name in enumerate(node.output):
-            if name:
-                self.values[name] = [output[index] for output in outputs]
-        for name in node.input:
-            self._forget(name)
+        else:
+            self.waiting.append(node)
+
+    def arrive(self) -> None:
+        """Run what waits, so that the next layer's inputs are there."""
+        if self.waiting:
+            self._advance([])
+
+    def reach(self, node: onnx.NodeProto) -> list[Any]:
+        """Run a layer with all that waits; the values of its first output."""
+        self.waiting.append(node)
+        self._advance([node.output[0]])
         return self.values[node.output[0]]
 
     def peek(self, node: onnx.NodeProto, some: slice) -> list[Any]:
         """The first output for some of the images; changes nothing."""
-        return [output[0] for output in self._run(node, some)]
+        return self._run([node], [node.output[0]], some)[0]
 
     def free(self, node: onnx.NodeProto) -> None:
         """Forget outputs that nothing reads."""
@@ -201,26 +211,42 @@ class _Walk:
             if not self.left.get(name):
                 self.values.pop(name, None)
 
-    def _forget(self, name: str) -> None:
-        if name in self.left:
-            self.left[name] -= 1
-            if not self.left[name]:
+    def _advance(self, wanted: list[str]) -> None:
+        """Run what waits; what it makes stays where something reads it later, or where it is wanted."""
+        nodes, self.waiting = self.waiting, []
+        for name in (name for node in nodes for name in node.input):
+            if name in self.left:
+                self.left[name] -= 1
+        kept = dict.fromkeys(name for node in nodes for name in node.output if name and self.left.get(name))
+        names = list(kept | dict.fromkeys(wanted))
+        if names:
+            self.values.update(zip(names, self._run(nodes, names, slice(None)), strict=True))
+        for name in (name for node in nodes for name in node.input):
+            if name in self.left and not self.left[name]:
                 self.values.pop(name, None)
 
-    def _run(self, node: onnx.NodeProto, some: slice) -> list[list[Any]]:
-        runner = self._session(node)
-        names = [name for name in dict.fromkeys(node.input) if name and name not in self.constants]
+    def _run(self, nodes: list[onnx.NodeProto], outputs: list[str], some: slice) -> list[list[Any]]:
+        """What the nodes make, a list over images for each of `outputs`."""
+        runner = self._session(nodes, outputs)
+        names = [name for name in self._read(nodes) if name not in self.constants]
         columns = [self.values[name][some] for name in names]
-        return [runner.run(None, dict(zip(names, row, strict=True))) for row in zip(*columns, strict=True)]
+        rows = [runner.run(outputs, dict(zip(names, row, strict=True))) for row in zip(*columns, strict=True)]
+        return [list(column) for column in zip(*rows, strict=True)]
 
-    def _session(self, node: onnx.NodeProto) -> Any:
-        names = [name for name in dict.fromkeys(node.input) if name]
+    def _session(self, nodes: list[onnx.NodeProto], outputs: list[str]) -> Any:
+        names = self._read(nodes)
         fixed = [numpy_helper.from_array(self.constants[name], name) for name in names if name in self.constants]
         fed = [self._info(name) for name in names if name not in self.constants]
-        made = [onnx.ValueInfoProto(name=name) for name in node.output if name]
-        model = helper.make_model(helper.make_graph([node], "node", fed, made, fixed), opset_imports=self.opset)
+        made = [onnx.ValueInfoProto(name=name) for name in outputs if name]
+        model = helper.make_model(helper.make_graph(nodes, "part", fed, made, fixed), opset_imports=self.opset)
         model.ir_version = min(model.ir_version, 10)
         return inference_session(model, self.threads)
+
+    @staticmethod
+    def _read(nodes: list[onnx.NodeProto]) -> list[str]:
+        """What the nodes read that none of them makes."""
+        made = {name for node in nodes for name in node.output}
+        return [name for name in dict.fromkeys(n for node in nodes for n in node.input) if name and name not in made]
 
     def _info(self, name: str) -> onnx.ValueInfoProto:
         value = self.values[name][0]

@@ -29,11 +29,15 @@ from edgeprune.pipeline.subject import Subject
 from edgeprune.quantize import Ranges, fallback, inference_session
 from edgeprune.recipe import QuantizeSection
 from edgeprune.result import Facts
+from edgeprune.workload import Difference, score_batches, wilson
 
 FILE, RANGES = "precision.json", "ranges.json"
 SLOWER = 1.25  # times as slow in INT8: where most layers are, float is looked at for speed
 CHUNK = 64  # examples at once
-AGREEMENT = 0.97  # of INT8 with float on the calibration images; above it no layer needs to stay in float
+AGREEMENT = 0.97  # of INT8 with float on the calibration images; where it may be so much no layer stays in float
+SURELY = 0.9  # one-sided: how sure it must be that it is less
+LEAST, JUDGED = 128, 512  # examples of the selection split that tell, where it is less, what the metric says
+WORSE = 0.8  # one-sided: how sure it must be that the metric is worse
 NOISE = 0.003  # noise over signal at the output (25 dB) that INT8 may add in all, where layers do have to stay
 
 
@@ -152,9 +156,18 @@ def choose_precision(
     method, kept = subject.recipe.quantize.fallback, sorted(floats)
     if method == "none":
         return {"method": method, "float": kept}
-    agreement = _agreement(subject, network, quantize.apply(network, ranges, bench.dialect, floats))
+    graph = quantize.apply(network, ranges, bench.dialect, floats)
+    agreement, examples = _agreement(subject, network, graph)
     found: dict[str, object] = {"method": method, "agreement": agreement, "float": kept}
-    if agreement >= AGREEMENT:
+    if agreement >= AGREEMENT or (examples and wilson(round(agreement * examples), examples, SURELY) >= AGREEMENT):
+        return found
+    agrees = f"INT8 agrees on {100 * agreement:.1f} %"
+    difference = _lost(subject, network, graph)
+    found["drop"] = difference.to_dict()
+    change = f"{abs(difference.drop):.3g} {difference.unit}".rstrip() + (" worse" if difference.drop > 0 else " better")
+    told = f"{difference.metric} of {difference.examples} examples of the selection split is {change}"
+    if difference.examples >= LEAST and difference.limit(1 - WORSE) <= 0:
+        say(f"{agrees}, and {told}: not beyond noise, so that no layer stays in float for it")
         return found
     batches = workloads.feeds(subject.workload, "calibration", subject.recipe.quantize.images)
     losses = fallback.sensitivities(network, ranges, bench.dialect, batches, 16)
@@ -163,11 +176,10 @@ def choose_precision(
     choice = fallback.choose(method, costs, edges, NOISE)
     more = {name for name, kind in choice.precision.items() if kind == "float"}
     found |= {"ms": choice.ms, "loss": choice.loss}
-    agrees = f"INT8 agrees on {100 * agreement:.1f} %"
     if len(more) == len(costs):  # the precision gate refuses it: it is no INT8 artifact
         say(f"{agrees}; what agrees more leaves no layer in INT8: all run in INT8, and the gates decide")
         return found
-    say(f"{agrees}; {len(more)} of {len(costs)} layers stay in float for it")
+    say(f"{agrees}, and {told}; {len(more)} of {len(costs)} layers stay in float for it")
     return {**found, "float": sorted({*floats, *more})}
 
 
@@ -211,11 +223,12 @@ def _opened(bench: Bench, folder: Path, name: str, graph: onnx.ModelProto, preci
             file.unlink(missing_ok=True)
 
 
-def _agreement(subject: Subject, one: onnx.ModelProto, other: onnx.ModelProto) -> float:
+def _agreement(subject: Subject, one: onnx.ModelProto, other: onnx.ModelProto) -> tuple[float, int]:
     """How far two graphs agree on the calibration examples, in ONNX Runtime on this host; 1 where they are equal.
 
-    For a classifier the share of examples of the same class. Else one less the task's distance between the two, as a
-    share of its distance between the outputs of one example and those of another: 0 is no relation at all.
+    For a classifier the share of examples of the same class, and how many they are. Else one less the task's distance
+    between the two, as a share of its distance between the outputs of one example and those of another, and 0: no
+    number of examples is counted. 0 is no relation at all.
     """
     work, limit = subject.workload, subject.recipe.quantize.images
     sessions = [inference_session(one), inference_session(other)]
@@ -230,8 +243,23 @@ def _agreement(subject: Subject, one: onnx.ModelProto, other: onnx.ModelProto) -
         near += float(work.task.distance(wanted, found).sum())
         far += float(work.task.distance(wanted, tuple(value.roll(1, 0) for value in wanted)).sum())
     if workloads.is_top_class(work.task):
-        return float(np.concatenate(same).mean())
-    return max(0.0, 1 - near / far) if far > 0 else float(near == 0)
+        answers = np.concatenate(same)
+        return float(answers.mean()), answers.size
+    return (max(0.0, 1 - near / far) if far > 0 else float(near == 0)), 0
+
+
+def _lost(subject: Subject, one: onnx.ModelProto, other: onnx.ModelProto) -> Difference:
+    """What the second graph loses to the first in the task's metric, on JUDGED examples of the selection split."""
+    work = subject.workload
+
+    def outputs(graph: onnx.ModelProto) -> Iterator[tuple[Any, Any]]:
+        runner = inference_session(graph)
+        for batch, targets in work.data.batches("selection", work.inputs, CHUNK, JUDGED):
+            fed = dict(zip(work.inputs.names, batch, strict=True))
+            yield tuple(run_graph(runner, one, fed)), targets
+
+    reference, score = (score_batches(work.task, outputs(graph)) for graph in (one, other))
+    return score.against(reference)
 
 
 def fed_by_name(graph: onnx.ModelProto, batches: Iterable[Any]) -> Iterator[dict[str, NDArray[Any]]]:

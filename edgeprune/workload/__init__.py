@@ -4,7 +4,7 @@ from edgeprune.workload.arrays import Outputs, as_outputs, broken, chosen, count
 from edgeprune.workload.data import SPLITS, Data, Subset, item
 from edgeprune.workload.features import Features
 from edgeprune.workload.inputs import Input, Inputs
-from edgeprune.workload.statistics import Proportion, Sums, agresti_min, bootstrap
+from edgeprune.workload.statistics import Proportion, Sums, agresti_min, bootstrap, wilson
 from edgeprune.workload.streams import Streamed
 from edgeprune.workload.task import BaseTask, Difference, Score, Tally, Task, check_metric, score_batches, shuffled
 from edgeprune.workload.tasks import (
@@ -70,4 +70,5 @@ __all__ = [
     "settings",
     "shuffled",
     "to_array",
+    "wilson",
 ]

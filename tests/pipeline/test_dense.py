@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 from small_run import run_of
 
@@ -13,6 +15,7 @@ from edgeprune.pipeline import choose, precision
 from edgeprune.pipeline.context import Context
 from edgeprune.pipeline.rundir import RunDirectory, read_json, write_json
 from edgeprune.quantize import Ranges
+from edgeprune.quantize.fallback import LayerCost
 
 
 def until_dense(context: Context) -> Path:
@@ -55,6 +58,44 @@ def test_the_search_measures_networks_with_what_accuracy_keeps_in_float(
         maker = choose._maker(context.subject, context.bench, context.run, tmp_path)
         assert "float:2" in maker.network
         assert precision.in_float(context.run) == {} and precision.in_float(context.run, "dense") == {"2": "float"}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("agreement", "examples", "spoilt", "said"),
+    [
+        (31 / 32, 32, False, ""),  # may well be 97 %: nothing more is asked
+        (0.9, 512, False, "not beyond noise"),
+        (0.9, 512, True, "layers stay in float for it"),
+    ],
+)
+def test_layers_stay_in_float_where_the_metric_is_worse_and_not_for_a_few_other_answers(
+    agreement: float, examples: int, spoilt: bool, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Red before: one other answer of 32 kept layers in float, and so did many where the metric did not suffer."""
+    lines, asked = list[str](), list[str]()
+
+    def costs(*given: Any) -> Any:
+        asked.append("times")
+        return {name: LayerCost(2.0, 1.0, 0.1 * (name == "2")) for name in ("0", "2", "6")}, {}
+
+    monkeypatch.setattr(precision, "LEAST", 64)
+    monkeypatch.setattr(precision, "_agreement", lambda *given: (agreement, examples))
+    monkeypatch.setattr(precision, "_costs", costs)
+    with run_of(tmp_path, quantize={"images": 32}) as context:
+        subject, bench = context.subject, context.bench
+        subject.export(subject.model, tmp_path / "net.onnx")
+        network = onnx.load(tmp_path / "net.onnx")
+        ranges = precision.calibrated(subject, bench, network, "dense", subject.recipe.quantize, lambda *told: None)
+        if spoilt:
+            cut = {name: replace(one, low=0.02 * one.low, high=0.02 * one.high) for name, one in ranges.tensors.items()}
+            ranges = replace(ranges, tensors=cut)
+        found = precision.choose_precision(subject, bench, lines.append, tmp_path, network, ranges, {})
+    assert bool(asked) == bool(found["float"]) == spoilt
+    assert said in " ".join(lines) and bool(lines) == bool(said)
+    if examples > 32:
+        drop: Any = found["drop"]
+        assert drop["examples"] == 64 and (drop["drop"] > 20) == spoilt
 
 
 @pytest.mark.parametrize(("kept", "whole"), [(["a"], True), (["a", "b"], False)])

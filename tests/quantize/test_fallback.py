@@ -28,6 +28,7 @@ from edgeprune.quantize.fallback import (
 )
 from edgeprune.recipe import QuantizeSection
 from edgeprune.runtimes import DIALECTS
+from edgeprune.workload import Difference
 
 from . import nets
 
@@ -149,7 +150,10 @@ class Told:
 def test_an_artifact_without_a_layer_in_int8_is_not_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever INT8 agrees on: all in float is refused as no INT8 artifact, after it took the time of FP32."""
     network, images, x86 = nets.residual(), nets.images(8), target.load("x86-onnxruntime")
-    monkeypatch.setattr(precision, "_agreement", lambda *given: 0.96)
+    monkeypatch.setattr(precision, "_agreement", lambda *given: (0.9, 512))
+    monkeypatch.setattr(
+        precision, "_lost", lambda *given: Difference("top-1", "points", 1.2, 512, 0.95, np.zeros(0), 0, (9, 3))
+    )
     said = list[str]()
     subject: Any = SimpleNamespace(
         recipe=SimpleNamespace(quantize=QuantizeSection()),
@@ -162,8 +166,8 @@ def test_an_artifact_without_a_layer_in_int8_is_not_chosen(tmp_path: Path, monke
     monkeypatch.setattr(precision.fallback, "sensitivities", lambda *given: {"a": 0.1, "b": 0.1})
     monkeypatch.setattr(precision.workloads, "feeds", lambda *given: None)
     found: Any = precision.choose_precision(subject, bench, said.append, tmp_path, network, ranges, {})
-    assert found["float"] == [] and found["agreement"] == 0.96
-    assert "agrees on 96.0 %" in said[0] and "all run in INT8" in said[0]
+    assert found["float"] == [] and found["agreement"] == 0.9
+    assert "agrees on 90.0 %" in said[0] and "all run in INT8" in said[0] and found["drop"]["drop"] == 1.2
 
 
 @pytest.mark.long

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 
 from edgeprune import recipe
 from edgeprune.errors import RecipeError
+from edgeprune.pipeline import toml_value
 from edgeprune.runtimes import DIALECTS
 
 BASE = {
@@ -197,3 +199,8 @@ def test_paths_and_numbers_of_numpy_are_taken(tmp_path: Path) -> None:
     data = recipe.DataSection(source=tmp_path, calibration=np.int64(32), scale=torch.tensor(0.5))  # type: ignore[arg-type]
     found = recipe.of_python(msgspec.structs.replace(load(tmp_path), data=data), "recipe")
     assert found.data.source == str(tmp_path) and found.data.calibration == 32 and found.data.scale == 0.5
+
+
+def test_any_text_and_key_of_a_recipe_is_locked_as_it_is() -> None:
+    given = {"text": 'two\nlines, a\ttab, "quotes", \\, \x7f, \x01, \u00fc', 'a "key"': [1, {"b\n": True}]}
+    assert tomllib.loads(f"value = {toml_value(given)}") == {"value": given}

@@ -223,7 +223,7 @@ def trained(
     work, split = subject.workload, split_of(subject)
     return train(
         student,
-        [copy.deepcopy(subject.model), *_teachers(subject.recipe)],
+        [copy.deepcopy(subject.model), *_teachers(subject.recipe, options)],
         split("train"),
         split("selection"),
         options,
@@ -271,10 +271,10 @@ def split_of(subject: Subject) -> Callable[[str], Any]:
     return subject.workload.data.split
 
 
-def _teachers(recipe: Recipe) -> list[nn.Module]:
-    """The networks of [recover] teachers, in eval mode; raises ModelError."""
+def _teachers(recipe: Recipe, options: RecoverSection) -> list[nn.Module]:
+    """The networks of `options`' teachers, in eval mode; raises ModelError."""
     base, found = _base(recipe), []
-    for spec in recipe.recover.teachers:
+    for spec in options.teachers:
         what = f"[recover] teachers: {spec}"
         teacher = usercode.call(usercode.load_callable(spec, "[recover] teachers", base), what, ModelError)
         if not isinstance(teacher, nn.Module):
@@ -289,21 +289,28 @@ def check(subject: Subject, weights: Path | None) -> None:
     Raises:
         RecipeError, ModelError, DataError: see `recover.check`. MissingDependency: see `tracking.check`.
     """
-    from edgeprune import recover as training
-    from edgeprune.recover import augment, device_kind
+    from edgeprune.recover import device_kind
 
     tracking.check(subject.recipe)
     _check_sparsity(subject, weights)
     if trainer_of(subject) is not None:
         device_kind(subject.recipe.recover)
-    elif weights is None and subject.recipe.recover.epochs:
-        if subject.recipe.data.augment and not _images(subject):
-            raise RecipeError(
-                "[data] augment is for images of classes; this run's examples are others.",
-                "Augment in the dataset, and leave it out.",
-            )
-        augment.check(subject.recipe.data.augment, subject.recipe.recover.label_weight > 0)
-        training.check(subject.recipe.recover, subject.model, _teachers(subject.recipe), subject.example, subject.task)
+    elif weights is None and (subject.recipe.recover.epochs or _sparsifies(subject.recipe.recover, weights)):
+        check_training(subject, subject.recipe.recover)
+
+
+def check_training(subject: Subject, options: RecoverSection) -> None:
+    """Can edgeprune's own training work with these settings? Trains nothing. Raises as `check`."""
+    from edgeprune import recover as training
+    from edgeprune.recover import augment
+
+    if subject.recipe.data.augment and not _images(subject):
+        raise RecipeError(
+            "[data] augment is for images of classes; this run's examples are others.",
+            "Augment in the dataset, and leave it out.",
+        )
+    augment.check(subject.recipe.data.augment, options.label_weight > 0)
+    training.check(options, subject.model, _teachers(subject.recipe, options), subject.example, subject.task)
 
 
 def _own(
@@ -366,8 +373,13 @@ def facts(subject: Subject, weights: Path | None) -> list[Any]:
             source = inspect.getsource(inspect.getmodule(inspect.unwrap(trainer)) or inspect.unwrap(trainer))
         except (OSError, TypeError):
             source = getattr(trainer, "__qualname__", type(trainer).__name__)
-    others = [digest(teacher) for teacher in _teachers(subject.recipe)] if trainer is None and weights is None else []
+    others = taught_by(subject.recipe, subject.recipe.recover) if trainer is None and weights is None else []
     return [*subject.trainer, source, others, files.sha256(weights) if weights is not None else ""]
+
+
+def taught_by(recipe: Recipe, options: RecoverSection) -> list[str]:
+    """A digest of each network that teaches beside the dense one; raises ModelError."""
+    return [digest(teacher) for teacher in _teachers(recipe, options)]
 
 
 def _base(recipe: Recipe) -> Path | None:

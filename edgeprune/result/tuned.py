@@ -12,7 +12,8 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         settings: of [recover], what the trial tried.
-        state: "done"; "stopped", as others were better after as many steps; "diverged".
+        state: "done"; "stopped", as others were better after as many steps; "diverged"; "unfit", as its settings do not
+            go together.
         score: best on the selection split, in the metric's unit; of one that was stopped its last; None: it has none.
         steps: after which that was.
     """

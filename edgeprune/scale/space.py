@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from edgeprune.config import convert
-from edgeprune.errors import RecipeError, did_you_mean
+from edgeprune.errors import InputError, RecipeError, did_you_mean
 from edgeprune.files import parse_json
 from edgeprune.recipe import Recipe, RecoverSection
 
@@ -23,6 +24,7 @@ FIXED = (  # of [recover]: what a trial costs, where it runs, what comes before 
 )  # fmt: skip
 KEYS = tuple(field for field in RecoverSection.__struct_fields__ if field not in FIXED)
 LOGARITHMIC = ("lr", "weight_decay", "clip", "distill_weight", "label_weight")  # where the range has no 0
+COMBINED = 64  # settings that are looked through for one that a value goes with
 TIMES = 5.0  # the recipe's own learning rate, up and down
 
 
@@ -35,6 +37,11 @@ class Choice:
     def suggest(self, trial: optuna.Trial, key: str) -> Any:
         """The trial's value."""
         return read(trial.suggest_categorical(key, [told(one) for one in self.values]))
+
+    @property
+    def ends(self) -> tuple[Any, ...]:
+        """What is looked at beforehand: all of it."""
+        return self.values
 
     def holds(self, value: Any) -> bool:
         """Is it one of them?"""
@@ -55,6 +62,11 @@ class Range:
         if self.whole:
             return trial.suggest_int(key, int(self.low), int(self.high), log=self.logarithmic)
         return trial.suggest_float(key, self.low, self.high, log=self.logarithmic)
+
+    @property
+    def ends(self) -> tuple[Any, ...]:
+        """What is looked at beforehand: its ends."""
+        return self.low, self.high
 
     def holds(self, value: Any) -> bool:
         """Does it lie within?"""
@@ -117,19 +129,63 @@ def _one(recipe: Recipe, key: str, values: list[Any], where: str) -> Choice | Ra
     return Range(low, high, whole, key in LOGARITHMIC and low > 0)
 
 
+def possible(recipe: Recipe, space: Space, check: Callable[[RecoverSection], None]) -> None:
+    """Every value goes with the recipe's own other settings, or with some of the space: said before any work.
+
+    Args:
+        check: raises where settings do not fit the network, the task or each other.
+
+    Raises:
+        RecipeError: a value goes with none.
+    """
+    for key, one in space.items():
+        others = {name: other for name, other in space.items() if name != key}
+        for value in one.ends:
+            first: RecipeError | InputError | None = None
+            for settings in itertools.islice(_beside(recipe.recover, others), COMBINED):
+                try:
+                    check(msgspec.structs.replace(recipe.recover, **{**settings, key: _typed(value)}))
+                except (RecipeError, InputError) as cause:
+                    first = first or cause
+                else:
+                    first = None
+                    break
+            if first is not None:
+                at = f"{recipe.path or 'recipe'}: [tune] space.{key} = {told(value)[:100]}"
+                raise RecipeError(f"{at}: {first.message}", first.remedy)
+
+
+def _beside(own: RecoverSection, others: Space) -> Iterator[dict[str, object]]:
+    """The recipe's own settings, then those of the space, near ones first."""
+    yield {}
+    for values in itertools.product(*((getattr(own, key), *one.ends) for key, one in others.items())):
+        yield {key: _typed(value) for key, value in zip(others, values, strict=True)}
+
+
+def _typed(value: Any) -> Any:
+    """A value as [recover] holds it: a list as a tuple."""
+    return tuple(value) if isinstance(value, list) else value
+
+
 def suggested(space: Space, trial: optuna.Trial, own: RecoverSection) -> RecoverSection:
     """[recover] with the trial's values."""
-    return msgspec.structs.replace(own, **{key: one.suggest(trial, key) for key, one in space.items()})
+    return msgspec.structs.replace(own, **{key: _typed(one.suggest(trial, key)) for key, one in space.items()})
 
 
-def own_values(space: Space, own: RecoverSection) -> dict[str, object]:
-    """The recipe's own settings as a trial's; those outside of the space are left to the study."""
+def own_values(space: Space, own: RecoverSection, classes: bool) -> dict[str, object]:
+    """The recipe's own settings as a trial's; those outside of the space are left to the study.
+
+    Args:
+        classes: as for `space_of`: what `distill = "auto"` means.
+    """
     found: dict[str, object] = {}
     for key, one in space.items():
         value = getattr(own, key)
-        value = "kl" if key == "distill" and value == "auto" else value
+        value = list(value) if isinstance(value, tuple) else value
+        if key == "distill" and value == "auto" and not one.holds(value):
+            value = "kl" if classes else "distance"
         if one.holds(value):
-            found[key] = told(value) if isinstance(one, Choice) else value
+            found[key] = told(one.values[one.values.index(value)]) if isinstance(one, Choice) else value  # 0 for 0.0
     return found
 
 

@@ -4,9 +4,6 @@ Every trial starts from the same pruned and repaired network, which stays as it 
 ordinary run directory. The study lies in RUN/tune/study.db, so that the same command goes on where it was interrupted,
 and more of the same command, in other processes or on other machines that see the folder, take part in it. A trial
 that is killed is tried again from its checkpoint. The test split is never looked at.
-
-Sources: Optuna, KDD 2019, arXiv:1907.10902; tree-structured Parzen estimator, Bergstra et al., NeurIPS 2011; stopping a
-trial below the median of the others at as many steps, Vizier, KDD 2017.
 """
 
 from __future__ import annotations
@@ -15,9 +12,7 @@ import copy
 import csv
 import importlib.util
 import io
-import logging
 import tempfile
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +21,14 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edgeprune import files, graph, pipeline
-from edgeprune.errors import MissingDependency, ModelError, RecipeError, RunError
+from edgeprune.errors import DataError, MissingDependency, ModelError, RecipeError, UsageError
 from edgeprune.pipeline import Context, Listener, RunDirectory, keep_memory, key_of, recovery, silent, workloads
 from edgeprune.recipe import Recipe, RecoverSection
+from edgeprune.recover import process_count
 from edgeprune.result import Trial, Tuned
-from edgeprune.scale.space import Space, own_values, plain, space_of, suggested
+from edgeprune.scale import study as studies
+from edgeprune.scale.space import Choice, Space, own_values, plain, possible, space_of, suggested
+from edgeprune.scale.study import PLACE, WAY
 from edgeprune.scale.tuned import beside, write_recipe
 from edgeprune.target import Target
 
@@ -39,9 +37,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 FOLDER, STUDY, FILE, TABLE = "tune", "study.db", "tune.json", "tune.csv"
-BEAT, GONE = 15, 60  # seconds between a trial's signs of life, and without one until it is tried again
-FIRST, WARM = 4, 1  # trials that are never stopped, and evaluations before which none is
-WAY, WHY, PLACE = "way", "why", "folder"  # what a trial carries
+WHY, UNFIT = "why", "unfit"  # what a trial carries: why it has no score; that its settings do not go together
 
 
 @dataclass(frozen=True)
@@ -53,6 +49,13 @@ class _Start:
     student: nn.Module
     space: Space
     folder: Path
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """All that teach beside the dense network in some trial."""
+        tried = self.space.get("teachers")
+        values = tried.values if isinstance(tried, Choice) else (self.options.teachers,)
+        return tuple(sorted({name for value in values for name in value}))
 
     @property
     def options(self) -> RecoverSection:
@@ -77,28 +80,36 @@ def tune(
         out: the recipe that is written; default RECIPE.tuned.toml beside the recipe.
 
     Raises:
-        MissingDependency: Optuna is not installed. RecipeError: there is nothing to tune, or [tune] is wrong; the
-        recipe cannot be written there. BudgetError and others: as `run`, before the first trial.
+        MissingDependency: Optuna is not installed. UsageError: torchrun started several processes. RecipeError: there
+        is nothing to tune, or [tune] is wrong; the recipe cannot be written there. BudgetError and others: as `run`,
+        before the first trial. RunError: the study cannot be written.
     """
     _installed()
+    if process_count() > 1:
+        raise UsageError(
+            f"tune trains in one process, and torchrun started {process_count()}.",
+            "Start the same command several times instead: they share the study.",
+        )
     out = beside(recipe, out)
     _trainable(recipe)
     space_of(recipe, True)  # what is wrong in it is said before anything is measured
     keep_memory()
     path = run_dir or pipeline.default_run_dir(recipe, target)
-    pipeline.advance(recipe, target, path, "search", device=device, events=events)
     with (
         tempfile.TemporaryDirectory(prefix="edgeprune-") as place,
         RunDirectory(Path(place)) as scratch,
         Context(recipe, target, scratch, "", events) as context,
     ):
         subject, work = context.subject, context.subject.workload
+        space = space_of(recipe, workloads.is_top_class(work.task))
+        possible(recipe, space, lambda options: recovery.check_training(subject, options))
+        pipeline.advance(recipe, target, path, "search", device=device, events=events)
         plan = graph.Plan.load(path / "search" / "plan.json")
         start = _Start(
             context,
             plan,
             recovery.repaired(subject, plan, plan.apply(subject.model)),
-            space_of(recipe, workloads.is_top_class(work.task)),
+            space,
             path / FOLDER,
         )
         repaired = recovery.score(work, start.student)
@@ -132,49 +143,24 @@ def _trainable(recipe: Recipe) -> None:
 
 def _study(start: _Start, higher_is_better: bool) -> optuna.Study:
     """The study of these settings from this network: another space, other data or another search are another study."""
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     recipe = start.context.recipe
-    own = {key: value for key, value in recipe.section("recover").items() if key not in start.space}
+    fixed = {key: value for key, value in recipe.section("recover").items() if key not in start.space}
     name = key_of(
         start.plan.to_dict(),
-        {**own, "epochs": start.options.epochs},
+        {**fixed, "epochs": start.options.epochs},
         {key: msgspec.to_builtins(one) for key, one in start.space.items()},
         recipe.section("data"),
         start.context.subject.workload.digest,
+        recovery.taught_by(recipe, msgspec.structs.replace(start.options, teachers=start.teachers)),
     )
     start.folder.mkdir(exist_ok=True)
-    file = start.folder / STUDY
-    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # signs of life, of trials side by side
-    try:
-        storage = optuna.storages.RDBStorage(
-            f"sqlite:///{file}",
-            engine_kwargs={"connect_args": {"timeout": 60}},
-            heartbeat_interval=BEAT,
-            grace_period=GONE,
-            heartbeat_stale_trial_callback=_again,
-        )
-        study = optuna.create_study(
-            storage=storage,
-            study_name=name,
-            load_if_exists=True,
-            direction="maximize" if higher_is_better else "minimize",
-            sampler=optuna.samplers.TPESampler(n_startup_trials=FIRST, constant_liar=True, seed=recipe.recover.seed),
-            pruner=optuna.pruners.MedianPruner(n_startup_trials=FIRST, n_warmup_steps=WARM),
-        )
-    except Exception as cause:  # SQLAlchemy's and Optuna's own, of a file that is none of theirs
-        reason = str(cause).splitlines()[0][:200]
-        raise RunError(f"{file} is no study that can be read: {reason}.", "Move it away to begin a new one.") from None
-    if not study.trials:
-        study.enqueue_trial(own_values(start.space, start.options), user_attrs={WAY: "own"})
+    with studies.writable(start.folder / STUDY):
+        study = studies.opened(start.folder / STUDY, name, higher_is_better, recipe.recover.seed)
+        if not study.trials:
+            classes = workloads.is_top_class(start.context.subject.workload.task)
+            own = own_values(start.space, start.options, classes)
+            study.enqueue_trial(own, user_attrs={WAY: "own" if own.keys() == start.space.keys() else ""})
     return study
-
-
-def _again(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
-    """What was interrupted is tried again, from its checkpoint."""
-    kept = {PLACE: trial.user_attrs.get(PLACE, ""), WAY: trial.user_attrs.get(WAY, "")}
-    study.enqueue_trial(trial.params, user_attrs=kept)
 
 
 def _go_on(start: _Start, study: optuna.Study) -> None:
@@ -183,37 +169,43 @@ def _go_on(start: _Start, study: optuna.Study) -> None:
 
     states = optuna.trial.TrialState
     done, options = (states.COMPLETE, states.PRUNED), start.context.recipe.tune
-    waiting = {one.user_attrs.get(PLACE) for one in study.get_trials(states=(states.WAITING, states.RUNNING))}
-    for trial in study.get_trials(states=(states.FAIL,)):
-        place = trial.user_attrs.get(PLACE, "")
-        if place and place not in waiting and (start.folder / place).is_dir():
-            _again(study, trial)
+    studies.take_up(study, start.folder)
     left = options.trials - len(study.get_trials(states=done))
     if left <= 0:
         return
     stop = optuna.study.MaxTrialsCallback(options.trials, states=done)
-    logging.getLogger("optuna").setLevel(logging.WARNING)
-    study.optimize(
-        lambda trial: _trial(start, study, trial),
-        n_trials=left,
-        timeout=3600 * options.hours or None,
-        callbacks=[stop],
-        gc_after_trial=True,
-    )
+    with studies.writable(start.folder / STUDY):
+        study.optimize(
+            lambda trial: _trial(start, study, trial),
+            n_trials=left,
+            timeout=3600 * options.hours or None,
+            callbacks=[stop],
+            gc_after_trial=True,
+        )
 
 
 def _trial(start: _Start, study: optuna.Study, trial: optuna.Trial) -> float:
-    """One training; raises TrialPruned where others were better after as many steps, or where it diverges."""
+    """One training; raises TrialPruned where others were better after as many steps, where it diverges, and where its
+    settings do not go together.
+    """
+    study.sampler = studies.sampler(start.options.seed, trial.number)
+    options = suggested(start.space, trial, start.options)
+    name = trial.user_attrs.get(PLACE) or f"trial-{trial.number}-{study.study_name[7:15]}"  # of this study alone
+    trial.set_user_attr(PLACE, name)
+    folder = start.folder / name
+    folder.mkdir(exist_ok=True)
+    with studies.held(folder):
+        trial.set_user_attr(studies.HELD, True)
+        return _trained(start, study, trial, options, folder)
+
+
+def _trained(start: _Start, study: optuna.Study, trial: optuna.Trial, options: RecoverSection, folder: Path) -> float:
+    """The training of a trial, in its folder."""
     import optuna
 
     from edgeprune.recover import checkpoint
 
     voice, total = start.context.voice, start.context.recipe.tune.trials
-    options = suggested(start.space, trial, start.options)
-    name = trial.user_attrs.get(PLACE) or f"trial-{trial.number}"
-    trial.set_user_attr(PLACE, name)
-    folder = start.folder / name
-    folder.mkdir(exist_ok=True)
     student = copy.deepcopy(start.student)
     marks = [0]
     report = voice.progress("tune")
@@ -231,9 +223,11 @@ def _trial(start: _Start, study: optuna.Study, trial: optuna.Trial) -> float:
         report(done, of, f"trial {trial.number + 1} of {total}: {message}")
 
     try:
+        _fit(start, trial, options)
         found = recovery.trained(start.context.subject, options, progress, log, student, folder)
     except ModelError as cause:
         trial.set_user_attr(WHY, cause.message)
+        voice.say("tune", f"trial {trial.number + 1} has no score: {cause.message}")
         files.remove(folder)
         raise optuna.TrialPruned from None
     except optuna.TrialPruned:
@@ -246,6 +240,15 @@ def _trial(start: _Start, study: optuna.Study, trial: optuna.Trial) -> float:
     voice.say("tune", f"trial {trial.number + 1}: {recovery.shown(work, score)}; {_in_words(start, trial.params)}")
     _tidy(start, study, trial.number, score)
     return score
+
+
+def _fit(start: _Start, trial: optuna.Trial, options: RecoverSection) -> None:
+    """Raises ModelError where a trial's settings do not go together."""
+    try:
+        recovery.check_training(start.context.subject, options)
+    except (RecipeError, DataError) as cause:
+        trial.set_user_attr(UNFIT, True)
+        raise ModelError(cause.message, cause.remedy) from None
 
 
 def _in_words(start: _Start, params: Mapping[str, object]) -> str:
@@ -291,7 +294,8 @@ def _outcome(start: _Start, study: optuna.Study, repaired: float) -> Tuned:
 
 
 def _told(start: _Start, one: optuna.trial.FrozenTrial) -> Trial:
-    states = {"COMPLETE": "done", "PRUNED": "diverged" if WHY in one.user_attrs else "stopped"}
+    why = "unfit" if UNFIT in one.user_attrs else "diverged" if WHY in one.user_attrs else "stopped"
+    states = {"COMPLETE": "done", "PRUNED": why}
     seconds = one.duration.total_seconds() if one.duration is not None else 0.0
     last = one.value if one.value is not None else next(reversed(list(one.intermediate_values.values())), None)
     settings = plain(start.space, one.params) if start.space.keys() <= one.params.keys() else {}

@@ -14,7 +14,7 @@ from small_run import run_of
 
 import edgeprune
 from edgeprune import pipeline, recipe, target
-from edgeprune.errors import MeasurementError, RecipeError
+from edgeprune.errors import DataError, MeasurementError, RecipeError
 from edgeprune.pipeline import choose, override, recovery
 from edgeprune.pipeline.facts import StageKeys
 
@@ -46,6 +46,21 @@ def test_values_that_there_are_not(section: str, text: str, words: str, tmp_path
 )
 def test_training_before_the_cut_that_cannot_be(options: dict[str, object], words: str, tmp_path: Path) -> None:
     with run_of(tmp_path, recover=options) as context, pytest.raises(RecipeError, match=words):
+        recovery.check(context.subject, None)
+
+
+def test_what_it_cannot_learn_from_is_said_before_any_work_also_without_epochs_afterwards(tmp_path: Path) -> None:
+    options = {"sparsity": "l2", "epochs": 0}
+    with run_of(tmp_path, recover={**options, "distill": "none"}) as context:
+        with pytest.raises(DataError, match="nothing to learn from"):
+            recovery.check(context.subject, None)
+        recovery.check(context.subject, tmp_path / "trained.safetensors")
+    with (
+        run_of(
+            tmp_path, recover=options, data={"kind": "function", "source": "handed:over", "augment": ["crop"]}
+        ) as context,
+        pytest.raises(RecipeError, match="augment is for images of classes"),
+    ):
         recovery.check(context.subject, None)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,9 +18,11 @@ from torch import nn
 from edgeprune import recipe as recipes
 from edgeprune import scale
 from edgeprune.cli import main
-from edgeprune.errors import MissingDependency, ModelError, RecipeError, RunError
-from edgeprune.scale.space import Choice, Range, own_values, space_of, suggested, told
-from edgeprune.scale.tuned import beside
+from edgeprune.errors import DataError, MissingDependency, ModelError, RecipeError, RunError, UsageError
+from edgeprune.result import Trial, Tuned
+from edgeprune.scale import study as studies
+from edgeprune.scale.space import Choice, Range, own_values, possible, space_of, suggested, told
+from edgeprune.scale.tuned import beside, write_recipe
 
 optuna = pytest.importorskip("optuna")
 tuning: Any = sys.modules["edgeprune.scale.tune"]
@@ -39,7 +43,7 @@ def test_without_a_space_rates_lie_around_the_recipes_own() -> None:
     assert space["lr"] == Range(0.002, 0.05, False, True)
     assert space["distill"] == Choice(("kl", "dist")) and "temperature" in space
     assert set(space_of(own, classes=False)) == {"lr", "weight_decay", "ema"}
-    assert own_values(space, own.recover) == {
+    assert own_values(space, own.recover, classes=True) == {
         "lr": 0.01, "weight_decay": 5e-4, "ema": "0.999", "distill": '"kl"', "temperature": 4.0,
     }  # fmt: skip
 
@@ -119,13 +123,17 @@ def test_a_recipe_of_somebody_else_is_not_overwritten(tmp_path: Path) -> None:
 class Told:
     """A context whose trainings score what `score` says of their options; `said`: what the user was told."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, score: Any, **sections: Any) -> None:
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, score: Any, check: Any = lambda options: None, **sections: Any
+    ) -> None:
         self.said, self.tried = list[str](), list[Any]()
         task = SimpleNamespace(metric="top-1", unit="points", higher_is_better=True)
         voice = SimpleNamespace(
             say=lambda stage, line: self.said.append(line), progress=lambda stage: lambda *given: None
         )
         work = SimpleNamespace(task=task, digest="data")
+        monkeypatch.setattr(tuning.workloads, "is_top_class", lambda task: True)
+        monkeypatch.setattr(tuning.recovery, "check_training", lambda subject, options: check(options))
         self.recipe, self.target = recipe(**sections), SimpleNamespace(name="x86-onnxruntime")
         self.voice, self.subject = voice, SimpleNamespace(workload=work)
 
@@ -146,6 +154,7 @@ class Told:
         plan: Any = SimpleNamespace(to_dict=lambda: {"of": "the search"})
         context: Any = self
         space = space_of(self.recipe, classes=True)
+        folder.mkdir(exist_ok=True)
         return tuning._Start(context, plan, nn.Linear(1, 1), space, folder / "tune")
 
     def tune(self, folder: Path) -> Any:
@@ -200,14 +209,16 @@ def test_an_interrupted_trial_is_tried_again_with_its_settings_and_its_folder(
     first = Told(monkeypatch, interrupted, tune={"trials": 2})
     with pytest.raises(KeyboardInterrupt):
         first.tune(tmp_path)
-    assert (tmp_path / "tune" / "trial-0").is_dir()
+    (place,) = (tmp_path / "tune").glob("trial-0*")
     second = Told(monkeypatch, peak, tune={"trials": 2})
     made, study = second.tune(tmp_path)
     assert second.tried[0] == first.tried[0] and len(second.tried) == 2
     assert made.own is not None and made.own.settings == {
         "lr": 0.002, "weight_decay": 5e-4, "ema": 0.999, "distill": "kl", "temperature": 4.0,
     }  # fmt: skip
-    assert study.trials[made.own.number - 1].user_attrs["folder"] == "trial-0"
+    assert study.trials[made.own.number - 1].user_attrs["folder"] == place.name
+    third = Told(monkeypatch, peak, tune={"trials": 3})  # what was taken up once is not taken up again
+    assert len(third.tune(tmp_path)[0].trials) == 3 and third.tried[0].lr != first.tried[0].lr
 
 
 def test_a_training_that_diverges_is_a_trial_and_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,6 +229,138 @@ def test_a_training_that_diverges_is_a_trial_and_ends_nothing(tmp_path: Path, mo
 
     made, _ = Told(monkeypatch, score, tune={"trials": 3}).tune(tmp_path)
     assert [row.state for row in made.trials] == ["done", "diverged", "diverged"] and made.best.score == 80
+
+
+def test_a_study_that_goes_on_draws_what_one_in_one_piece_would(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, _ = Told(monkeypatch, peak, tune={"trials": 5}).tune(tmp_path / "whole")
+    for count in (2, 3, 4, 5):
+        pieces, _ = Told(monkeypatch, peak, tune={"trials": count}).tune(tmp_path / "pieces")
+    rates = {row.number: row.settings["lr"] for row in pieces.trials}
+    assert len(set(rates.values())) == 5 and rates == {row.number: row.settings["lr"] for row in whole.trials}
+
+
+def test_two_studies_of_one_folder_keep_a_network_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, _ = Told(monkeypatch, peak, tune={"trials": 1}).tune(tmp_path)
+    other, _ = Told(monkeypatch, peak, recover={"batch": 32}, tune={"trials": 1}).tune(tmp_path)
+    assert first.weights != other.weights and all(Path(one.weights).is_dir() for one in (first, other))
+    again, _ = Told(monkeypatch, peak, tune={"trials": 1}).tune(tmp_path)
+    assert again.weights == first.weights
+
+
+def test_a_trial_whose_process_was_killed_is_taken_up_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told_ = Told(monkeypatch, peak, recover={"lr": 0.01}, tune={"trials": 1})
+    start = told_.start(tmp_path)
+    study = tuning._study(start, True)
+    with warnings.catch_warnings():  # Optuna's, that this is no `optimize`
+        warnings.simplefilter("ignore", UserWarning)
+        trial = study.ask()
+    suggested(start.space, trial, start.options)
+    trial.set_user_attr("folder", "trial-0-x")
+    (tmp_path / "tune" / "trial-0-x").mkdir()
+    with studies.held(tmp_path / "tune" / "trial-0-x"):
+        trial.set_user_attr("held", True)
+        studies.take_up(study, start.folder)
+        assert [one.state.name for one in study.trials] == ["RUNNING"]  # its process lives
+    made, study = told_.tune(tmp_path)
+    assert [one.state.name for one in study.trials] == ["FAIL", "COMPLETE"]
+    assert study.trials[1].user_attrs["folder"] == "trial-0-x" and told_.tried[0].lr == 0.01
+    assert made.own is not None and made.own.number == 2
+
+
+def test_settings_that_do_not_go_together_are_a_trial_without_a_score(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(options: Any) -> None:
+        if options.distill == "none" and not options.label_weight:
+            raise DataError("there is nothing to learn from.")
+
+    space = {"distill": ["none", "kl"], "label_weight": [0, 1, 2]}
+    told_ = Told(monkeypatch, peak, check, tune={"trials": 8, "space": space})
+    made, _ = told_.tune(tmp_path)
+    states = {(row.settings["distill"], row.settings["label_weight"] == 0): row.state for row in made.trials}
+    assert states[("none", True)] == "unfit" and states[("kl", True)] == "done" and len(made.trials) == 8
+    assert all(one.distill == "kl" or one.label_weight for one in told_.tried)
+    assert any("nothing to learn from" in line for line in told_.said)
+
+
+def test_a_value_that_goes_with_nothing_is_said_before_any_work() -> None:
+    def check(options: Any) -> None:
+        if options.distill == "none" and not options.label_weight:
+            raise DataError("there is nothing to learn from.")
+        if options.feature_layers == ("nope",):
+            raise RecipeError("no layer 'nope'.")
+
+    good = recipe(tune={"space": {"distill": ["none", "kl"], "label_weight": [0, 1]}})
+    possible(good, space_of(good, True), check)  # with a label_weight of 1
+    alone = recipe(tune={"space": {"distill": ["none", "kl"]}})
+    with pytest.raises(RecipeError, match=r'space\.distill = "none": there is nothing to learn from'):
+        possible(alone, space_of(alone, True), check)
+    layers = recipe(tune={"space": {"feature_layers": [["a"], ["nope"]]}})
+    with pytest.raises(RecipeError, match=r"space\.feature_layers = .*nope"):
+        possible(layers, space_of(layers, True), check)
+
+
+def test_the_recipes_own_settings_are_only_called_so_where_the_space_has_them_all() -> None:
+    space = {
+        "distill": Choice(("kl", "distance")),
+        "feature_layers": Choice(([], ["a"])),
+        "lr": Range(1, 2, False, True),
+    }
+    own = recipe().recover
+    assert own_values(space, own, classes=False) == {"distill": '"distance"', "feature_layers": "[]"}
+    assert own_values(space, own, classes=True)["distill"] == '"kl"'
+    assert own_values({"clip": Choice((5, 1, 0))}, own, classes=True) == {
+        "clip": "0"
+    }  # as the space writes it, not 0.0
+
+
+def test_own_is_nothing_where_the_space_leaves_it_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"trials": 1, "space": {"lr": [1, 2]}}
+    assert Told(monkeypatch, peak, tune=given).tune(tmp_path)[0].own is None
+
+
+def test_the_tuned_recipe_has_the_name_and_finds_the_files_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text("")
+    (tmp_path / "mine.toml").write_text(
+        '[model]\nfactory = "net.py:tiny"\ninput = [3, 16, 16]\narguments = { text = "a\\n\\"b\\"" }\n'
+        '[data]\nsource = "data.npz"\n[budget]\nspeedup = 1.5\n'
+    )
+    given = recipes.load(tmp_path / "mine.toml")
+    trial = Trial(number=3, settings={"lr": 0.25}, state="done", score=1.0)
+    made = Tuned(
+        name=given.name, target="x", metric="m", unit="", higher_is_better=True, epochs=1, repaired=0, trials=(trial,)
+    )
+    write_recipe(given, made, beside(given, None))
+    tuned = recipes.load(tmp_path / "mine.tuned.toml")
+    assert (tuned.name, tuned.recover.lr, tuned.model) == ("mine", 0.25, given.model)
+    (tmp_path / "there").mkdir()
+    with pytest.raises(RecipeError, match=r"'net\.py' lies beside the recipe"):
+        beside(given, tmp_path / "there" / "a.toml")
+    (tmp_path / "there" / "net.py").write_text("")
+    assert beside(given, tmp_path / "there" / "a.toml").name == "a.toml"
+    write_recipe(recipe(recover={"batch": 7}), made, tmp_path / "python.toml")  # one without a file
+    plain = recipes.load(tmp_path / "python.toml")
+    assert (plain.recover.batch, plain.recover.lr, plain.budget.speedup) == (7, 0.25, 1.5)
+
+
+def test_several_processes_of_one_training_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "process_count", lambda: 2)
+    with pytest.raises(UsageError, match="torchrun started 2"):
+        scale.tune(recipe(), SimpleNamespace(name="x"))  # type: ignore[arg-type]
+
+
+def test_a_study_that_cannot_be_written_any_more_is_one_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoilt(options: Any) -> list[float]:
+        with sqlite3.connect(tmp_path / "tune" / "study.db") as database:
+            database.execute("DROP TABLE trial_intermediate_values")
+        return [50.0]
+
+    with pytest.raises(RunError, match=r"cannot be written: .*trial_intermediate_values"):
+        Told(monkeypatch, spoilt, tune={"trials": 1}).tune(tmp_path)
 
 
 def test_a_file_that_is_no_study_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

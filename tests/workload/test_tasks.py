@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from edgeprune import tasks
 from edgeprune.errors import DataError, ModelError, TaskError
 from edgeprune.workload import Task, check_metric, score_batches
+from edgeprune.workload.statistics import bootstrap
 from edgeprune.workload.tasks.sequence import edits
 
 RANDOM = np.random.default_rng(5)
@@ -306,3 +308,17 @@ class TestGuessedSequences:
         began = time.process_time()
         assert 60 < tasks.SequenceLabels(alphabet=letters).chance(texts) <= 100
         assert time.process_time() - began < 2
+
+
+def test_a_metric_that_fails_on_a_draw_of_the_examples_is_the_users_error() -> None:
+    """As an area under a curve does where a class is missing; it is fine on all examples."""
+
+    def area(outputs: Any, targets: list[Any]) -> float:
+        if len(set(targets)) < 4:
+            raise ValueError("only some classes")
+        return 1.0
+
+    task = tasks.Custom(area, "area")
+    found = score_batches(task, [((np.zeros((4, 1), np.float32),), [0, 1, 2, 3])])
+    with pytest.raises(TaskError, match="the metric area failed on 4 examples: ValueError: only some classes"):
+        bootstrap(found.statistics)

@@ -101,7 +101,16 @@ class Custom(BaseTask):
         return Recomputed(self._number, arrays, targets, self.resamples)
 
     def _number(self, outputs: tuple[NDArray[Any], ...], targets: list[Any]) -> float:
-        found = self.function(outputs, targets)
+        try:
+            found = self.function(outputs, targets)
+        except EdgepruneError:
+            raise
+        except Exception as cause:  # on a draw of the examples too, where a class may be missing, for example
+            raise TaskError(
+                f"the metric {self.name} failed on {len(targets)} examples: {type(cause).__name__}: {cause}.",
+                "It gets a tuple of arrays [N, ...], one an output, and a list of N targets, of any draw of the "
+                "examples; give a number for each.",
+            ) from cause
         value = np.asarray(found.detach().cpu() if hasattr(found, "detach") else found)
         if value.size != 1 or value.dtype.kind not in "fiub":
             raise TaskError(

@@ -44,6 +44,13 @@ from edgeprune.engine import (
 )
 from edgeprune.graph import fill, merged, option_of
 
+_SIZED = frozenset(  # operators with sizes written into the graph that a plan may change
+    ["view", "reshape", "_unsafe_view", "expand", "repeat", "unflatten"]
+    + ["split", "split_with_sizes", "slice", "narrow", "chunk"]
+    + ["layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm", "group_norm", "native_group_norm"]
+    + [f"{own}{name}" for own in ("", "new_") for name in ("zeros", "ones", "full", "empty", "rand", "randn")]
+)
+
 if TYPE_CHECKING:
     from edgeprune.graph import Plan, Structure
 
@@ -105,11 +112,11 @@ def kept_outputs(plan: Plan, device: torch.device | None = None) -> dict[str, Te
 def same_steps(session: Session, structure: Structure, plan: Plan) -> Tape:
     """A tape that narrowed weights run on, with the dense tape's numbering of steps.
 
-    That is the dense tape itself unless sizes are written into the graph (a channel shuffle's views, say).
+    That is the dense tape itself unless sizes are written into the graph (a channel shuffle's views, the shape that a
+    layer norm norms, the groups of a group norm, the first state of a recurrent layer).
     """
-    literal = {"view", "reshape", "expand", "split", "split_with_sizes", "slice", "narrow", "chunk", "unflatten"}
     dense = session.tape
-    if not any(step.op in literal for step in dense.steps):
+    if not any(step.op in _SIZED for step in dense.steps):
         return dense
     found = Tape.of(_narrowed(session.model, structure, plan), session.first)
     if [step.op for step in found.steps] != [step.op for step in dense.steps]:

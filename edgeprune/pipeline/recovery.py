@@ -309,7 +309,8 @@ def check_training(subject: Subject, options: RecoverSection) -> None:
             "[data] augment is for images of classes; this run's examples are others.",
             "Augment in the dataset, and leave it out.",
         )
-    augment.check(subject.recipe.data.augment, options.label_weight > 0)
+    channels = subject.recipe.model.input[0] if _images(subject) and subject.recipe.model.input else 3
+    augment.check(subject.recipe.data.augment, options.label_weight > 0, channels)
     training.check(options, subject.model, _teachers(subject.recipe, options), subject.example, subject.task)
 
 

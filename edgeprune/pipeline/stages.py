@@ -46,6 +46,8 @@ def check_layers(
     """
     if options.qat_epochs:
         int8_training.device(options)
+    if options.qat_scales and not options.qat_epochs:
+        raise RecipeError("[quantize] qat_scales is of training in INT8, of which there is none.", "Set qat_epochs.")
     alone = quantize.weights_asked(options)
     if alone and options.qat_epochs:
         raise RecipeError("[quantize] weights and qat_epochs do not go together.", "Set [quantize] qat_epochs = 0.")

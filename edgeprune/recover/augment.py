@@ -22,14 +22,18 @@ ALPHA = {"mixup": 0.2, "cutmix": 1.0}  # of the beta distribution that shares ar
 ERASED, LEAST, MOST, ASPECT = 0.25, 0.02, 0.2, 0.3  # how often; of the area; the least of height over width
 
 
-def check(names: Sequence[str], labelled: bool) -> None:
+COLOURS = (1, 3)  # channels that torchvision's colours know
+
+
+def check(names: Sequence[str], labelled: bool, channels: int = 3) -> None:
     """What cannot be augmented so is said before any work.
 
     Args:
         labelled: labels teach.
+        channels: of an image.
 
     Raises:
-        RecipeError: mixed images have no label. MissingDependency: torchvision.
+        RecipeError: mixed images have no label; colours of other than 1 or 3 channels. MissingDependency: torchvision.
     """
     mixed = [name for name in names if name in MIXED]
     if mixed and labelled:
@@ -38,6 +42,11 @@ def check(names: Sequence[str], labelled: bool) -> None:
             "Leave one of them out: the dense network teaches without labels.",
         )
     if "randaugment" in names:
+        if channels not in COLOURS:
+            raise RecipeError(
+                f"[data] augment: randaugment changes colours, of 1 or 3 channels; these images have {channels}.",
+                "Leave it out.",
+            )
         _transforms()
 
 
@@ -132,9 +141,12 @@ class Augment:
         prepare = self.preprocess
         mean, std = (torch.tensor(one, dtype=torch.float32)[:, None, None] for one in (prepare.mean, prepare.std))
         pixels = ((images * std + mean) / prepare.scale).round().clamp(0, 255).to(torch.uint8)
+        turned = prepare.order == "BGR"
+        pixels = pixels.flip(1) if turned else pixels
         found = []
         with torch.random.fork_rng(devices=[]):
             for index, image in zip(self.mine.tolist(), pixels, strict=True):
                 torch.manual_seed(hash((self.seed, 2, step, index)) % 2**63)
                 found.append(transform(image))
-        return (torch.stack(found).float() * prepare.scale - mean) / std
+        changed = torch.stack(found).flip(1) if turned else torch.stack(found)
+        return (changed.float() * prepare.scale - mean) / std

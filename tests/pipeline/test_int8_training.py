@@ -14,6 +14,7 @@ from small_run import run_of
 from edgeprune import quantize
 from edgeprune.errors import RecipeError
 from edgeprune.pipeline import int8_training, stages, workloads
+from edgeprune.recipe import QuantizeSection
 
 
 @pytest.mark.long
@@ -60,3 +61,13 @@ def test_a_device_that_is_not_there_is_said_before_any_work(tmp_path: Path) -> N
             lambda path: context.subject.export(context.subject.model, path),
             lambda: context.bench.dialect,
         )
+
+
+def test_scales_that_would_learn_in_no_training_are_refused() -> None:
+    def nothing(*given: Any) -> Any:
+        pytest.fail("exported, or a device was asked")
+
+    options = QuantizeSection(qat_scales=True)
+    with pytest.raises(RecipeError, match="qat_scales is of training in INT8, of which there is none"):
+        stages.check_layers(options, nothing, nothing)
+    stages.check_layers(msgspec.structs.replace(options, qat_epochs=1.0, qat_device="cpu"), nothing, nothing)

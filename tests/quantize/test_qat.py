@@ -79,7 +79,7 @@ def test_fine_tuning_wins_back_what_int8_lost_and_repeats_itself() -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("dialect", ["openvino", "ort-x86", "ort-arm64", "tensorrt-a"])
+@pytest.mark.parametrize("dialect", ["openvino", "ort-x86", "ort-arm64", "tensorrt-a", "tensorrt-b"])
 def test_scales_learn_and_the_exported_graph_has_them(dialect: str) -> None:
     """Ranges ten times too wide: trained scales shrink, and what is written computes what was trained."""
     model, images, chosen = nets.residual(), nets.images(16), DIALECTS[dialect]
@@ -103,6 +103,23 @@ def test_scales_learn_and_the_exported_graph_has_them(dialect: str) -> None:
     trained = student.double()(batch.double()).detach()
     apart = (outputs(exported, images) - trained).abs().max()
     assert apart <= float(trained.abs().max()) / 127  # the last bit of a scale may turn a tie
+
+
+@pytest.mark.long
+def test_scales_in_half_precision_learn_as_others_do_and_stated_ranges_stay() -> None:
+    model, images = nets.residual(), nets.images(16)
+    ranges = calibrate(model, images, DIALECTS["tensorrt-a"])
+    learn = {}
+    for name in ("tensorrt-a", "tensorrt-b"):
+        student = Trainable(model, ranges, DIALECTS[name], steps=True)
+        assert student.steps is not None
+        learn[name] = {one for group in student.steps.groups for one in group}
+    assert len(learn["tensorrt-a"]) > 2 and learn["tensorrt-a"] == learn["tensorrt-b"]
+    stated = sorted(learn["tensorrt-a"])[0]
+    tensors = {**ranges.tensors, stated: replace(ranges.tensors[stated], method="user", high=3.0, low=-3.0)}
+    student = Trainable(model, replace(ranges, tensors=tensors), DIALECTS["tensorrt-a"], steps=True)
+    assert student.steps is not None
+    assert {one for group in student.steps.groups for one in group} == learn["tensorrt-a"] - {stated}
 
 
 @pytest.mark.long

@@ -107,6 +107,22 @@ def test_mixed_images_have_no_label() -> None:
         augment.check(("crop", "cutmix"), labelled=True)
 
 
+def test_randaugment_is_of_colours() -> None:
+    with pytest.raises(RecipeError, match="of 1 or 3 channels; these images have 4"):
+        augment.check(("randaugment",), labelled=False, channels=4)
+
+
+def test_randaugment_sees_red_first_whatever_the_network_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    def bright_red(image: torch.Tensor) -> torch.Tensor:
+        return torch.cat([torch.full_like(image[:1], 255), image[1:]])
+
+    monkeypatch.setattr(augment, "_transforms", lambda: SimpleNamespace(RandAugment=lambda: bright_red))
+    bgr = Preprocess(0, 0, 1 / 255, (0.0,), (1.0,), (3, 16, 16), order="BGR")
+    given = torch.zeros(4, 3, 16, 16)
+    found = Augment(("randaugment",), bgr, 0, 4)(given, 1)
+    assert found.mean((0, 2, 3)).tolist() == [0.0, 0.0, 1.0]
+
+
 def test_randaugment_sees_pixels_and_says_where_torchvision_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchvision.transforms.v2", None)
     with pytest.raises(MissingDependency, match="randaugment needs torchvision"):

@@ -2,7 +2,7 @@
 
 In the log domain, so that Adam moves every scale by a share of itself, whatever its size; zero points stay where they
 are, so that a range grows and shrinks as a whole. Only scales that the dialect takes from their ranges learn: those
-that it fixes (a sigmoid's, for example), or ties to others that do not, stay as they are.
+that it fixes (a sigmoid's, for example), that the user stated, or that are tied to such, stay as they are.
 
 Sources: the gradient, LSQ, arXiv:1902.08153; the log domain, TQT, arXiv:1903.08066.
 """
@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from edgeprune.quantize.ranges.ranges import Ranges
 
 TRIED = 1.125  # exact in binary: what the dialect makes of ranges that are wider by this says which scales learn
-CLOSE = 1e-5
+CLOSE, CLOSE_HALF = 1e-5, 2.0**-10  # relative; of scales in float16, which are rounded twice
+STATED = "user"  # the method of a range that the recipe states
 QUICKER = 10.0  # than weights: a scale's learning rate
 Write = Callable[[Ranges], onnx.ModelProto]
 
@@ -42,7 +43,7 @@ class LearntScales(nn.Module):
         alike: dict[bytes, list[str]] = {}
         for name, value in held.items():
             alike.setdefault(value.tobytes(), []).append(name)
-        groups = list(alike.values())
+        groups = [group for group in alike.values() if all(ranges.tensors[name].method != STATED for name in group)]
         while groups:  # a scale that follows no range alone holds back those that are tied to it
             wider = _scales(write(_times(ranges, {name: TRIED for group in groups for name in group})), ranges)
             good = [group for group in groups if all(_follows(held[name], wider.get(name)) for name in group)]
@@ -79,11 +80,7 @@ def _constant(name: str) -> str:
 def _scales(graph: onnx.ModelProto, ranges: Ranges) -> dict[str, np.ndarray]:
     """Tensor -> its scale, of those that have a range and a scale of their own."""
     wanted = {_constant(name): name for name in ranges.tensors}
-    return {
-        wanted[one.name]: numpy_helper.to_array(one).astype(np.float32)
-        for one in graph.graph.initializer
-        if one.name in wanted
-    }
+    return {wanted[one.name]: numpy_helper.to_array(one) for one in graph.graph.initializer if one.name in wanted}
 
 
 def _times(ranges: Ranges, factors: Mapping[str, float]) -> Ranges:
@@ -97,4 +94,7 @@ def _times(ranges: Ranges, factors: Mapping[str, float]) -> Ranges:
 
 
 def _follows(before: np.ndarray, after: np.ndarray | None) -> bool:
-    return after is not None and bool(np.allclose(after, before * TRIED, rtol=CLOSE, atol=0))
+    if after is None:
+        return False
+    close = CLOSE_HALF if after.dtype == np.float16 else CLOSE
+    return bool(np.allclose(after.astype(np.float32), before.astype(np.float32) * TRIED, rtol=close, atol=0))

@@ -21,6 +21,9 @@ OPTIONS = (
     click.option("--trials", type=click.IntRange(1, 10**9), help="How many in all, instead of the recipe's [tune]."),
     click.option("--hours", type=click.FloatRange(0, 8760), help="After which no trial begins."),
     click.option("--epochs", type=click.FloatRange(0, 10**6), help="Of one trial. Default: those of [recover]."),
+    click.option("--workers", type=click.IntRange(1, 1024), default=1, help="Trials side by side, through Ray."),
+    click.option("--cpus", type=click.FloatRange(0.1, 4096), default=1.0, help="Cores of a worker."),
+    click.option("--gpus", type=click.FloatRange(0, 64), default=0.0, help="GPUs of a worker; 0.5: two share one."),
     click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Default: RECIPE.tuned.toml."),
 )
 
@@ -36,11 +39,13 @@ def run(target: Target, recipe_path: Path, values: Any) -> None:
     asked = {key: values.pop(key) for key in ("trials", "hours", "epochs")}
     section = msgspec.structs.replace(recipe.tune, **{key: one for key, one in asked.items() if one is not None})
     recipe = msgspec.structs.replace(recipe, tune=section)
+    taken = {key: values.pop(key) for key in ("cpus", "gpus")}
     now.resumable = True
     with calm(now.verbose), progress.reporter(now) as events:
         from edgeprune import scale
 
-        made = scale.tune(recipe, target, values.pop("run_dir"), events=events, **values)
+        run_dir = values.pop("run_dir")
+        made = scale.tune(recipe, target, run_dir, resources=scale.SweepResources(**taken), events=events, **values)
         events.close()
     if now.as_json:
         echo_json({"command": "tune", **msgspec.to_builtins(made)})

@@ -18,7 +18,7 @@ from edgeprune import files
 from edgeprune.errors import DeviceBusy, DeviceUnreachable, MissingDependency, UsageError
 from edgeprune.pipeline import Event, Listener
 from edgeprune.scale.spec import SweepResources
-from edgeprune.scale.tasks import SweepTask, TaskDone, in_worker, perform
+from edgeprune.scale.tasks import TRAINS, SweepTask, TaskDone, in_worker, perform
 
 PREFIX = "edgeprune:"  # of a device, as a resource
 CARRIED = ("EDGEPRUNE_", "PYTHONPATH", "OMP_NUM_THREADS")
@@ -156,10 +156,10 @@ def _on_ray(ray: Any, tasks: Sequence[SweepTask], resources: SweepResources) -> 
     refs: dict[str, object] = {}
     for task in tasks:
         # what measures on this machine takes all of it: a training beside it would be measured too
-        cpus = whole if task.device == "local" else min(whole, resources.cpus) if task.phase == "recover" else 1.0
+        cpus = whole if task.device == "local" else min(whole, resources.cpus) if task.phase in TRAINS else 1.0
         options: dict[str, object] = {
             "num_cpus": cpus,
-            "num_gpus": resources.gpus if task.phase == "recover" else 0,
+            "num_gpus": resources.gpus if task.phase in TRAINS else 0,
             "resources": {f"{PREFIX}{name}": 1 for name in task.holds},
             "max_retries": resources.retries,
             "retry_exceptions": [DeviceUnreachable, DeviceBusy],

@@ -18,12 +18,14 @@ from edgeprune import pipeline
 from edgeprune import target as targets
 from edgeprune.errors import BudgetError, DeviceBusy, DeviceUnreachable, EdgepruneError, GateError
 from edgeprune.pipeline import Listener, silent
+from edgeprune.recipe import TuneSection
 from edgeprune.scale.spec import SweepRun
 
-Phase = Literal["graph", "latency", "search", "recover", "package"]
+Phase = Literal["graph", "latency", "search", "recover", "package", "tune"]
 Ending = Literal["done", "refused", "impossible", "failed", "skipped"]
 PHASES: tuple[Phase, ...] = ("graph", "latency", "search", "recover", "package")
 MEASURES: tuple[Phase, ...] = ("latency", "search", "package")  # what holds the device
+TRAINS: tuple[Phase, ...] = ("recover", "tune")  # what takes the cores and the GPUs that were asked for
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class SweepTask:
         after: names of the tasks that must have ended well.
         device: what it holds while it measures; "" where it measures nothing.
         shared: run directories whose stages may be taken over: those of the runs that make what this one shares.
+        tune: of phase "tune", a worker of the run's study: what [tune] is, as the command line has it.
     """
 
     name: str
@@ -43,6 +46,7 @@ class SweepTask:
     after: tuple[str, ...]
     device: str
     shared: tuple[str, ...]
+    tune: TuneSection | None = None
 
     @property
     def holds(self) -> tuple[str, ...]:
@@ -124,7 +128,11 @@ def perform(task: SweepTask, events: Listener = silent) -> TaskDone:
     run, folder, shared = task.run, Path(task.folder), [Path(other) for other in task.shared]
     try:
         recipe, target = run.recipe(), targets.load(run.target)
-        if task.phase == "package":
+        if task.phase == "tune":
+            from edgeprune.scale.tune import take_part
+
+            take_part(recipe, target, folder, task.tune or recipe.tune)
+        elif task.phase == "package":
             pipeline.run(recipe, target, folder, device=run.device, events=events, shared=shared)
         else:
             pipeline.advance(recipe, target, folder, task.phase, device=run.device, events=events, shared=shared)

@@ -8,12 +8,13 @@ that is killed is tried again from its checkpoint. The test split is never looke
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import csv
 import importlib.util
 import io
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,13 +24,15 @@ import msgspec
 from edgeprune import files, graph, pipeline
 from edgeprune.errors import DataError, MissingDependency, ModelError, RecipeError, UsageError
 from edgeprune.pipeline import Context, Listener, RunDirectory, keep_memory, key_of, recovery, silent, workloads
-from edgeprune.recipe import Recipe, RecoverSection
+from edgeprune.recipe import Recipe, RecoverSection, TuneSection
 from edgeprune.recover import process_count
 from edgeprune.result import Trial, Tuned
 from edgeprune.scale import study as studies
 from edgeprune.scale.space import Choice, Space, own_values, plain, possible, space_of, suggested
+from edgeprune.scale.spec import SweepResources
 from edgeprune.scale.study import PLACE, WAY
 from edgeprune.scale.tuned import beside, write_recipe
+from edgeprune.scale.workers import check, side_by_side
 from edgeprune.target import Target
 
 if TYPE_CHECKING:
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 FOLDER, STUDY, FILE, TABLE = "tune", "study.db", "tune.json", "tune.csv"
+ONE = SweepResources()  # of a worker: a core
 WHY, UNFIT = "why", "unfit"  # what a trial carries: why it has no score; that its settings do not go together
 
 
@@ -71,6 +75,8 @@ def tune(
     *,
     out: Path | None = None,
     device: str = "",
+    workers: int = 1,
+    resources: SweepResources = ONE,
     events: Listener = silent,
 ) -> Tuned:
     """Try settings of [recover] until [tune] trials are done; the best become a recipe.
@@ -78,46 +84,71 @@ def tune(
     Args:
         run_dir: default `runs/RECIPE-TARGET`: its search is made where it is not there yet.
         out: the recipe that is written; default RECIPE.tuned.toml beside the recipe.
+        workers: processes that train side by side, through Ray; each takes `resources`. They may together do a trial
+            each more than was asked for.
 
     Raises:
-        MissingDependency: Optuna is not installed. UsageError: torchrun started several processes. RecipeError: there
-        is nothing to tune, or [tune] is wrong; the recipe cannot be written there. BudgetError and others: as `run`,
-        before the first trial. RunError: the study cannot be written.
+        MissingDependency: Optuna, or Ray for several workers, is not installed. UsageError: torchrun started several
+        processes. RecipeError: there is nothing to tune, or [tune] is wrong; the recipe cannot be written there, or
+        not be read by workers. BudgetError and others: as `run`, before the first trial. RunError: the study cannot
+        be written, or no worker came to its end.
     """
+    out = beside(recipe, out)
+    if workers > 1:
+        check(recipe)
+    path = run_dir or pipeline.default_run_dir(recipe, target)
+    with _started(recipe, target, path, events, lambda: _searched(recipe, target, path, device, events)) as start:
+        work = start.context.subject.workload
+        repaired = recovery.score(work, start.student)
+        start.context.voice.say(
+            "tune", f"every trial starts from the repaired network: {recovery.shown(work, repaired)}"
+        )
+        study = _study(start, work.task.higher_is_better)
+        if workers > 1 and _left(start, study) > 0:
+            side_by_side(recipe, target, path, workers, resources, events, _endings(start, study))
+        else:
+            _go_on(start, study)
+        made = _outcome(start, study, repaired)
+    return _written(made, study, start, recipe, out)
+
+
+def take_part(recipe: Recipe, target: Target, run_dir: Path, section: TuneSection) -> None:
+    """Train trials of the study that `tune` has begun in a run directory, until it has as many as `section` says."""
+    recipe = msgspec.structs.replace(recipe, tune=section)
+    with _started(recipe, target, run_dir, silent, lambda: None) as start:
+        _go_on(start, _study(start, start.context.subject.workload.task.higher_is_better))
+
+
+@contextlib.contextmanager
+def _started(
+    recipe: Recipe, target: Target, path: Path, events: Listener, searched: Callable[[], None]
+) -> Iterator[_Start]:
+    """What every trial shares, as `tune` says; `searched` makes sure of the plan in `path` once all else is right."""
     _installed()
     if process_count() > 1:
         raise UsageError(
             f"tune trains in one process, and torchrun started {process_count()}.",
             "Start the same command several times instead: they share the study.",
         )
-    out = beside(recipe, out)
     _trainable(recipe)
     space_of(recipe, True)  # what is wrong in it is said before anything is measured
     keep_memory()
-    path = run_dir or pipeline.default_run_dir(recipe, target)
     with (
         tempfile.TemporaryDirectory(prefix="edgeprune-") as place,
         RunDirectory(Path(place)) as scratch,
         Context(recipe, target, scratch, "", events) as context,
     ):
-        subject, work = context.subject, context.subject.workload
-        space = space_of(recipe, workloads.is_top_class(work.task))
+        subject = context.subject
+        space = space_of(recipe, workloads.is_top_class(subject.workload.task))
         possible(recipe, space, lambda options: recovery.check_training(subject, options))
-        pipeline.advance(recipe, target, path, "search", device=device, events=events)
+        searched()
         plan = graph.Plan.load(path / "search" / "plan.json")
-        start = _Start(
-            context,
-            plan,
-            recovery.repaired(subject, plan, plan.apply(subject.model)),
-            space,
-            path / FOLDER,
-        )
-        repaired = recovery.score(work, start.student)
-        context.voice.say("tune", f"every trial starts from the repaired network: {recovery.shown(work, repaired)}")
-        study = _study(start, work.task.higher_is_better)
-        _go_on(start, study)
-        made = _outcome(start, study, repaired)
-    return _written(made, study, start, recipe, out)
+        student = recovery.repaired(subject, plan, plan.apply(subject.model))
+        yield _Start(context, plan, student, space, path / FOLDER)
+
+
+def _searched(recipe: Recipe, target: Target, path: Path, device: str, events: Listener) -> None:
+    pipeline.advance(recipe, target, path, "search", device=device, events=events)
 
 
 def _installed() -> None:
@@ -163,17 +194,24 @@ def _study(start: _Start, higher_is_better: bool) -> optuna.Study:
     return study
 
 
+def _left(start: _Start, study: optuna.Study) -> int:
+    """How many trials are still to be done."""
+    import optuna
+
+    done = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+    return start.context.recipe.tune.trials - len(study.get_trials(deepcopy=False, states=done))
+
+
 def _go_on(start: _Start, study: optuna.Study) -> None:
     """Trials until there are as many as the recipe says, or its hours are over."""
     import optuna
 
-    states = optuna.trial.TrialState
-    done, options = (states.COMPLETE, states.PRUNED), start.context.recipe.tune
+    states, options = optuna.trial.TrialState, start.context.recipe.tune
     studies.take_up(study, start.folder)
-    left = options.trials - len(study.get_trials(states=done))
+    left = _left(start, study)
     if left <= 0:
         return
-    stop = optuna.study.MaxTrialsCallback(options.trials, states=done)
+    stop = optuna.study.MaxTrialsCallback(options.trials, states=(states.COMPLETE, states.PRUNED))
     with studies.writable(start.folder / STUDY):
         study.optimize(
             lambda trial: _trial(start, study, trial),
@@ -182,6 +220,24 @@ def _go_on(start: _Start, study: optuna.Study) -> None:
             callbacks=[stop],
             gc_after_trial=True,
         )
+
+
+def _endings(start: _Start, study: optuna.Study) -> Callable[[], list[str]]:
+    """Lines on the trials that have ended since it was last asked."""
+    told = {one.number for one in study.trials if one.state.is_finished()}
+
+    def line(one: optuna.trial.FrozenTrial) -> str:
+        row = _told(start, one)
+        score = "no score" if row.score is None else recovery.shown(start.context.subject.workload, row.score)
+        state = "" if row.state == "done" else f", {row.state}"
+        return f"trial {row.number}: {score}{state}; {_in_words(start, one.params)}"
+
+    def lines() -> list[str]:
+        new = [one for one in study.trials if one.state.is_finished() and one.number not in told]
+        told.update(one.number for one in new)
+        return [line(one) for one in new]
+
+    return lines
 
 
 def _trial(start: _Start, study: optuna.Study, trial: optuna.Trial) -> float:

@@ -17,11 +17,15 @@ from torch import nn
 
 from edgeprune import recipe as recipes
 from edgeprune import scale
+from edgeprune import target as targets
 from edgeprune.cli import main
 from edgeprune.errors import DataError, MissingDependency, ModelError, RecipeError, RunError, UsageError
 from edgeprune.result import Trial, Tuned
+from edgeprune.scale import engines, workers
 from edgeprune.scale import study as studies
 from edgeprune.scale.space import Choice, Range, own_values, possible, space_of, suggested, told
+from edgeprune.scale.spec import SweepResources, SweepRun
+from edgeprune.scale.tasks import SweepTask, TaskDone, perform
 from edgeprune.scale.tuned import beside, write_recipe
 
 optuna = pytest.importorskip("optuna")
@@ -385,3 +389,65 @@ def test_from_the_command_line_to_a_recipe_that_runs(project: Path) -> None:
     assert (project / made["weights"] / "weights.safetensors").is_file()
     again = CliRunner().invoke(main, ["quick", "tune", "one.toml"], prog_name="edgeprune")
     assert again.exit_code == 0 and "2 trials of 1 epochs" in again.stdout, again.stdout
+
+
+@pytest.mark.slow
+def test_workers_share_a_study_through_the_sweeps_engine(project: Path) -> None:
+    """Each in a process of its own; what the command line says of [tune] reaches them, and all trials are told."""
+    pytest.importorskip("ray")
+    arguments = ["quick", "tune", "one.toml", "--trials", "4", "--epochs", "1", "--workers", "2", "--json"]
+    done = CliRunner().invoke(main, arguments, prog_name="edgeprune")
+    assert done.exit_code == 0, done.stderr
+    made = json.loads(done.stdout)
+    assert len({row["number"] for row in made["trials"]}) == len(made["trials"]) in (4, 5)
+    assert made["epochs"] == 1 and made["own"] is not None
+    assert len({row["settings"]["lr"] for row in made["trials"]}) == len(made["trials"])  # nothing is drawn twice
+    assert (project / made["weights"] / "weights.safetensors").is_file()
+
+
+def test_a_worker_takes_part_with_the_commands_own_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen = list[Any]()
+    monkeypatch.setattr(tuning, "take_part", lambda *given: seen.append(given))
+    monkeypatch.setattr(SweepRun, "recipe", lambda self: recipe())
+    run = SweepRun("one", "one.toml", "one", "x86-onnxruntime", "", None, None, 0)
+    section = recipe(tune={"trials": 7}).tune
+    done = perform(SweepTask("worker 1", run, "tune", str(tmp_path), (), "", (), section))
+    assert done.ending == "done" and seen[0][2:] == (tmp_path, section)
+
+
+@pytest.mark.parametrize(("ray", "error"), [(False, MissingDependency), (True, RecipeError)])
+def test_workers_that_cannot_be_are_said_before_anything_else(
+    ray: bool, error: type[Exception], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Without Ray; and of a recipe that only this process has."""
+    monkeypatch.setattr(engines, "installed", lambda: ray)
+    with pytest.raises(error, match="workers"):
+        tuning.tune(recipe(), None, tmp_path, out=tmp_path / "tuned.toml", workers=2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_workers_that_all_fail_are_an_error_and_one_that_fails_is_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    own = recipes.of_python({**PLAIN, "tune": {"trials": 3}}, "one.toml")
+    device = targets.load("x86-onnxruntime")
+    said = list[str]()
+
+    def side(*endings: str) -> None:
+        done = [TaskDone(f"worker {k}", ending, "its node went away") for k, ending in enumerate(endings)]  # type: ignore[arg-type]
+        monkeypatch.setattr(engines, "on_ray", lambda *given: lambda tasks: done)
+        lines = iter([["trial 1: 50 %"], []])
+        workers.side_by_side(
+            own,
+            device,
+            tmp_path,
+            2,
+            SweepResources(),
+            lambda event: said.append(event.message),
+            lambda: next(lines, []),
+        )
+
+    side("done", "failed")
+    assert said == ["worker 1 failed: its node went away", "trial 1: 50 %"]
+    with pytest.raises(RunError, match="no worker came to its end: its node went away"):
+        side("failed", "failed")

@@ -39,13 +39,14 @@ def run(target: Target, recipe_path: Path, values: Any) -> None:
     asked = {key: values.pop(key) for key in ("trials", "hours", "epochs")}
     section = msgspec.structs.replace(recipe.tune, **{key: one for key, one in asked.items() if one is not None})
     recipe = msgspec.structs.replace(recipe, tune=section)
-    taken = {key: values.pop(key) for key in ("cpus", "gpus")}
+    taken = {key: values.pop(key) for key in ("workers", "cpus", "gpus")}
     now.resumable = True
     with calm(now.verbose), progress.reporter(now) as events:
         from edgeprune import scale
 
-        run_dir = values.pop("run_dir")
-        made = scale.tune(recipe, target, run_dir, resources=scale.SweepResources(**taken), events=events, **values)
+        tune = scale.tune_side_by_side if taken["workers"] > 1 else scale.tune
+        given = taken if taken["workers"] > 1 else {}
+        made = tune(recipe, target, values.pop("run_dir"), events=events, **given, **values)
         events.close()
     if now.as_json:
         echo_json({"command": "tune", **msgspec.to_builtins(made)})

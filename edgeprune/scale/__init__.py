@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from edgeprune.scale.front import front
 from edgeprune.scale.reproduce import Reproduction, reproduce
-from edgeprune.scale.spec import SweepResources
 from edgeprune.scale.sweep import sweep
 from edgeprune.scale.tune import tune
+from edgeprune.scale.workers import tune_side_by_side
 
-__all__ = ["Reproduction", "SweepResources", "front", "reproduce", "sweep", "tune"]
+__all__ = ["Reproduction", "front", "reproduce", "sweep", "tune", "tune_side_by_side"]

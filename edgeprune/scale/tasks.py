@@ -20,6 +20,7 @@ from edgeprune.errors import BudgetError, DeviceBusy, DeviceUnreachable, Edgepru
 from edgeprune.pipeline import Listener, silent
 from edgeprune.recipe import TuneSection
 from edgeprune.scale.spec import SweepRun
+from edgeprune.scale.tune import take_part
 
 Phase = Literal["graph", "latency", "search", "recover", "package", "tune"]
 Ending = Literal["done", "refused", "impossible", "failed", "skipped"]
@@ -129,8 +130,6 @@ def perform(task: SweepTask, events: Listener = silent) -> TaskDone:
     try:
         recipe, target = run.recipe(), targets.load(run.target)
         if task.phase == "tune":
-            from edgeprune.scale.tune import take_part
-
             take_part(recipe, target, folder, task.tune or recipe.tune)
         elif task.phase == "package":
             pipeline.run(recipe, target, folder, device=run.device, events=events, shared=shared)

@@ -29,10 +29,8 @@ from edgeprune.recover import process_count
 from edgeprune.result import Trial, Tuned
 from edgeprune.scale import study as studies
 from edgeprune.scale.space import Choice, Space, own_values, plain, possible, space_of, suggested
-from edgeprune.scale.spec import SweepResources
 from edgeprune.scale.study import PLACE, WAY
 from edgeprune.scale.tuned import beside, write_recipe
-from edgeprune.scale.workers import check, side_by_side
 from edgeprune.target import Target
 
 if TYPE_CHECKING:
@@ -40,8 +38,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 FOLDER, STUDY, FILE, TABLE = "tune", "study.db", "tune.json", "tune.csv"
-ONE = SweepResources()  # of a worker: a core
 WHY, UNFIT = "why", "unfit"  # what a trial carries: why it has no score; that its settings do not go together
+Through = Callable[[Path, Callable[[], list[str]]], None]
 
 
 @dataclass(frozen=True)
@@ -75,8 +73,7 @@ def tune(
     *,
     out: Path | None = None,
     device: str = "",
-    workers: int = 1,
-    resources: SweepResources = ONE,
+    through: Through | None = None,
     events: Listener = silent,
 ) -> Tuned:
     """Try settings of [recover] until [tune] trials are done; the best become a recipe.
@@ -84,18 +81,15 @@ def tune(
     Args:
         run_dir: default `runs/RECIPE-TARGET`: its search is made where it is not there yet.
         out: the recipe that is written; default RECIPE.tuned.toml beside the recipe.
-        workers: processes that train side by side, through Ray; each takes `resources`. They may together do a trial
-            each more than was asked for.
+        through: who does the trials, in processes that `take_part`, instead of this one: it is given the run directory,
+            and what tells a line on each trial that has ended since it was last asked.
 
     Raises:
-        MissingDependency: Optuna, or Ray for several workers, is not installed. UsageError: torchrun started several
-        processes. RecipeError: there is nothing to tune, or [tune] is wrong; the recipe cannot be written there, or
-        not be read by workers. BudgetError and others: as `run`, before the first trial. RunError: the study cannot
-        be written, or no worker came to its end.
+        MissingDependency: Optuna is not installed. UsageError: torchrun started several processes. RecipeError: there
+        is nothing to tune, or [tune] is wrong; the recipe cannot be written there. BudgetError and others: as `run`,
+        before the first trial. RunError: the study cannot be written.
     """
     out = beside(recipe, out)
-    if workers > 1:
-        check(recipe)
     path = run_dir or pipeline.default_run_dir(recipe, target)
     with _started(recipe, target, path, events, lambda: _searched(recipe, target, path, device, events)) as start:
         work = start.context.subject.workload
@@ -104,8 +98,8 @@ def tune(
             "tune", f"every trial starts from the repaired network: {recovery.shown(work, repaired)}"
         )
         study = _study(start, work.task.higher_is_better)
-        if workers > 1 and _left(start, study) > 0:
-            side_by_side(recipe, target, path, workers, resources, events, _endings(start, study))
+        if through is not None and _left(start, study) > 0:
+            through(path, _endings(start, study))
         else:
             _go_on(start, study)
         made = _outcome(start, study, repaired)

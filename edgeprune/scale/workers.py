@@ -13,18 +13,40 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from edgeprune.errors import MissingDependency, RecipeError, RunError
-from edgeprune.pipeline import Event, Listener
+from edgeprune.pipeline import Event, Listener, silent
 from edgeprune.recipe import Recipe
+from edgeprune.result import Tuned
 from edgeprune.scale import engines
 from edgeprune.scale.spec import SweepResources, SweepRun
 from edgeprune.scale.tasks import SweepTask
+from edgeprune.scale.tune import tune
 from edgeprune.target import Target
 
 LOOK_S = 2.0  # between two looks at what has ended
 
 
-def check(recipe: Recipe) -> None:
-    """Raise MissingDependency without Ray, RecipeError where another process cannot read the recipe again."""
+def tune_side_by_side(
+    recipe: Recipe,
+    target: Target,
+    run_dir: Path | None = None,
+    *,
+    workers: int,
+    cpus: float = 1.0,
+    gpus: float = 0.0,
+    out: Path | None = None,
+    device: str = "",
+    events: Listener = silent,
+) -> Tuned:
+    """`tune` with its trials in several processes; together they may do a trial each more than was asked for.
+
+    Args:
+        workers: processes.
+        cpus, gpus: of one worker; with 0.5 GPUs two share one.
+
+    Raises:
+        MissingDependency: Ray is not installed. RecipeError: the recipe is none that another process can read.
+        UsageError: Ray does not start. RunError: no worker came to its end; what was done is kept. Others: as `tune`.
+    """
     if not engines.installed():
         raise MissingDependency(
             "several workers need Ray, which is not installed.",
@@ -34,6 +56,12 @@ def check(recipe: Recipe) -> None:
         raise RecipeError(
             "workers read the recipe from its file, and this one was made in Python.", "Save it, or use one worker."
         )
+    resources = SweepResources(cpus=cpus, gpus=gpus)
+
+    def through(folder: Path, ended: Callable[[], list[str]]) -> None:
+        side_by_side(recipe, target, folder, workers, resources, events, ended)
+
+    return tune(recipe, target, run_dir, out=out, device=device, through=through, events=events)
 
 
 def side_by_side(
@@ -53,8 +81,7 @@ def side_by_side(
         ended: a line for each trial that has ended since it was last asked.
 
     Raises:
-        UsageError: Ray does not start.
-        RunError: every worker failed; what they had done is kept.
+        UsageError: Ray does not start. RunError: every worker failed.
     """
     run = SweepRun(recipe.name, recipe.path, recipe.name, target.name, "", None, None, recipe.recover.seed)
     tasks = [

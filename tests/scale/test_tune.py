@@ -21,7 +21,7 @@ from edgeprune import target as targets
 from edgeprune.cli import main
 from edgeprune.errors import DataError, MissingDependency, ModelError, RecipeError, RunError, UsageError
 from edgeprune.result import Trial, Tuned
-from edgeprune.scale import engines, workers
+from edgeprune.scale import engines, tasks, workers
 from edgeprune.scale import study as studies
 from edgeprune.scale.space import Choice, Range, own_values, possible, space_of, suggested, told
 from edgeprune.scale.spec import SweepResources, SweepRun
@@ -407,7 +407,7 @@ def test_workers_share_a_study_through_the_sweeps_engine(project: Path) -> None:
 
 def test_a_worker_takes_part_with_the_commands_own_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen = list[Any]()
-    monkeypatch.setattr(tuning, "take_part", lambda *given: seen.append(given))
+    monkeypatch.setattr(tasks, "take_part", lambda *given: seen.append(given))
     monkeypatch.setattr(SweepRun, "recipe", lambda self: recipe())
     run = SweepRun("one", "one.toml", "one", "x86-onnxruntime", "", None, None, 0)
     section = recipe(tune={"trials": 7}).tune
@@ -422,7 +422,7 @@ def test_workers_that_cannot_be_are_said_before_anything_else(
     """Without Ray; and of a recipe that only this process has."""
     monkeypatch.setattr(engines, "installed", lambda: ray)
     with pytest.raises(error, match="workers"):
-        tuning.tune(recipe(), None, tmp_path, out=tmp_path / "tuned.toml", workers=2)
+        scale.tune_side_by_side(recipe(), targets.load("x86-onnxruntime"), tmp_path, workers=2)
     assert not list(tmp_path.iterdir())
 
 

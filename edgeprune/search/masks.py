@@ -131,6 +131,7 @@ def learn(
     if known is not None and "orders" in known:
         return Sensitivity.from_dict(known)
     work = _Learning(structure, session, cost, budget, allowed, settings, Gates(tuple(structure.groups), blocks))
+    work.choice(budget, settings.max_bytes)  # what cannot be is said before the first step
     work.go(batches, folder, json.dumps(key), progress)
     found = work.curves(key)
     write_cache(cache, found.to_dict())
@@ -275,14 +276,20 @@ class _Learning:
 
     def pick(self, done: float) -> None:
         """Let the program choose what is masked, under a latency that is on its way to the one asked for."""
+        share = (1 - min(1.0, done / ARRIVED)) ** 3
+        self._project(*self.choice(self.budget, self.settings.max_bytes if done >= ARRIVED else math.inf, share))
+
+    def choice(self, budget: float, max_bytes: float, share: float = 0.0) -> tuple[Assignment, Sensitivity]:
+        """What the program picks under `budget`, or a share of the way from it back to the dense latency; the curves.
+
+        Raises BudgetError.
+        """
         curves, sizes = self.curves({}), math.isfinite(self.settings.max_bytes)
         program = formulate(self.structure, self.cost, curves, blocks=self.settings.blocks, sizes=sizes)
         dense = program.totals(program.dense()).ms
-        share = (1 - min(1.0, done / ARRIVED)) ** 3
-        budget = self.budget + share * max(0.0, dense - self.budget)
-        bytes_ = self.settings.max_bytes if done >= ARRIVED else math.inf
-        answer = solve(program, [budget], max_bytes=bytes_, seconds=SOLVE_SECONDS, gap=SOLVE_GAP)[0]
-        self._project(answer.choice, curves)
+        budget += share * max(0.0, dense - budget)
+        answer = solve(program, [budget], max_bytes=max_bytes, seconds=SOLVE_SECONDS, gap=SOLVE_GAP)[0]
+        return answer.choice, curves
 
     def _project(self, choice: Assignment, curves: Sensitivity) -> None:
         before, self.mask = self.mask, torch.ones(self.gates.count)

@@ -266,8 +266,9 @@ def test_an_interrupted_learning_ends_the_same_and_is_kept(
 
 
 def test_what_cannot_be_learnt_is_one_clear_line(net: Net, structure: Structure) -> None:
-    with pytest.raises(BudgetError, match="floor"):
-        learnt(net, structure, share=0.001, steps=20)
+    with pytest.raises(BudgetError, match="floor") as caught:
+        learnt(net, structure, share=0.001, steps=20, progress=lambda *_: pytest.fail("learnt before it was said"))
+    assert f"a budget of {0.001 * dense(structure):.4g} ms" in caught.value.message  # as asked for, not on the way
     frozen = nn.Sequential(nn.Flatten(), nn.Linear(192, 3)).eval()
     whole = edgeprune.trace(frozen, EXAMPLES[:2])
     with pytest.raises(ModelError, match="nothing to learn a mask for"):

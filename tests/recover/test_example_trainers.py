@@ -12,6 +12,8 @@ from test_trainer import job, net
 
 from edgeprune.recover.trainer import own_training
 
+NEEDS = {"lightning_fit": ["lightning"], "hugging_face": ["transformers", "accelerate"]}
+LIGHTNING = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # Lightning 2.6's own, of torch 2.13
 FOLDER = Path(__file__).parents[2] / "examples" / "training"
 
 
@@ -23,8 +25,10 @@ def module(name: str) -> ModuleType:
     return made
 
 
-@pytest.mark.parametrize("name", ["plain", "ddp"])
+@pytest.mark.parametrize("name", ["plain", "ddp", pytest.param("lightning_fit", marks=LIGHTNING), "hugging_face"])
 def test_it_brings_the_student_nearer_to_the_dense_network(tmp_path: Path, name: str) -> None:
+    for needed in NEEDS.get(name, ()):
+        pytest.importorskip(needed)
     trainer = module(name)
     trainer.BATCH, trainer.RATE = 16, 1e-2  # type: ignore[attr-defined]
     student = net()

@@ -51,10 +51,11 @@ def run(target: Target, recipe_path: Path, values: Any) -> None:
     if now.as_json:
         echo_json({"command": "tune", **msgspec.to_builtins(made)})
     else:
-        _show(made)
+        _show(made, recipe.budget.fastest)
 
 
-def _show(made: Tuned) -> None:
+def _show(made: Tuned, fastest: bool) -> None:
+    """`fastest`: max_drop stands alone, so that other settings of [recover] are another search."""
     keys = list(dict.fromkeys(key for row in made.trials for key in row.settings))
     title = f"{made.name} on {made.target}: {len(made.trials)} trials of {made.epochs:g} epochs"
     score = f"{made.metric}, {made.unit}" if made.unit else made.metric
@@ -72,7 +73,8 @@ def _show(made: Tuned) -> None:
         return
     console.say(f"Scores are of the selection split, in float; {made.repaired:.4g} before training.")
     console.say(f"  recipe   {made.recipe}")
-    console.say(f"  weights  {made.weights}/weights.safetensors, of the best trial (run --weights)")
+    use = "the tuned recipe searches and trains anew" if fastest else "run --weights"
+    console.say(f"  weights  {made.weights}/weights.safetensors, of the best trial ({use})")
 
 
 def _how(made: Tuned, row: Trial) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sqlite3
 import sys
@@ -451,3 +452,17 @@ def test_workers_that_all_fail_are_an_error_and_one_that_fails_is_not(
     assert said == ["worker 1 failed: its node went away", "trial 1: 50 %"]
     with pytest.raises(RunError, match="no worker came to its end: its node went away"):
         side("failed", "failed")
+
+
+@pytest.mark.parametrize(("fastest", "words"), [(False, "(run --weights)"), (True, "searches and trains anew")])
+def test_weights_are_offered_where_the_tuned_recipe_has_their_network(
+    fastest: bool, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trial = Trial(number=1, settings={"lr": 0.1}, state="done", score=1.0)
+    made = Tuned(
+        name="n", target="x", metric="m", unit="", higher_is_better=True, epochs=1, repaired=0, trials=(trial,),
+        recipe="r.toml", weights="w",
+    )  # fmt: skip
+    importlib.import_module("edgeprune.cli.tune")._show(made, fastest)
+    said = " ".join(capsys.readouterr().out.split())
+    assert words in said and "w/weights.safetensors" in said

@@ -14,13 +14,13 @@ from edgeprune.errors import GraphError, RecipeError, did_you_mean
 from edgeprune.quantize.correct.equalise import equalised
 from edgeprune.quantize.correct.rounding import unpack
 from edgeprune.quantize.ranges.grids import TINY, QParams, least_scales, qparams, quantise_weight
-from edgeprune.quantize.ranges.ranges import Ranges, non_negative
+from edgeprune.quantize.ranges.ranges import Ranges, TensorRange, non_negative
 from edgeprune.quantize.view import View, output_axis
 from edgeprune.quantize.write import pools
 from edgeprune.quantize.write import weights as alone
 from edgeprune.quantize.write.half import to_half
 from edgeprune.quantize.write.opset import raised
-from edgeprune.quantize.write.placement import Placement, place
+from edgeprune.quantize.write.placement import SHARING, Placement, place
 from edgeprune.runtimes import Dialect
 
 
@@ -89,15 +89,23 @@ class _Writer:
         return self._model()
 
     def _grid(self, members: tuple[str, ...], even: bool) -> QParams:
-        found = []
-        for name in members:
-            if name not in self.ranges.tensors:
+        found = [self._range(name) for name in members]
+        positive = all(non_negative(self.view, name) for name in members)
+        return qparams(min(r.low for r in found), max(r.high for r in found), self.dialect, positive, even)
+
+    def _range(self, name: str) -> TensorRange:
+        """The range of a tensor; that of what it was moved or selected from, where a layer that stays in float keeps the
+        pair behind a node that bytes pass through else.
+        """
+        source = name
+        while source not in self.ranges.tensors:
+            maker = self.view.producer.get(source)
+            if maker is None or maker.op_type not in SHARING or not self.view.data_inputs(maker):
                 raise GraphError(
                     f"tensor '{name}' must be quantised, but the ranges do not have it.", "Calibrate this graph."
                 )
-            found.append(self.ranges.tensors[name])
-        positive = all(non_negative(self.view, name) for name in members)
-        return qparams(min(r.low for r in found), max(r.high for r in found), self.dialect, positive, even)
+            source = maker.input[self.view.data_inputs(maker)[0]]
+        return self.ranges.tensors[source]
 
     def _node(self, node: onnx.NodeProto) -> None:
         copy = onnx.NodeProto()

@@ -108,6 +108,8 @@ def _int8_nodes(view: View, dialect: Dialect, floats: set[str]) -> dict[str, str
             if dialect.residual == "none" or len(inputs) < 2:
                 continue
             wanted = all(fed) if dialect.outputs else len(_skips(view, chosen, node)) < len(inputs)
+            if dialect.residual == "skip" and any(_made_by(view, node.input[index]) in floats for index in inputs):
+                wanted = False  # what a layer of float gives out has no range: where all are in INT8 it may be fused
         elif role == "join":
             wanted = all(fed)
         else:
@@ -228,6 +230,12 @@ def _is_int8(view: View, chosen: Mapping[str, str], tensor: str) -> bool:
         return True
     before = view.producer.get(node.input[0]) if node.op_type in ("Relu", "Clip") and node.input else None
     return before is not None and before.name in chosen and view.activation_after(node.input[0]) is node
+
+
+def _made_by(view: View, tensor: str) -> str:
+    """The name of the node that makes a tensor; empty for an input."""
+    maker = view.producer.get(tensor)
+    return maker.name if maker is not None else ""
 
 
 def _skips(view: View, chosen: Mapping[str, str], node: onnx.NodeProto) -> list[int]:

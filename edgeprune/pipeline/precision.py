@@ -179,7 +179,10 @@ def choose_precision(
     if len(more) == len(costs):  # the precision gate refuses it: it is no INT8 artifact
         say(f"{agrees}; what agrees more leaves no layer in INT8: all run in INT8, and the gates decide")
         return found
-    say(f"{agrees}, and {told}; {len(more)} of {len(costs)} layers stay in float for it")
+    if more:
+        say(f"{agrees}, and {told}; {len(more)} of {len(costs)} layers stay in float for it")
+    else:
+        say(f"{agrees}, and {told}; no single layer is to blame, and none stays in float for it")
     return {**found, "float": sorted({*floats, *more})}
 
 

@@ -295,6 +295,11 @@ def check(subject: Subject, weights: Path | None) -> None:
     _check_sparsity(subject, weights)
     if trainer_of(subject) is not None:
         device_kind(subject.recipe.recover)
+        if subject.recipe.data.augment:
+            raise RecipeError(
+                "[data] augment is of edgeprune's own training; your trainer reads the examples as they are.",
+                "Augment in the trainer, and leave it out.",
+            )
     elif weights is None and (subject.recipe.recover.epochs or _sparsifies(subject.recipe.recover, weights)):
         check_training(subject, subject.recipe.recover)
 

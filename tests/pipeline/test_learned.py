@@ -128,3 +128,15 @@ def test_both_through_prune_and_the_hand_off(
     assert recovered["sparsity"]["left"] < 1 and recovered["training"]["epochs"] == 0
     plan = edgeprune.graph.Plan.load(run / "recover" / "plan.json")
     assert plan.kept and load_file(run / "recover" / "weights.safetensors")
+
+
+def test_augmentation_beside_a_trainer_of_ones_own_is_refused(tmp_path: Path) -> None:
+    """Red before: it did nothing, and nothing said so."""
+    (tmp_path / "train.py").write_text("def fit(job):\n    return None\n")
+    trainer = str(tmp_path / "train.py") + ":fit"
+    data = {"kind": "function", "source": "handed:over", "augment": ["flip"]}
+    with (
+        run_of(tmp_path, recover={"trainer": trainer}, data=data) as context,
+        pytest.raises(RecipeError, match="your trainer reads the examples as they are"),
+    ):
+        recovery.check(context.subject, None)

@@ -143,8 +143,9 @@ def test_weights_from_elsewhere_are_taken_checked_and_said(tmp_path: Path) -> No
     assert found["trainer"] == "trained outside" and len(found["sha256"]) == 64
     assert all(torch.equal(value, trained.state_dict()[name]) for name, value in student.state_dict().items())
     save_file({"0.weight": torch.zeros(3, 3)}, tmp_path / "other.safetensors")
-    with pytest.raises(ModelError):
+    with pytest.raises(ModelError, match=r"^--weights: other.safetensors") as refused:  # they are not [model] weights
         take_weights(net(), tmp_path / "other.safetensors")
+    assert "this run's pruned network" in refused.value.remedy and "factory" not in refused.value.remedy
     save_file({**trained.state_dict(), "2.bias": torch.tensor([0.0, float("inf")])}, tmp_path / "inf.safetensors")
     with pytest.raises(ModelError, match=r"NaN or inf"):
         take_weights(net(), tmp_path / "inf.safetensors")

@@ -94,8 +94,8 @@ class _Writer:
         return qparams(min(r.low for r in found), max(r.high for r in found), self.dialect, positive, even)
 
     def _range(self, name: str) -> TensorRange:
-        """The range of a tensor; that of what it was moved or selected from, where a layer that stays in float keeps the
-        pair behind a node that bytes pass through else.
+        """The range of a tensor; or that of what it was moved or selected from: where a layer stays in float, the pair
+        is behind a node that bytes pass through else.
         """
         source = name
         while source not in self.ranges.tensors:

@@ -39,5 +39,5 @@ def run(count: int) -> Any:
 def test_agreement_counts_every_image_once_and_no_padding(count: int) -> None:
     model = nets.residual()
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
-    assert _agreement(run(count), model, model) == 1.0
-    assert _agreement(run(count), model, turned(model)) == 0.0
+    assert _agreement(run(count), model, model) == (1.0, count)
+    assert _agreement(run(count), model, turned(model)) == (0.0, count)

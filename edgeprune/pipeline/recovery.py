@@ -126,13 +126,13 @@ def _before_cut(subject: Subject, voice: Voice, plan: graph.Plan, folder: Path) 
             f"{proof.detail}",
             "This is a defect of edgeprune: please report it with the network.",
         )
-    uncut = score(subject.workload, network)
+    dense, uncut = (score(subject.workload, one) for one in (subject.model, network))
     voice.say(
         "recover",
         f"trained before the cut, {own.sparsity} growing: what goes is {100 * left:.1f} % of its size; "
-        f"held-out {shown(subject.workload, uncut)} uncut",
+        f"held-out {shown(subject.workload, uncut)} uncut, {shown(subject.workload, dense)} before it",
     )
-    return network, {"kind": own.sparsity, "left": left, "score": uncut, "training": found}
+    return network, {"kind": own.sparsity, "left": left, "dense": dense, "score": uncut, "training": found}
 
 
 def repaired(subject: Subject, plan: graph.Plan, student: nn.Module, uncut: nn.Module | None = None) -> nn.Module:

@@ -29,7 +29,7 @@ from edgeprune.pipeline.subject import Subject
 from edgeprune.quantize import Ranges, fallback, inference_session
 from edgeprune.recipe import QuantizeSection
 from edgeprune.result import Facts
-from edgeprune.workload import Difference, score_batches, wilson
+from edgeprune.workload import Difference, Sums, bootstrap, score_batches, wilson
 
 FILE, RANGES = "precision.json", "ranges.json"
 SLOWER = 1.25  # times as slow in INT8: where most layers are, float is looked at for speed
@@ -157,9 +157,9 @@ def choose_precision(
     if method == "none":
         return {"method": method, "float": kept}
     graph = quantize.apply(network, ranges, bench.dialect, floats)
-    agreement, examples = _agreement(subject, network, graph)
-    found: dict[str, object] = {"method": method, "agreement": agreement, "float": kept}
-    if agreement >= AGREEMENT or (examples and wilson(round(agreement * examples), examples, SURELY) >= AGREEMENT):
+    agreement, perhaps = _agreement(subject, network, graph)
+    found: dict[str, object] = {"method": method, "agreement": agreement, "perhaps": perhaps, "float": kept}
+    if perhaps >= AGREEMENT:
         return found
     agrees = f"INT8 agrees on {100 * agreement:.1f} %"
     difference = _lost(subject, network, graph)
@@ -226,29 +226,44 @@ def _opened(bench: Bench, folder: Path, name: str, graph: onnx.ModelProto, preci
             file.unlink(missing_ok=True)
 
 
-def _agreement(subject: Subject, one: onnx.ModelProto, other: onnx.ModelProto) -> tuple[float, int]:
-    """How far two graphs agree on the calibration examples, in ONNX Runtime on this host; 1 where they are equal.
+def _agreement(subject: Subject, one: onnx.ModelProto, other: onnx.ModelProto) -> tuple[float, float]:
+    """How far two graphs agree on the calibration examples, in ONNX Runtime on this host; and how far they perhaps do,
+    as few examples leave it open (one-sided, SURELY).
 
-    For a classifier the share of examples of the same class, and how many they are. Else one less the task's distance
-    between the two, as a share of its distance between the outputs of one example and those of another, and 0: no
-    number of examples is counted. 0 is no relation at all.
+    For a classifier the share of examples of the same class. Else one less the task's distance between the two, as a
+    share of its distance between the outputs of one example and those of another. 1 where they are equal, 0 is no
+    relation at all.
     """
     work, limit = subject.workload, subject.recipe.quantize.images
     sessions = [inference_session(one), inference_session(other)]
-    same: list[Any] = []
-    near = far = 0.0
+    rows: list[NDArray[np.float64]] = []  # [examples, 2]: what differs, and the most that could
     for fed in fed_by_name(one, workloads.feeds(work, "calibration", limit, CHUNK)()):
         a, b = (run_graph(runner, one, fed) for runner in sessions)
         if workloads.is_top_class(work.task):
-            same.append(a[0].argmax(1) == b[0].argmax(1))
+            differ = a[0].argmax(1) != b[0].argmax(1)
+            rows.append(np.stack([differ, np.ones(len(differ))], 1).astype(np.float64))
             continue
         wanted, found = (tuple(torch.from_numpy(value) for value in values) for values in (a, b))
-        near += float(work.task.distance(wanted, found).sum())
-        far += float(work.task.distance(wanted, tuple(value.roll(1, 0) for value in wanted)).sum())
-    if workloads.is_top_class(work.task):
-        answers = np.concatenate(same)
-        return float(answers.mean()), answers.size
-    return (max(0.0, 1 - near / far) if far > 0 else float(near == 0)), 0
+        near = work.task.distance(wanted, found)
+        far = work.task.distance(wanted, tuple(value.roll(1, 0) for value in wanted))
+        rows.append(torch.stack([near, far], 1).double().numpy())
+    return _told_apart(np.concatenate(rows), workloads.is_top_class(work.task))
+
+
+def _told_apart(rows: NDArray[np.float64], counted: bool) -> tuple[float, float]:
+    """`_agreement` of [examples, 2]; `counted`: an example differs or does not."""
+
+    def share(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+        near, far = sums[..., 0], sums[..., 1]
+        return np.where(far > 0, np.maximum(0.0, 1 - near / np.where(far > 0, far, 1.0)), near == 0)
+
+    agreement = float(share(rows.sum(0)))
+    if counted:
+        perhaps = wilson(len(rows) - round(rows[:, 0].sum()), len(rows), SURELY)
+    else:
+        sample = bootstrap(Sums(rows, rows, share))
+        perhaps = float(np.quantile(sample, SURELY)) if len(sample) else agreement
+    return agreement, max(agreement, perhaps)
 
 
 def _lost(subject: Subject, one: onnx.ModelProto, other: onnx.ModelProto) -> Difference:

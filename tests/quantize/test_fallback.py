@@ -150,7 +150,7 @@ class Told:
 def test_an_artifact_without_a_layer_in_int8_is_not_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever INT8 agrees on: all in float is refused as no INT8 artifact, after it took the time of FP32."""
     network, images, x86 = nets.residual(), nets.images(8), target.load("x86-onnxruntime")
-    monkeypatch.setattr(precision, "_agreement", lambda *given: (0.9, 512))
+    monkeypatch.setattr(precision, "_agreement", lambda *given: (0.9, 0.92))
     monkeypatch.setattr(
         precision, "_lost", lambda *given: Difference("top-1", "points", 1.2, 512, 0.95, np.zeros(0), 0, (9, 3))
     )

@@ -2,6 +2,7 @@
 
     python benchmarks/ablation.py RUN --data cifar10.npz --work DIR [--learned RUN] [--arms default dist ...]
     [--epochs 5] [--images 45000] [--seeds 0 1] [--no-int8]
+    python benchmarks/ablation.py                 # the tables of docs/recovery.md, from results/ablation.json
 
 RUN is a run directory of the command line with search/plan.json; its recipe.lock.toml names the network, its weights
 and the target. `--learned` is another one of the same network and budget, made with [search] method = "learned".
@@ -37,12 +38,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, kept, save
+from common import RESULTS, ROOT, heads, kept, line, put, save
 from recovery import TRAINING, splits
 
 PART = 0.25  # share of the epochs that a part of its own gets
 KL_AND = 0.5  # weight of what is learnt beside KL
 CALIBRATION = 512  # images
+STEPS = ("cut", "repaired", "trained", "int8")  # top-1 along the way
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,10 @@ class Run:
         return Run(model, structure, target.load(recipe["target"]), section["factory"].rpartition(":")[2])
 
 
-def trained(run: Run, arm: Arm, options: argparse.Namespace, seed: int, data: Any, folder: Path) -> dict[str, Any]:
-    """One network, cut, repaired and trained as the arm has it."""
+def trained(
+    run: Run, arm: Arm, options: argparse.Namespace, seed: int, data: Any, folder: Path, known: Mapping[str, Any]
+) -> dict[str, Any]:
+    """One network, cut, repaired and trained as the arm has it; `known`: the row of another arm that began alike."""
     import torch
 
     from edgeprune.graph import Plan
@@ -122,10 +126,10 @@ def trained(run: Run, arm: Arm, options: argparse.Namespace, seed: int, data: An
         uncut, before = sparse(run, plan, arm, section, options, data, folder / "sparse")
     began = time.perf_counter()
     pruned = plan.apply(uncut)
-    row = {"cut": 100 * evaluate(pruned, test), "removed": len(plan.removed), **before}
+    row = {"cut": known.get("cut") or 100 * evaluate(pruned, test), "removed": len(plan.removed), **before}
     if arm.repaired:
         pruned = repair(uncut, pruned, run.structure, plan, few, seed=seed)
-        row["repaired"] = 100 * evaluate(pruned, test)
+        row["repaired"] = known.get("repaired") or 100 * evaluate(pruned, test)
     row["repair_seconds"], began = round(time.perf_counter() - began, 1), time.perf_counter()
     pruned, teacher = pruned.to(options.device), run.model.to(options.device)
     augment = ("crop", "flip") if arm.augmented else ()
@@ -221,11 +225,35 @@ def _top1(device: Any, graph: Any, target: Any, folder: Path, test: Any) -> floa
     return 100 * float((scores.argmax(1) == test.labels).mean())
 
 
+def tables(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Markdown: a table a network, plan and learning rate; a line an arm, its seeds side by side."""
+    groups: dict[tuple[Any, ...], dict[str, dict[int, Mapping[str, Any]]]] = {}
+    for key, row in rows.items():
+        cost = (row["network"], key.split("/")[1], row["epochs"], row["images"], row["lr"])
+        groups.setdefault(cost, {}).setdefault(row["arm"], {})[row["seed"]] = row
+    found = []
+    for (network, plan, epochs, images, rate), arms in groups.items():
+        default = arms.get("default", {})
+        dense = next(iter(next(iter(arms.values())).values()))["dense"]
+        found.append(
+            f"**{network}, {plan}: {epochs:g} epochs of {images:,} images at a learning rate of {rate:g}** "
+            f"(dense FP32 {dense:.2f} %)\n"
+        )
+        found += heads("arm", "seeds", "cut", "repaired", "trained", "in INT8", "less default")
+        for name, seeds in arms.items():
+            paired = [row["int8"] - default[seed]["int8"] for seed, row in seeds.items() if seed in default]
+            lead = f"{sum(paired) / len(paired):+.2f}" if paired and name != "default" else ""
+            cells = [" / ".join(f"{row[key]:.2f}" for row in seeds.values() if key in row) or "-" for key in STEPS]
+            found.append(line(name, ", ".join(map(str, seeds)), *cells, lead))
+        found.append("")
+    return "\n".join(found)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints and trained weights")
+    parser.add_argument("run", type=Path, nargs="?")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--work", type=Path, help="folder for checkpoints and trained weights")
     parser.add_argument("--learned", type=Path, help='a run of [search] method = "learned"')
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS), metavar="ARM")
     parser.add_argument("--epochs", type=float, default=5.0)
@@ -241,6 +269,11 @@ def main() -> None:
     parser.add_argument("--no-int8", dest="int8", action="store_false")
     parser.add_argument("--out", type=Path, default=RESULTS / "ablation.json")
     options = parser.parse_args()
+    if options.run is None:
+        put(ROOT / "docs" / "recovery.md", "ablation.py", tables(kept(options.out)))
+        return
+    if options.data is None or options.work is None:
+        parser.error("a run needs --data and --work")
     import torch
 
     from edgeprune.recover import evaluate
@@ -266,7 +299,9 @@ def main() -> None:
             dense = next((row["dense"] for row in rows.values() if row["network"] == run.name), None)
             dense = 100 * evaluate(run.model, data[2]) if dense is None else dense
             row = {"network": run.name, "target": run.target.name, "arm": name, "seed": seed, "dense": dense, **cost}
-            row |= trained(run, arm, options, seed, data, folder)
+            other = f"{run.name}/{options.run.name}/default/{cost_in_words}/seed {seed}"
+            known = {} if arm.sparsity or arm.learned else rows.get(other, {})
+            row |= trained(run, arm, options, seed, data, folder, known)
             rows[key] = {**row, "test_images": len(data[2]), "seconds": round(time.perf_counter() - began, 1)}
             save(options.out, rows)
             for path in folder.rglob("checkpoint.pt"):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from edgeprune import quantize
 from edgeprune.pipeline.bench import Bench
 from edgeprune.pipeline.events import Listener, Voice
 from edgeprune.pipeline.facts import StageKeys
@@ -73,9 +74,15 @@ class Context:
         return StageKeys(self)
 
     def work(self, function: Callable[..., None], folder: Path) -> None:
-        """Let a stage fill its folder; it gets the parts of the run that its parameters name."""
+        """Let a stage fill its folder; it gets the parts of the run that its parameters name.
+
+        Training keeps torch's threads, whatever else the machine does: their number decides how sums are rounded, and a
+        training that goes on must be the one that it was.
+        """
         wanted = [name for name in inspect.signature(function).parameters if name != "folder"]
-        function(folder=folder, **{name: getattr(self, name) for name in wanted})
+        trains = function.__name__ == "recover_stage"
+        with contextlib.nullcontext() if trains else quantize.uncrowded():
+            function(folder=folder, **{name: getattr(self, name) for name in wanted})
 
 
 def lock_recipe(recipe: Recipe, target: Target) -> str:

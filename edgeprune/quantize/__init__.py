@@ -13,6 +13,7 @@ from edgeprune.quantize.calibrate import check_overrides as check_overrides
 from edgeprune.quantize.check import rtx as rtx
 from edgeprune.quantize.check.findings import LintFinding as LintFinding
 from edgeprune.quantize.check.lint import lint as lint
+from edgeprune.quantize.effort import uncrowded as uncrowded
 from edgeprune.quantize.ranges.observe import inference_session as inference_session
 from edgeprune.quantize.ranges.ranges import Ranges as Ranges
 from edgeprune.quantize.ranges.ranges import TensorRange as TensorRange

@@ -14,7 +14,7 @@ from edgeprune.quantize.check.check import InputWatch, cache_key, check_placemen
 from edgeprune.quantize.check.report import REPORTED, measure_layers
 from edgeprune.quantize.correct.correct import IMAGES, PASSES, correct
 from edgeprune.quantize.correct.equalise import COMPARED, WATCHED, equalised, factors
-from edgeprune.quantize.effort import affordable
+from edgeprune.quantize.effort import affordable, uncrowded
 from edgeprune.quantize.feeds import Counted, Images, feeds
 from edgeprune.quantize.ranges.observe import watch
 from edgeprune.quantize.ranges.ranges import Ranges, read_model
@@ -75,7 +75,8 @@ def calibrate(
     if stored is not None and stored.exists():
         return Ranges.load(stored)
     warnings = inputs.warnings()
-    ranges = _calibrate(original, images, dialect, options, progress, distance)
+    with uncrowded(View.of(original)):
+        ranges = _calibrate(original, images, dialect, options, progress, distance)
     ranges = replace(ranges, key=key, warnings=(*warnings, *ranges.warnings))
     if stored is not None:
         stored.parent.mkdir(parents=True, exist_ok=True)

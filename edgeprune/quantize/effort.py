@@ -51,7 +51,7 @@ def uncrowded(view: View | None = None) -> Iterator[None]:
     """Let torch compute on no more threads than there are cores that others leave free, and one for a small network.
 
     The threads of an operator wait for each other at its end. Beside a busy process one of them waits for its turn each
-    time: FastestDet's calibration, of some 10^5 small operators, took over 280 s of CPU so, and takes 15 with one thread.
+    time: FastestDet's calibration, of some 10^5 small operators, took over 280 s of CPU so, and 15 with one thread.
     OMP_NUM_THREADS has the last word.
     """
     import torch

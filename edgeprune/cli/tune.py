@@ -10,6 +10,7 @@ import msgspec
 
 from edgeprune.cli import console, session
 from edgeprune.cli.session import echo_json
+from edgeprune.errors import UsageError
 
 if TYPE_CHECKING:
     from edgeprune.result import Trial, Tuned
@@ -40,6 +41,8 @@ def run(target: Target, recipe_path: Path, values: Any) -> None:
     section = msgspec.structs.replace(recipe.tune, **{key: one for key, one in asked.items() if one is not None})
     recipe = msgspec.structs.replace(recipe, tune=section)
     taken = {key: values.pop(key) for key in ("workers", "cpus", "gpus")}
+    if taken["workers"] == 1 and (taken["cpus"] != 1.0 or taken["gpus"]):
+        raise UsageError("--cpus and --gpus are of several workers.", "Give --workers too, or leave them out.")
     now.resumable = True
     with calm(now.verbose), progress.reporter(now) as events:
         from edgeprune import scale

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from edgeprune.pipeline.companions import Companions
     from edgeprune.pipeline.workloads import Objects
 
+TRAIN = ("recover_stage", "quantize_stage")  # stages that train, in float and in INT8
+
 
 class Context:
     """One run.
@@ -80,8 +82,7 @@ class Context:
         training that goes on must be the one that it was.
         """
         wanted = [name for name in inspect.signature(function).parameters if name != "folder"]
-        trains = function.__name__ == "recover_stage"
-        with contextlib.nullcontext() if trains else quantize.uncrowded():
+        with contextlib.nullcontext() if function.__name__ in TRAIN else quantize.uncrowded():
             function(folder=folder, **{name: getattr(self, name) for name in wanted})
 
 

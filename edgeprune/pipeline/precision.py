@@ -165,6 +165,7 @@ def choose_precision(
     difference = _lost(subject, network, graph)
     found["drop"] = difference.to_dict()
     change = f"{abs(difference.drop):.3g} {difference.unit}".rstrip() + (" worse" if difference.drop > 0 else " better")
+    change = change if difference.drop else "the same"
     told = f"{difference.metric} of {difference.examples} examples of the selection split is {change}"
     if difference.examples >= LEAST and difference.limit(1 - WORSE) <= 0:
         say(f"{agrees}, and {told}: not beyond noise, so that no layer stays in float for it")

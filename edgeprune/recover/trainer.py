@@ -173,14 +173,13 @@ def take_weights(student: nn.Module, path: Path) -> tuple[dict[str, object], tup
     Raises:
         ModelError: they cannot be read, are of another network, or are not finite.
     """
+    remedy = ""
     try:
         read = read_checkpoint(path)
+        remedy = "They must be of this run's pruned network: prune --until recover leaves a script that rebuilds it."
         notes = (*read.notes, *assign(student, read.state, path.name))
     except ModelError as cause:
-        raise ModelError(
-            cause.message.replace("[model] weights", "--weights", 1),
-            "They must be of this run's pruned network: prune --until recover leaves a script that rebuilds it.",
-        ) from None
+        raise ModelError(cause.message.replace("[model] weights", "--weights", 1), remedy or cause.remedy) from None
     notes = tuple(note.replace("[model] weights", "--weights", 1) for note in notes)
     for name, value in student.state_dict().items():
         if value.is_floating_point() and not bool(value.isfinite().all()):

@@ -466,3 +466,9 @@ def test_weights_are_offered_where_the_tuned_recipe_has_their_network(
     importlib.import_module("edgeprune.cli.tune")._show(made, fastest)
     said = " ".join(capsys.readouterr().out.split())
     assert words in said and "w/weights.safetensors" in said
+
+
+def test_what_a_worker_takes_is_refused_without_workers(project: Path) -> None:
+    """Red before: it was accepted and did nothing."""
+    done = CliRunner().invoke(main, ["quick", "tune", "one.toml", "--gpus", "1"], prog_name="edgeprune")
+    assert done.exit_code == 2 and "--cpus and --gpus are of several workers" in done.stderr, done.stderr

@@ -1,4 +1,7 @@
-"""From a variant to its artifact, with dummy INT8 ranges and whatever weights there are: latency depends on neither."""
+"""From a variant to its artifact, with whatever weights there are and dummy INT8 ranges.
+
+Latency does not depend on the weights, nor on how large a range is; it does on whether all are the same (dummy_ranges).
+"""
 
 from __future__ import annotations
 

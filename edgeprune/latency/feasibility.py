@@ -7,7 +7,7 @@ are built with the weights that are there and timed in one interleaved run. Half
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,6 +22,10 @@ from edgeprune.latency.timing import Effort, attribute, measure_together
 from edgeprune.latency.variants import options
 from edgeprune.recipe import BudgetSection
 from edgeprune.target import Channels
+
+AGAIN = 4  # further measurements before a "no" that lies within what the measured ones leave open
+AT_FLOOR = 1.02  # a budget nearer to a floor than this is not called reachable: nothing is left to choose there
+TOLD = 0.01  # spread of latencies from which on it is said
 
 Reach = Literal["channels", "blocks", "no"]
 
@@ -62,7 +66,8 @@ class Feasibility:
         message: yes or no, in one sentence; remedy: what would reach it, when something would.
         layers: where the time goes, largest first.
         frozen_share: share of the time in layers that cannot be narrowed and lie in no removable block.
-        spread: how far the two halves of the measurement disagree.
+        spread: half of the 95 % interval of the noisiest latency, relative; floor_spread: that of the fastest one.
+        unsure: the answer is "no", and what the floor's spread leaves open could make it a "yes".
     """
 
     unit: Unit
@@ -79,6 +84,8 @@ class Feasibility:
     layers: tuple[LayerTime, ...]
     frozen_share: float
     spread: float
+    floor_spread: float = 0.0
+    unsure: bool = False
 
     @property
     def possible(self) -> bool:
@@ -99,44 +106,63 @@ def feasibility(
     """
     effort = effort or Effort(passes=1, rounds=20)
     structure = maker.structure
-    dense, found, profile = _measured(maker, device, effort)
+    has_blocks = bool(structure.blocks) and blocks
+
+    def open_still(found: Sequence[Measured]) -> bool:
+        dense, best = found[0].latency, _fastest(found, has_blocks)
+        return not budget.fastest and _within_noise(_wanted(dense, budget) / dense, best.ratio, best.spread)
+
+    dense, found, profile = _measured(maker, device, effort, open_still)
     unit: Unit = maker.target.protocol.unit
     latency = found[0].latency
-    without = [one.ratio for one in found[2:] if not one.built.variant.removed]
-    everything = [one.ratio for one in found[2:]]
+    without, best = min(1.0, _fastest(found, False).ratio), _fastest(found, has_blocks)
+    everything = min(1.0, _fastest(found, True).ratio)
     wanted = _wanted(latency, budget)
-    sites = _sites(dense, profile, latency, maker)
-    layers = layer_times(sites, structure, latency)
-    has_blocks = bool(structure.blocks) and blocks
-    least = min([1.0, *everything]) if has_blocks else None
-    reach, message, remedy = judge(
-        wanted / latency, min([1.0, *without]), least, blocks, bool(structure.blocks), latency, unit, budget.fastest
-    )
+    layers = layer_times(_sites(dense, profile, latency, maker), structure, latency)
+    least, any_blocks = everything if has_blocks else None, bool(structure.blocks)
     spread = max(one.spread for one in found[1:])
-    if spread > effort.max_spread:
+    reach, message, remedy = judge(
+        wanted / latency, without, least, blocks, any_blocks, latency, unit, budget.fastest, best.spread
+    )
+    if spread > effort.max_spread and reach != "no":
         message += f" The device was busy meanwhile: these latencies are good to {100 * spread:.0f} % only."
     return Feasibility(
         unit=unit,
         dense_fp32=found[1].ratio * latency,
         dense_int8=latency,
-        floor=min([1.0, *without]) * latency,
-        floor_with_blocks=min([1.0, *everything]) * latency if structure.blocks else None,
+        floor=without * latency,
+        floor_with_blocks=everything * latency if any_blocks else None,
         budget=wanted,
         speedup=latency / wanted,
-        max_speedup=1.0 / min([1.0, *(everything if blocks else without)]),
+        max_speedup=1.0 / (everything if blocks else without),
         reach=reach,
         message=message,
         remedy=remedy,
         layers=layers,
         frozen_share=sum(layer.share for layer in layers if layer.frozen and not layer.block),
         spread=spread,
+        floor_spread=best.spread,
+        unsure=reach == "no" and open_still(found),
     )
 
 
-def _measured(maker: ArtifactBuilder, device: Device, effort: Effort) -> tuple[Built, list[Measured], Measured]:
+def _fastest(found: Sequence[Measured], blocks: bool) -> Measured:
+    """Of dense INT8, dense FP32 and the floors, the fastest floor; `blocks`: of those without blocks as well."""
+    return min((one for one in found[2:] if blocks or not one.built.variant.removed), key=lambda one: one.ratio)
+
+
+def _within_noise(wanted: float, floor: float, spread: float) -> bool:
+    """Out of reach by the floor that was measured, but not by one that is faster by its spread."""
+    return AT_FLOOR * floor * (1 - spread) < wanted <= AT_FLOOR * floor
+
+
+def _measured(
+    maker: ArtifactBuilder, device: Device, effort: Effort, open_still: Callable[[Sequence[Measured]], bool]
+) -> tuple[Built, list[Measured], Measured]:
     """The dense INT8 network; it, its FP32 form and the floors, measured together; and its kernels.
 
-    What is noisy is measured again, `effort.retries` times at most.
+    What is noisy is measured again, `effort.retries` times at most, and AGAIN times more while the answer is
+    `open_still`.
     """
     maker_fp32 = dataclasses.replace(maker, precision="fp32", layers={})
     dense = maker.build(DENSE, "dense")
@@ -149,8 +175,9 @@ def _measured(maker: ArtifactBuilder, device: Device, effort: Effort) -> tuple[B
     ]
     try:
         found = measure_together(device, built, maker.target.protocol, effort, profile=False)
-        for _ in range(effort.retries):
-            if max(one.spread for one in found[1:]) <= effort.max_spread:
+        for tried in range(effort.retries + AGAIN):
+            noisy = tried < effort.retries and max(one.spread for one in found[1:]) > effort.max_spread
+            if not noisy and not open_still(found):
                 break
             again = measure_together(device, built, maker.target.protocol, effort, profile=False)
             found = [old.and_again(new) for old, new in zip(found, again, strict=True)]
@@ -169,13 +196,18 @@ def _wanted(dense: float, budget: BudgetSection) -> float:
 def rejudged(found: Feasibility, structure: Structure, budget: BudgetSection, blocks: bool = True) -> Feasibility:
     """What was measured, held against another budget; nothing is measured again."""
     dense, any_blocks = found.dense_int8, bool(structure.blocks)
-    wanted = _wanted(dense, budget)
+    wanted, floor = _wanted(dense, budget), found.floor / dense
     least = found.floor_with_blocks / dense if found.floor_with_blocks is not None and any_blocks and blocks else None
     reach, message, remedy = judge(
-        wanted / dense, found.floor / dense, least, blocks, any_blocks, dense, found.unit, budget.fastest
+        wanted / dense, floor, least, blocks, any_blocks, dense, found.unit, budget.fastest, found.floor_spread
+    )
+    unsure = (
+        reach == "no"
+        and not budget.fastest
+        and _within_noise(wanted / dense, min(floor, least or 1.0), found.floor_spread)
     )
     return dataclasses.replace(
-        found, budget=wanted, speedup=dense / wanted, reach=reach, message=message, remedy=remedy
+        found, budget=wanted, speedup=dense / wanted, reach=reach, message=message, remedy=remedy, unsure=unsure
     )
 
 
@@ -204,40 +236,45 @@ def judge(
     dense: float,
     unit: Unit,
     fastest: bool = False,
+    spread: float = 0.0,
 ) -> tuple[Reach, str, str]:
     """How a budget can be met; latencies as fractions of the dense one, `dense` in the unit.
 
-    A budget within 2 % of a floor is not called reachable: at the floor nothing is left to choose.
+    A budget within 2 % of a floor is not called reachable: at the floor nothing is left to choose. A "no" that the
+    spread of the floor's latency leaves open says so.
 
     Args:
         fastest: there is no latency to meet; the fastest network within max_drop is looked for.
+        spread: half of the floor's 95 % interval, relative.
     """
     if fastest:
         best = min(floor, floor_blocks or 1.0)
-        if best * 1.02 >= 1:
+        if best * AT_FLOOR >= 1:
             return "no", f"No: the smallest network measured is no faster than dense INT8, {dense:.4g} {unit}.", ""
         span = f"from dense INT8's {dense:.4g} {unit} down to {best * dense:.4g} {unit} ({1 / best:.2f}x)"
         return "channels", f"The fastest network within max_drop is looked for, {span}.", ""
     asked = f"{wanted * dense:.4g} {unit} ({1 / wanted:.2f}x over dense INT8)"
     if wanted >= 1:
         return "channels", f"Yes: the dense INT8 artifact already takes {dense:.4g} {unit}; the budget is {asked}.", ""
-    if wanted > floor * 1.02:
+    if wanted > floor * AT_FLOOR:
         return "channels", f"Yes: {asked}. Channels alone reach {floor * dense:.4g} {unit} ({1 / floor:.2f}x).", ""
-    if floor_blocks is not None and wanted > floor_blocks * 1.02:
+    if floor_blocks is not None and wanted > floor_blocks * AT_FLOOR:
         return (
             "blocks",
             f"Yes, when blocks go: {asked}. Channels alone stop at {floor * dense:.4g} {unit} ({1 / floor:.2f}x).",
             f"Removing residual blocks as well reaches {floor_blocks * dense:.4g} {unit} ({1 / floor_blocks:.2f}x).",
         )
     best = floor if floor_blocks is None else min(floor, floor_blocks)
-    remedy = f"Ask for at most {1 / (best * 1.02):.2f}x (latency of {best * 1.02 * dense:.4g} {unit})"
+    reached = best * AT_FLOOR
+    remedy = f"Ask for at most {1 / reached:.2f}x (latency of {reached * dense:.4g} {unit})"
     if any_blocks and not blocks:
         remedy += ", or let whole blocks go: [search] blocks = true"
-    return (
-        "no",
-        f"No: {asked}. The smallest network measured takes {best * dense:.4g} {unit} ({1 / best:.2f}x).",
-        remedy + ".",
-    )
+    good = f", good to {100 * spread:.2g} %" if spread >= TOLD else ""
+    message = f"No: {asked}. The smallest network measured takes {best * dense:.4g} {unit} ({1 / best:.2f}x{good})."
+    if _within_noise(wanted, best, spread):
+        message += " The device was busy meanwhile, and that leaves the answer open."
+        remedy = f"Plan again on a quieter device. {remedy}"
+    return "no", message, remedy + "."
 
 
 def layer_times(sites: Sequence[Site], structure: Structure, latency: float) -> tuple[LayerTime, ...]:

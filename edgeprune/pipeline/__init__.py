@@ -22,7 +22,7 @@ from edgeprune.pipeline.context import Context, lock_recipe, toml_value
 from edgeprune.pipeline.draft import Drafted, Wanted, draft, run_name
 from edgeprune.pipeline.events import Event, Listener, Voice, silent
 from edgeprune.pipeline.facts import StageKeys
-from edgeprune.pipeline.feasible import plan_report, refuse
+from edgeprune.pipeline.feasible import left_open, plan_report, refuse
 from edgeprune.pipeline.memory import keep_memory
 from edgeprune.pipeline.processes import Followed
 from edgeprune.pipeline.result import assemble
@@ -247,6 +247,9 @@ def _run_stages(context: Context, until: str) -> None:
     reading.check_kind(context.recipe)
     choose.check_options(context.recipe.search)
     order = [one for one in stage.until(until) if one.work]
+    if left_open(context.run):
+        context.run.forget("plan")
+        context.voice.say("plan", "what was measured before left the answer open: measured again")
     keys = context.keys
     _review(context.run, context.voice, keys, [one.name for one in order])
     subject = context.subject

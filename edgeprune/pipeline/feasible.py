@@ -17,7 +17,7 @@ from scipy.optimize import linear_sum_assignment
 
 from edgeprune import latency, quantize, validate
 from edgeprune.devices import Loaded
-from edgeprune.errors import BudgetError, DataError, ModelError
+from edgeprune.errors import BudgetError, DataError, ModelError, RunError
 from edgeprune.graph import Configuration
 from edgeprune.latency import ArtifactBuilder
 from edgeprune.pipeline import estimate, images, warm, workloads
@@ -255,6 +255,15 @@ def plan_report(subject: Subject, bench: Bench, run: RunDirectory, weights: Path
         "layers": [{**layer, "ms": layer["time"]} for layer in found["layers"]],
         "frozen": frozen,
     }
+
+
+def left_open(run: RunDirectory) -> bool:
+    """An earlier plan said "no" by latencies that were too noisy for it."""
+    path = run.folder("plan") / "feasibility.json"
+    try:
+        return bool(read_json(path).get("unsure")) if path.is_file() else False
+    except (RunError, AttributeError):  # damaged: its stage is done again anyway
+        return False
 
 
 def refuse_impossible(subject: Subject, target: Target, run: RunDirectory, voice: Voice) -> None:

@@ -58,6 +58,8 @@ def plan(
                 continue
             found = msgspec.convert(read_json(part / FEASIBLE), Feasibility)
             again = rejudged(found, subject.structure, subject.recipe.budget, blocks)
+            if again.unsure:  # measured again, rather
+                continue
             for path in part.iterdir():
                 if path.name not in (SEAL, LIKE, FEASIBLE):
                     shutil.move(path, folder / path.name)

@@ -37,6 +37,7 @@ Cuts = Literal["both", "blocks", "widths"]
 # stages' factors lead to few new answers (5 to 11 of 24 trials), as the order of blocks within a stage never changes.
 STAGE_SPREAD, ITEM_SPREAD = 0.2, 0.3
 SIMPLER: tuple[Cuts, ...] = ("blocks", "widths")
+WIDER = 3  # of so many trials one is free to cut all, where the best answer cuts blocks alone or widths alone
 
 
 @dataclass(frozen=True)
@@ -216,12 +217,15 @@ class _Answers:
                 self.evaluate(self.formulated(cuts), cuts)
 
     def vary(self, whole: Program, free: Cuts, trials: int, seed: int) -> None:
-        """Evaluate answers of factors near the best ones."""
-        random = np.random.default_rng(seed)
-        for _ in range(trials):
-            best = min((item for item, _, _ in self.done), key=lambda item: item.loss)
+        """Evaluate answers of factors near the best: by the program that gave it, every WIDER-th by the freest."""
+        random, programs = np.random.default_rng(seed), {free: whole}
+        for trial in range(1, trials + 1):
+            best, _, _ = self.best()
+            cuts = free if trial % WIDER == 0 else best.cuts
+            if cuts not in programs:
+                programs[cuts] = self.formulated(cuts)
             self.present = _perturbed(self.stage_of, best.factors, random)
-            self.evaluate(whole, free)
+            self.evaluate(programs[cuts], cuts)
 
     def evaluate(self, program: Program, cuts: Cuts) -> Assignment | None:
         """Solve with the present factors and judge the answer; None where it is known already."""

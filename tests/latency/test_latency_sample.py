@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from edgeprune.errors import BudgetError, MeasurementError
 from edgeprune.graph import DENSE, Configuration
 from edgeprune.latency import Patience
 from edgeprune.latency.build import ArtifactBuilder
-from edgeprune.latency.feasibility import feasibility
+from edgeprune.latency.feasibility import feasibility, judge, rejudged
 from edgeprune.latency.predict import Predictor
 from edgeprune.latency.profiling import profile, surprising
 from edgeprune.latency.sample import extend, settle
@@ -465,3 +466,26 @@ def test_a_network_too_near_to_the_budget_is_taken_only_where_no_other_fits(
 
     assert closed(near, room) == room
     assert closed(near) == near
+
+
+@pytest.mark.parametrize(("spread", "unsure"), [(0.0, False), (0.04, False), (0.3, True)])
+def test_a_no_within_the_noise_of_its_latencies_says_so(spread: float, unsure: bool) -> None:
+    reach, message, remedy = judge(1 / 1.5, 1 / 1.3, None, True, False, 10.0, "ms", spread=spread)
+    assert reach == "no" and "7.692 ms (1.30x" in message
+    assert ("leaves the answer open" in message) == unsure == remedy.startswith("Plan again on a quieter device")
+    assert ("good to" in message) == (spread > 0) and "sk for at most 1.27x" in remedy
+
+
+def test_a_no_within_the_noise_is_measured_again_first(made: ArtifactBuilder, monkeypatch: pytest.MonkeyPatch) -> None:
+    once, more = SimulatedDevice(noise=0.1), SimulatedDevice(noise=0.1)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules[judge.__module__], "AGAIN", 0)
+        clear = feasibility(made, once, BudgetSection(speedup=50.0), effort=EFFORT)
+        assert not clear.possible and not clear.unsure  # no noise makes that a yes
+        at_floor = BudgetSection(speedup=clear.max_speedup)
+        found = feasibility(made, SimulatedDevice(noise=0.1), at_floor, effort=EFFORT)
+    assert not found.possible and found.unsure and "leaves the answer open" in found.message
+    far = rejudged(found, made.structure, BudgetSection(speedup=50.0))
+    assert not far.unsure and "open" not in far.message
+    feasibility(made, more, at_floor, effort=EFFORT)
+    assert len(more.measured) > len(once.measured)

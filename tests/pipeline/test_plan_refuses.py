@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgeprune import pipeline, recipe, target, validate
+from edgeprune import latency, pipeline, recipe, target, validate
 from edgeprune.errors import DataError, ModelError
 from edgeprune.pipeline import feasible
 
@@ -204,3 +205,19 @@ def test_a_run_ends_before_it_trains(
     with pytest.raises(error, match=says):
         pipeline.run(asked, target.load("x86-onnxruntime"), tmp_path / "run")
     assert not any((tmp_path / "run" / stage).exists() for stage in ("latency", "search", "recover", "release"))
+
+
+@pytest.mark.slow
+def test_a_no_that_the_noise_left_open_is_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEPRUNE_CACHE", str(tmp_path / "cache"))
+    asked, device = project(tmp_path, "good", labels(200), speedup=50.0), target.load("x86-onnxruntime")
+    calls, measured = [0], latency.feasibility
+
+    def counted(*given: Any, **options: Any) -> latency.Feasibility:
+        calls[0] += 1
+        return dataclasses.replace(measured(*given, **options), unsure=calls[0] == 1)
+
+    monkeypatch.setattr(latency, "feasibility", counted)
+    for often in (1, 2, 2):  # the second answer is sure, and stays
+        assert not pipeline.plan(asked, device, tmp_path / "run")["feasible"]
+        assert calls[0] == often

@@ -60,6 +60,17 @@ def test_a_narrow_pointwise_layer_stays_in_float_where_it_has_no_kernel(dialect:
     assert found == {"stem": True, "narrow": narrow == "int8", "wide": True}
 
 
+def test_dummy_ranges_differ_from_tensor_to_tensor_as_real_ones_do() -> None:
+    """Runtimes share the kernels of layers whose ranges are the same, and are then faster than with any real ones."""
+    model = nets.inverted()
+    view, ranges = View.of(model), dummy_ranges(model).tensors
+    made = [(node, output) for node in view.nodes for output in node.output]
+    assert len({ranges[name].high for _, name in made}) == len(made)
+    assert len({ranges[name].low for _, name in made if ranges[name].low < 0}) > 3
+    clips = [ranges[name] for node, name in made if node.op_type == "Clip"]
+    assert clips and all(0 == one.low < one.high <= 6 for one in clips)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("net", NETS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +16,8 @@ from edgeprune.errors import InputError, ModelError
 from edgeprune.quantize.view import View, attribute
 
 VERSION = 2
+# Dummy ranges: the least, what is added at most, and the step (of 1, no two alike) from one tensor to the next.
+HIGH, BELOW = (2.0, 8.0, 0.6180339887), (0.6, 0.8, 0.4142135624)
 
 
 @dataclass(frozen=True)
@@ -171,7 +174,11 @@ def non_negative(view: View, tensor: str) -> bool:
 
 
 def dummy_ranges(float_onnx: Path | onnx.ModelProto) -> Ranges:
-    """Ranges for latency sampling: right in sign, arbitrary in size; no image is needed.
+    """Ranges for latency sampling: right in sign, and each of a size of its own; no image is needed.
+
+    Sizes differ as real ones do, because runtimes put them into code: layers that are alike share a kernel where their
+    ranges are the same. With one size for all, OpenVINO 2026.4 ran ResNet-56 in 0.43 ms on a CPU with AMX; its real
+    ranges take 0.54 (docs/latency.md).
 
     Args:
         float_onnx: the float graph, a file or already loaded.
@@ -181,9 +188,13 @@ def dummy_ranges(float_onnx: Path | onnx.ModelProto) -> Ranges:
     """
     view = View.of(read_model(float_onnx))
     tensors: dict[str, TensorRange] = {name: TensorRange(0.0, 1.0, "dummy") for name in view.inputs}
-    for node in view.nodes:
-        for output in node.output:
-            tensors[output] = TensorRange(0.0 if non_negative(view, output) else -4.0, 4.0, "dummy")
+    made = [(node, output) for node in view.nodes for output in node.output]
+    for number, (node, output) in enumerate(made):
+        high, below = (least + more * (number * step % 1) for least, more, step in (HIGH, BELOW))
+        bounds = view.bounds(node) if node.op_type == "Clip" else None
+        if bounds is not None and 0 < bounds[1] < math.inf:  # what passes it takes the Clip away
+            high *= bounds[1] / sum(HIGH[:2])
+        tensors[output] = TensorRange(0.0 if non_negative(view, output) else -below * high, high, "dummy")
     return Ranges(tensors)
 
 

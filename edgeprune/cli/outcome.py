@@ -61,7 +61,7 @@ def show_result(
         console.show(results_table(read))
         from edgeprune.report import baseline, forced
 
-        for told in filter(None, (forced(result.get("profile")), baseline(read))):
+        for told in filter(None, (forced(result.get("profile"), read), baseline(read))):
             console.say(f"  {told}")
     if read.gates:
         for line in verdict(read):

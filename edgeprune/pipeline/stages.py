@@ -210,7 +210,7 @@ def load_artifacts(target: Target, run: RunDirectory) -> dict[str, Artifact]:
 def validate_stage(subject: Subject, bench: Bench, run: RunDirectory, voice: Voice, folder: Path) -> None:
     """measured.json: score and latency of the very artifacts, on the device's runtime, all interleaved."""
     from edgeprune import validate
-    from edgeprune.pipeline import fleets, images, travelling, validations
+    from edgeprune.pipeline import fleets, float_default, images, travelling, validations
 
     device, artifacts = bench.device, load_artifacts(bench.target, run)
     if bench.target.protocol.unit != "modelled ms":  # a device's TensorRT may be too old for the other flavours
@@ -219,6 +219,8 @@ def validate_stage(subject: Subject, bench: Bench, run: RunDirectory, voice: Voi
     loaded = {name: device.load(artifact) for name, artifact in artifacts.items()}
     voice.say("validate", "measuring latency, dense and pruned interleaved")
     timings, kept = validations.measure(subject.recipe, bench, run, voice, artifacts, loaded, before.fingerprint)
+    medians = {name: timing.median for name, timing in timings.items()}
+    shorter = float_default.measure(bench, artifacts, loaded, medians, before.fingerprint)
     boards = fleets.compare(bench, voice, artifacts)
     found = images.run(subject, bench, voice, artifacts, loaded)
     scores = {name: judge.score() for name, judge in found.judges.items()}
@@ -252,6 +254,7 @@ def validate_stage(subject: Subject, bench: Bench, run: RunDirectory, voice: Voi
         "sanity": sane,
         "precision": validate.precision(kernels["pruned-int8"], quantised_layers(run)),
         "validations": kept,
+        **({"float_default": shorter} if shorter else {}),
         **boards,
     }
     write_json(

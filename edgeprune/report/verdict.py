@@ -159,7 +159,8 @@ def networks(found: Facts) -> Html:
     ]
     head += ["agrees"] if answers else []
     strong = words.NETWORKS["pruned_int8"]
-    note = f"{_how_measured(result)}{_fed(found)} {words.forced(found.get('profile'))} {words.baseline(result)}".strip()
+    floats = words.forced(found.get("profile"), result)
+    note = f"{_how_measured(result)}{_fed(found)} {floats} {words.baseline(result)}".strip()
     made = table(head, rows, range(1, len(head)), note, strong=strong)
     return section("networks", "Accuracy and latency", _scatter(result), made, _difference(result))
 

@@ -271,6 +271,18 @@ class ClaimInfo(Record, frozen=True, kw_only=True):
     remedy: str = ""
 
 
+class FloatDefault(Record, frozen=True, kw_only=True):
+    """The float networks by the runtime's own choice of a type, which `option` of the target forbids it.
+
+    Milliseconds, measured beside the INT8 networks; no score was measured.
+    """
+
+    option: str = ""
+    type: str = ""
+    dense_fp32: float | None = None
+    pruned_fp32: float | None = None
+
+
 class GateResult(Record, frozen=True, kw_only=True):
     """One gate's answer as it was written down."""
 
@@ -385,6 +397,7 @@ class Result(Record, frozen=True, kw_only=True):
     proof: ProofInfo | None = None
     search: SearchInfo = SearchInfo()
     claim: ClaimInfo = ClaimInfo()
+    float_default: FloatDefault | None = None
     validations: tuple[Validation, ...] = ()
     gates: tuple[GateResult, ...] = ()
     budget: BudgetInfo = BudgetInfo()

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from edgeprune import report
+from edgeprune import result as results
 from edgeprune.report import plot, words
 from edgeprune.report.markup import VOID
 
@@ -335,3 +336,20 @@ def test_layers_in_float_are_named_whoever_asked_for_them():
     quantize["ranges"]["precision"] = {"head": "float"}
     quantize["precision"] = {"method": "auto", "float": ["stem", "head"]}
     assert "head, stem" in read(changed(quantize=quantize)).text
+
+
+@pytest.mark.parametrize(("pruned", "pays"), [(2.0, True), (0.5, False)])
+def test_float_rows_say_what_the_runtimes_own_choice_of_a_type_gives(pruned: float, pays: bool) -> None:
+    profile = {"execution": {"options": {"INFERENCE_PRECISION_HINT": "f32"}}}
+    base = EXAMPLE["pruned_int8"]["latency_ms"]["median"]
+    own = {
+        "option": "INFERENCE_PRECISION_HINT = f32",
+        "type": "bf16",
+        "dense_fp32": 3 * base,
+        "pruned_fp32": pruned * base,
+    }
+    told = words.forced(profile, results.read({**EXAMPLE, "float_default": own}))
+    assert f"bf16, dense FP32 takes {words.latency(3 * base)} (3.00 times pruned INT8's)" in told
+    assert ("INT8 buys nothing over that" in told) != pays
+    assert "may take a shorter type" in words.forced(profile, results.read(EXAMPLE))
+    assert words.forced({}, results.read({**EXAMPLE, "float_default": own})) == ""

@@ -219,9 +219,7 @@ def validate_stage(subject: Subject, bench: Bench, run: RunDirectory, voice: Voi
     loaded = {name: device.load(artifact) for name, artifact in artifacts.items()}
     voice.say("validate", "measuring latency, dense and pruned interleaved")
     timings, kept = validations.measure(subject.recipe, bench, run, voice, artifacts, loaded, before.fingerprint)
-    medians = {name: timing.median for name, timing in timings.items()}
-    shorter = float_default.measure(bench, artifacts, loaded, medians, before.fingerprint)
-    boards = fleets.compare(bench, voice, artifacts)
+    beside = fleets.compare(bench, voice, artifacts) | float_default.measure(bench, loaded, timings, before)
     found = images.run(subject, bench, voice, artifacts, loaded)
     scores = {name: judge.score() for name, judge in found.judges.items()}
     figures = {
@@ -254,8 +252,7 @@ def validate_stage(subject: Subject, bench: Bench, run: RunDirectory, voice: Voi
         "sanity": sane,
         "precision": validate.precision(kernels["pruned-int8"], quantised_layers(run)),
         "validations": kept,
-        **({"float_default": shorter} if shorter else {}),
-        **boards,
+        **beside,
     }
     write_json(
         folder / "measured.json",

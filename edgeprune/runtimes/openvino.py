@@ -92,4 +92,6 @@ RUNTIME = Runtime(
     ends=True,
     options=(Option("--streams", "NUM_STREAMS", "Requests that OpenVINO runs side by side."),),
     from_memory=True,
+    float_hint="INFERENCE_PRECISION_HINT",
+    shorter={"bf16": ("avx512_bf16", "amx_bf16")},
 )

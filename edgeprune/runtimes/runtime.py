@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -67,6 +67,8 @@ class Runtime:
         ends: artifacts may take bytes and give classes ([export]): tried on this runtime.
         from_memory: opens an artifact that lies in no folder, and leaves nothing of it in one: it may be encrypted.
         clocks: the device's clocks must be locked by hand before measuring, and a bundle's README says so.
+        float_hint: its option for the type of float layers; empty: it has none, or takes no other type by itself.
+        shorter: type -> features of a CPU, with any of which float layers run in it unless `float_hint` says otherwise.
     """
 
     name: str
@@ -86,6 +88,8 @@ class Runtime:
     ends: bool = False
     from_memory: bool = False
     clocks: bool = False
+    float_hint: str = ""
+    shorter: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def runs_in_int8(self, kind: str, implementation: str) -> bool:
         """Whether a kernel of its profile multiplies integers."""

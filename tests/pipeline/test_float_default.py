@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from edgeprune import target
-from edgeprune.devices import Artifact
+from edgeprune.devices import Artifact, Probe
 from edgeprune.pipeline import float_default
 
 HAS = {"features": ["avx512f", "avx512_vnni", "avx512_bf16"]}
@@ -47,14 +47,15 @@ def measured(fingerprint: dict[str, object], **changes: Any) -> Any:
     asked = msgspec.structs.replace(profile, **changes)
     artifacts = {name: Artifact(name, "openvino", name[-4:], {"a.xml": Path("a.xml")}) for name in NAMES}
     loaded = {name: SimpleNamespace(artifact=artifact) for name, artifact in artifacts.items()}
+    timings: Any = {name: SimpleNamespace(median=value) for name, value in TIMES.items()}
     bench: Any = SimpleNamespace(device=device, target=asked)
-    found = float_default.measure(bench, artifacts, loaded, TIMES, fingerprint)
+    found = float_default.measure(bench, loaded, timings, Probe(fingerprint, {}))
     assert device.opened == []
     return found
 
 
 def test_the_shorter_type_is_measured_at_the_pace_of_the_other_rows() -> None:
-    found = measured(HAS)
+    found = measured(HAS)["float_default"]
     assert (found.type, found.dense_fp32, found.pruned_fp32) == ("bf16", pytest.approx(3.0), pytest.approx(2.0))
 
 
@@ -69,4 +70,4 @@ def test_the_shorter_type_is_measured_at_the_pace_of_the_other_rows() -> None:
     ],
 )
 def test_nothing_is_measured_where_there_is_none(fingerprint: dict[str, object], changes: dict[str, Any]) -> None:
-    assert measured(fingerprint, **changes) is None
+    assert measured(fingerprint, **changes) == {}

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from edgeprune import files
 from edgeprune.errors import EdgepruneError, MissingDependency, RunError, TargetError, UsageError
-from edgeprune.latency.table import Table, check_device
+from edgeprune.latency.table import VERSION, Table, check_device
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
 VARIABLE = "EDGEPRUNE_TABLES"
 SUFFIX = ".jsonl"
 GRADE = 0.15  # how far the dense latency here may be from a table's: further is another speed grade
-MOST, LARGEST = 1_000, 64 << 20  # tables of one device, bytes of one
+MOST, LARGEST, HEADER = 1_000, 64 << 20, 1 << 20  # tables of one device, bytes of one and of its first line
 WRAPPED = (OSError, ValueError, RuntimeError, NotImplementedError)  # what the libraries under fsspec raise
 
 
 def identity(fingerprint: Mapping[str, object], unit: str) -> str:
-    """The folder of a device: 16 hexadecimal digits."""
-    plain = json.dumps([dict(fingerprint), unit], sort_keys=True, default=str)
+    """The folder of a device's tables of this version: 16 hexadecimal digits. Those of other versions lie beside it."""
+    plain = json.dumps([dict(fingerprint), unit, VERSION], sort_keys=True, default=str)
     return files.sha256(plain.encode())[:16]
 
 
@@ -105,13 +105,24 @@ class TableStore:
         return name
 
     def tables(self) -> Iterator[tuple[str, Table]]:
-        """Every table of every device, with its name."""
+        """Every table of every device, with its name; those of other versions are passed by."""
         with self._reached():
             folders = sorted(self._listed(self.root))
         for folder in (path.rpartition("/")[2] for path in folders):
             if re.fullmatch("[0-9a-f]{16}", folder):  # what else lies there is none of ours
                 for name in self._names(folder):
-                    yield name, self._read(name)
+                    if self._version(name) in (VERSION, None):
+                        yield name, self._read(name)
+
+    def _version(self, name: str) -> object:
+        """That a table says it is of; None where it says nothing."""
+        with self._reached():
+            first = self.system.cat_file(name, start=0, end=HEADER).partition(b"\n")[0]
+        try:
+            header = files.parse_json(first, RunError, name, "Remove it.")
+        except RunError:
+            return None
+        return header.get("version") if isinstance(header, dict) else None
 
     def _write(self, name: str, data: bytes) -> None:
         local = "file" in self.system.protocol

@@ -48,6 +48,22 @@ def test_a_place_gives_back_what_is_of_this_device_and_nothing_else(family, tmp_
     assert len(list(store.tables())) == 2
 
 
+def test_tables_of_another_version_are_passed_by(family, tmp_path, monkeypatch):
+    place = tmp_path / "place"
+    store = TableStore.open(str(place))
+    with monkeypatch.context() as patch:
+        for module in ("edgeprune.latency.store", "edgeprune.latency.table"):
+            patch.setattr(f"{module}.VERSION", 1)
+        old = store.put(table(family))
+    assert store.find(HERE, "ms") is None and list(store.tables()) == []
+    new = store.put(table(family, (2.0,)))
+    found = store.find(HERE, "ms")
+    assert found is not None and found.cells == table(family, (2.0,)).cells
+    assert Path(old).is_file() and [name for name, _ in store.tables()] == [new]
+    with pytest.raises(RunError, match="not a latency table of version 2"):
+        Table.load(Path(old))
+
+
 def test_two_that_write_at_once_lose_nothing_and_count_nothing_twice(family, tmp_path):
     store = TableStore.open(f"memory://{tmp_path.name}")
     store.put(table(family, (1.0,)))

@@ -20,7 +20,7 @@ from edgeprune.devices import Loaded
 from edgeprune.errors import BudgetError, DataError, ModelError, RunError
 from edgeprune.graph import Configuration
 from edgeprune.latency import ArtifactBuilder
-from edgeprune.pipeline import estimate, images, warm, workloads
+from edgeprune.pipeline import estimate, float_default, images, warm, workloads
 from edgeprune.pipeline.bench import Bench
 from edgeprune.pipeline.events import Progress, Voice, untold
 from edgeprune.pipeline.facts import StageKeys
@@ -65,6 +65,8 @@ def plan_stage(
     found = latency.feasibility(maker, bench.device, subject.recipe.budget, blocks)
     seconds = time.monotonic() - began
     write_json(folder / "feasibility.json", {**asdict(found), "possible": found.possible})
+    own = float_default.of_dense(bench, maker, found.dense_int8)
+    write_json(folder / "float-default.json", msgspec.to_builtins(own) if own else {})
     networks = 2 + len(latency.floors(subject.structure, bench.target.channels))
     clock = (found.dense_fp32 + found.dense_int8) / 1e3 / bench.target.execution.batch if found.unit == "ms" else None
     estimate.measure(subject, bench.target, folder, networks, seconds, clock)
@@ -191,7 +193,7 @@ def findings(subject: Subject, run: RunDirectory) -> tuple[validate.Finding, ...
     found = sanity(run)
     known = [validate.Finding(**one) for one in read_json(run.folder("plan") / "data.json")]
     asked = validate.ask(found, len(subject.workload.data.split("test")), subject.recipe.budget)
-    pays = _pays(read_json(run.folder("plan") / "feasibility.json"))
+    pays = _pays(*(read_json(run.folder("plan") / f"{name}.json") for name in ("feasibility", "float-default")))
     reasons = [one for one in known if one.severity == "error"]  # why it computes nothing, before that it does
     others = [one for one in known if one.severity != "error"]
     return (*reasons, *asked, *others, *pays, *_alone(subject.recipe.quantize))
@@ -206,13 +208,21 @@ def _alone(options: QuantizeSection) -> list[validate.Finding]:
     return [validate.Finding("latency", "warning", "model", message, remedy)]
 
 
-def _pays(found: Any) -> list[validate.Finding]:
-    """Is dense INT8 faster than dense FP32 at all?"""
-    if found["spread"] > SURELY or found["dense_int8"] < found["dense_fp32"] * (1 - max(0.02, found["spread"])):
+def _pays(found: Any, own: Any) -> list[validate.Finding]:
+    """Is dense INT8 faster than dense FP32 at all, and than what the runtime makes of it by itself?"""
+    if found["spread"] > SURELY:
         return []
-    both = f"{found['dense_int8']:.4g} against {found['dense_fp32']:.4g} {found['unit']}"
-    message = f"INT8 is not faster than FP32 on this device: {both} of the dense network."
+    least, int8, unit = 1 - max(0.02, found["spread"]), found["dense_int8"], found["unit"]
     remedy = "The run compares pruned FP32 too; ship that where it wins, or choose a runtime with INT8 kernels."
+    if int8 >= found["dense_fp32"] * least:
+        both = f"{int8:.4g} against {found['dense_fp32']:.4g} {unit}"
+        message = f"INT8 is not faster than FP32 on this device: {both} of the dense network."
+    elif own and int8 >= own["dense_fp32"] * least:
+        both = f"{own['dense_fp32']:.4g} {unit} against dense INT8's {int8:.4g}"
+        message = f"INT8 is not faster than the float network by the runtime's own default, {own['type']}: {both}."
+        remedy = "The run says what both take after pruning; where float wins, ship its artifacts/pruned-fp32."
+    else:
+        return []
     return [validate.Finding("faster", "warning", "model", message, remedy)]
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import msgspec
 
 from edgeprune import runtimes
-from edgeprune.devices import Loaded, Probe, Timing
+from edgeprune.devices import Artifact, Loaded, Probe, Timing
+from edgeprune.errors import JobFailed
+from edgeprune.graph import DENSE
+from edgeprune.latency import ArtifactBuilder
 from edgeprune.pipeline.bench import Bench
 from edgeprune.result import FloatDefault
 from edgeprune.target import Target
@@ -31,28 +34,64 @@ def measure(
 
     Returns:
         For measured.json: `float_default`, latencies in milliseconds; nothing where nothing is forced, the CPU has no
-        shorter type, or the clock counts no milliseconds.
+        shorter type, the runtime does not run it, or the clock counts no milliseconds.
     """
-    shorter, hint = _shorter(bench.target, seen.fingerprint), runtimes.load(bench.target.runtime).float_hint
-    if not shorter:
+    shorter = _shorter(bench.target, seen.fingerprint)
+    known = {name: timings[name].median for name in ANCHORS}
+    found = _timed(bench, shorter, [loaded[name].artifact for name in FLOATS], [loaded[name] for name in ANCHORS])
+    if not found:
         return {}
-    protocol = msgspec.structs.replace(
-        bench.target.protocol, rounds=min(ROUNDS, bench.target.protocol.rounds), processes=1, max_seconds=SECONDS
-    )
+    pace = sum(known.values()) / sum(found[len(FLOATS) :])
+    dense, pruned = (one * pace for one in found[: len(FLOATS)])
+    told = FloatDefault(option=_option(bench.target), type=shorter, dense_fp32=dense, pruned_fp32=pruned)
+    return {"float_default": told}
+
+
+def of_dense(bench: Bench, maker: ArtifactBuilder, int8: float) -> FloatDefault | None:
+    """The same of the dense network alone, before anything is pruned; None as above.
+
+    Args:
+        maker: of artifacts in INT8.
+        int8: latency of the dense INT8 artifact as it was measured.
+    """
+    shorter = _shorter(bench.target, bench.probe.fingerprint)
+    if not shorter:
+        return None
+    in_fp32 = replace(maker, precision="fp32", layers={})
+    beside, plain = maker.build(DENSE, "dense-beside"), in_fp32.build(DENSE, "dense-float")
+    opened = bench.device.load(beside.artifact)
+    try:
+        found = _timed(bench, shorter, [plain.artifact], [opened])
+    finally:
+        bench.device.unload(opened)
+        maker.forget(beside)
+        in_fp32.forget(plain)
+    if not found:
+        return None
+    return FloatDefault(option=_option(bench.target), type=shorter, dense_fp32=found[0] * int8 / found[1])
+
+
+def _timed(bench: Bench, shorter: str, floats: Sequence[Artifact], anchors: Sequence[Loaded]) -> list[float]:
+    """Medians of the float artifacts in the shorter type, then of the anchors; empty where there are none."""
+    if not shorter:
+        return []
+    hint, rounds = runtimes.load(bench.target.runtime).float_hint, min(ROUNDS, bench.target.protocol.rounds)
+    protocol = msgspec.structs.replace(bench.target.protocol, rounds=rounds, processes=1, max_seconds=SECONDS)
     opened: list[Loaded] = []
     try:
-        for name in FLOATS:
-            artifact = loaded[name].artifact
+        for artifact in floats:
             options = {**artifact.options, hint: shorter}
-            opened.append(bench.device.load(replace(artifact, name=f"{name}-{shorter}", options=options)))
-        found = bench.device.measure([*opened, *(loaded[name] for name in ANCHORS)], protocol)
+            opened.append(bench.device.load(replace(artifact, name=f"{artifact.name}-{shorter}", options=options)))
+        return [one.median for one in bench.device.measure([*opened, *anchors], protocol)]
+    except JobFailed:
+        return []
     finally:
         for one in opened:
             bench.device.unload(one)
-    pace = sum(timings[name].median for name in ANCHORS) / sum(one.median for one in found[len(FLOATS) :])
-    dense, pruned = (one.median * pace for one in found[: len(FLOATS)])
-    option = f"{hint} = {FORCED}"
-    return {"float_default": FloatDefault(option=option, type=shorter, dense_fp32=dense, pruned_fp32=pruned)}
+
+
+def _option(target: Target) -> str:
+    return f"{runtimes.load(target.runtime).float_hint} = {FORCED}"
 
 
 def _shorter(target: Target, fingerprint: Mapping[str, object]) -> str:

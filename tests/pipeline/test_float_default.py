@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,8 @@ import pytest
 
 from edgeprune import target
 from edgeprune.devices import Artifact, Probe
-from edgeprune.pipeline import float_default
+from edgeprune.errors import JobFailed
+from edgeprune.pipeline import feasible, float_default
 
 HAS = {"features": ["avx512f", "avx512_vnni", "avx512_bf16"]}
 NAMES = ("dense-fp32", "dense-int8", "pruned-fp32", "pruned-int8")
@@ -59,6 +61,49 @@ def test_the_shorter_type_is_measured_at_the_pace_of_the_other_rows() -> None:
     assert (found.type, found.dense_fp32, found.pruned_fp32) == ("bf16", pytest.approx(3.0), pytest.approx(2.0))
 
 
+@dataclass(frozen=True)
+class Maker:
+    """Builds dense artifacts, and counts those that are left."""
+
+    left: list[Artifact]
+    precision: str = "int8"
+    layers: dict[str, str] = field(default_factory=dict)
+
+    def build(self, variant: Any, name: str) -> Any:
+        made = Artifact(f"dense-{self.precision}", "openvino", self.precision, {"a.xml": Path("a.xml")})
+        self.left.append(made)
+        return SimpleNamespace(artifact=made)
+
+    def forget(self, built: Any) -> None:
+        self.left.remove(built.artifact)
+
+
+def test_plan_measures_the_dense_network_so() -> None:
+    bench: Any = SimpleNamespace(
+        device=Device(), target=target.load("intel-cpu"), probe=SimpleNamespace(fingerprint=HAS)
+    )
+    maker: Any = Maker([])
+    found = float_default.of_dense(bench, maker, 30.0)
+    assert found is not None and found.dense_fp32 == pytest.approx(30.0) and found.pruned_fp32 is None
+    assert maker.left == [] and bench.device.opened == []
+    plain: Any = SimpleNamespace(**{**vars(bench), "probe": SimpleNamespace(fingerprint={})})
+    assert float_default.of_dense(plain, maker, 30.0) is None and maker.left == []
+
+
+@pytest.mark.parametrize(
+    ("int8", "own", "says"),
+    [
+        (5.0, {}, ""),
+        (5.0, {"type": "bf16", "dense_fp32": 6.0}, ""),
+        (5.0, {"type": "bf16", "dense_fp32": 4.0}, "own default, bf16: 4 ms against dense INT8's 5"),
+        (9.9, {"type": "bf16", "dense_fp32": 4.0}, "not faster than FP32 on this device: 9.9 against 10 ms"),
+    ],
+)
+def test_plan_says_where_int8_does_not_pay(int8: float, own: dict[str, Any], says: str) -> None:
+    found = feasible._pays({"spread": 0.01, "dense_int8": int8, "dense_fp32": 10.0, "unit": "ms"}, own)
+    assert [says in one.message for one in found] == [True] * bool(says)
+
+
 @pytest.mark.parametrize(
     ("fingerprint", "changes"),
     [
@@ -71,3 +116,11 @@ def test_the_shorter_type_is_measured_at_the_pace_of_the_other_rows() -> None:
 )
 def test_nothing_is_measured_where_there_is_none(fingerprint: dict[str, object], changes: dict[str, Any]) -> None:
     assert measured(fingerprint, **changes) == {}
+
+
+def test_a_runtime_that_does_not_run_it_costs_no_release(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Device, loaded: Sequence[Any], protocol: target.Protocol) -> list[Any]:
+        raise JobFailed("it ended.")
+
+    monkeypatch.setattr(Device, "measure", refuse)
+    assert measured(HAS) == {}

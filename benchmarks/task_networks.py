@@ -1,4 +1,4 @@
-"""Six real networks beyond image classification with their labelled data, as recipes name them: NAME and NAME_data.
+"""Seven real networks beyond image classification with their labelled data, as recipes name them: NAME and NAME_data.
 
 The folder is `$EDGEPRUNE_TASKS`, or `../shared/data/tasks` beside the repository; its README says where each network
 and each example comes from. Nothing of it lies here. The clips do not say who speaks, so they are split at random.
@@ -32,7 +32,7 @@ import edgeprune
 
 TASKS = Path(os.environ.get("EDGEPRUNE_TASKS", ROOT.parent / "shared" / "data" / "tasks"))
 PACKAGES = ROOT / ".cache" / "examples"  # wheels that examples/text fetches
-CLIPS, CUTS = 8, 8  # views of a clip, and of a photograph
+CLIPS, CUTS = 80, 8  # views of a clip, and of a photograph
 MFCC = ["down", "go", "left", "no", "off", "on", "right", "stop", "up", "yes", "_silence_", "_unknown_"]
 WORDS = ["_silence_", "_unknown_", "yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go"]
 
@@ -132,19 +132,32 @@ def _clips(
 
 
 def _more_clips(clips: Listed, axis: int) -> Listed:
-    """Every clip as it is, and CLIPS - 1 times moved by a tenth of its length at most, with up to 0.4 of another."""
+    """Every clip as it is, and CLIPS - 1 times another view of it.
+
+    Moved by a tenth of its length at most, faster or slower by as much; half of them with up to half of another clip,
+    half with a tenth of a deviation of noise, half with a stretch of up to a fifth of their length at its mean.
+    """
 
     def read(n: int) -> tuple[Any, Any]:
         found, label = clips[n % clips.count]
         if n < clips.count:
             return found, label
         draw = np.random.default_rng(n)
-        length = found.shape[axis]
-        most = length // 10
-        places = np.clip(np.arange(length) + draw.integers(-most, most + 1), 0, length - 1)
-        part = np.float32(max(0.0, draw.uniform(-0.4, 0.4)))
-        other, _ = clips[int(draw.integers(clips.count))]
-        return (1 - part) * found.take(places, axis) + part * other, None
+        length, chosen = found.shape[axis], draw.random(3) < 0.5
+        pace, most = draw.uniform(0.9, 1.1), length // 10
+        places = np.rint(np.arange(length) * pace + (1 - pace) * length / 2 + draw.integers(-most, most + 1))
+        made = found.take(np.clip(places, 0, length - 1).astype(np.int64), axis)
+        if chosen[0]:
+            part = np.float32(draw.uniform(0, 0.5))
+            made = (1 - part) * made + part * clips[int(draw.integers(clips.count))][0]
+        if chosen[1]:
+            made = made + 0.1 * found.std(axis, keepdims=True) * draw.standard_normal(made.shape, np.float32)
+        if chosen[2]:
+            first, wide = int(draw.integers(length)), int(draw.integers(1, length // 5))
+            hidden = (np.arange(length) >= first) & (np.arange(length) < first + wide)
+            shape = [length if one == axis else 1 for one in range(made.ndim)]
+            made = np.where(hidden.reshape(shape), made.mean(axis, keepdims=True), made)
+        return made.astype(np.float32), None
 
     return Listed(CLIPS * clips.count, read, clips.classes)
 
@@ -202,6 +215,32 @@ def _boxes(photos: list[Path]) -> Listed:
         return pixels, target
 
     return Listed(len(photos), read)
+
+
+def segmenter() -> nn.Module:
+    """[3, 352, 352] BGR -> [2, 88, 88]: people; trained by segmenter.py."""
+    import segmenter as trained
+
+    return trained.segmenter()
+
+
+def segmenter_data() -> edgeprune.Data:
+    """100 photographs, of which 20 choose, and 100 others to judge by; only the dense network teaches."""
+    import segmenter as trained
+
+    known = trained.photos("coco-train128")
+    first = known[: trained.TRAINING]
+
+    def part(photos: list[Path], views: int = 1) -> Listed:
+        def read(n: int) -> tuple[Any, Any]:
+            view = n // len(photos)
+            pixels, mask = trained.read(photos[n % len(photos)], view)
+            return pixels, None if view else mask
+
+        return Listed(views * len(photos), read, ("other", "person"))
+
+    held = {"selection": part(known[trained.TRAINING :]), "test": part(trained.photos("coco-val128"))}
+    return edgeprune.Data(train=part(first, trained.VIEWS), calibration=part(first), **held)
 
 
 def rfdn() -> nn.Module:

@@ -134,9 +134,9 @@ def _refusal(program: Program, budget: float, least: float) -> BudgetError:
     remedy = f"Ask for at least {least:.4g} ms ({dense / least:.2f}x over {dense:.4g} ms dense)"
     if not blocks:
         remedy += ", or let whole residual blocks go ([search] blocks = true)"
+    fixed = f" ({program.beta:.4g} ms of it no choice changes)" if program.beta > 0 else ""
     return BudgetError(
-        f"a budget of {budget:.4g} ms is below the floor of {least:.4g} ms, which is what remains {what}"
-        f" ({program.beta:.4g} ms of it no choice changes).",
+        f"a budget of {budget:.4g} ms is below the floor of {least:.4g} ms, which is what remains {what}{fixed}.",
         remedy + ".",
     )
 

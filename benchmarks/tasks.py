@@ -23,6 +23,7 @@ from common import HERE, RESULTS, ROOT, heads, kept, line, put, save
 import edgeprune
 from edgeprune import recipe as recipes
 from edgeprune import result as results
+from edgeprune import target as targets
 from edgeprune.errors import EdgepruneError, GateError
 
 OUT, PAGE = RESULTS / "tasks.json", ROOT / "docs" / "tasks.md"
@@ -87,7 +88,7 @@ def run(name: str, target: str, speedup: float, work: Path) -> dict[str, Any]:
     except GateError as error:
         outcome, refused = error.outcome, error.message  # type: ignore[attr-defined]
     except EdgepruneError as error:
-        return {"ended": f"{type(error).__name__}: {error.message}", "cpu": cpu()}
+        return {"ended": f"{type(error).__name__}: {error.message}", "cpu": cpu(target)}
     found = results.read(outcome.result)
     networks = {}
     for key, one in found.networks.items():
@@ -112,13 +113,16 @@ def run(name: str, target: str, speedup: float, work: Path) -> dict[str, Any]:
         "refused": refused,
         "seconds": round(time.monotonic() - started),
         "float_default": msgspec.to_builtins(found.float_default),
-        "cpu": cpu(),
+        "cpu": cpu(target),
         "load": round(os.getloadavg()[0], 1),
     }
 
 
-def cpu() -> str:
-    """The instructions of this CPU for INT8, the newest."""
+def cpu(target: str) -> str:
+    """The board's core, where it is emulated; else the newest instructions of this CPU for INT8."""
+    core = targets.load(target).connection.cpu
+    if core:
+        return core.title()
     flags = Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0].split()
     return next((title for flag, title in CPUS.items() if flag in flags), "")
 

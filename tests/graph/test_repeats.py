@@ -88,6 +88,7 @@ def _net(case: str) -> nn.Module:
     return CASES[case][0]().eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_repeats_go_alone_together_and_with_widths(case: str) -> None:
     net, names = _net(case), CASES[case][1]

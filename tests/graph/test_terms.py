@@ -148,6 +148,7 @@ def _inputs() -> list[Tensor]:
     return [torch.randn(n, 6, 8, generator=torch.Generator().manual_seed(n)) for n in (2, 3, 5)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", BLOCKS)
 def test_each_term_goes_alone_and_with_all_others_and_with_widths(layer: type[nn.Module], tmp_path: Path) -> None:
     net, ends = _net(layer), BLOCKS[layer]
@@ -198,6 +199,7 @@ def _run(graph: onnx.ModelProto, x: Tensor) -> np.ndarray:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", BLOCKS)
 def test_the_tables_know_every_node_of_a_term(layer: type[nn.Module], tmp_path: Path) -> None:
     net = _net(layer)

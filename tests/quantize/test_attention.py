@@ -95,6 +95,7 @@ def test_both_products_run_in_int8_close_to_float(kind: str) -> None:
     assert running.sqnr(exact, got) > 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_openvino_keeps_one_kernel_that_multiplies_bytes(kind: str) -> None:
     pytest.importorskip("openvino")

@@ -188,6 +188,7 @@ def test_a_reader_in_float_reads_what_was_not_rounded() -> None:
     assert maker[pool.input[0]].op_type == "Relu" and maker[tanh.input[0]] == pool
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("readers", ["layers", "sum", "moved", "float"])
 def test_any_layer_may_stay_in_float_with_the_ranges_of_all(readers: str, dialect: str) -> None:

@@ -176,6 +176,7 @@ def peak(options: Any) -> list[float]:
     return [top - 3, top - 2, top - 1, top]
 
 
+@pytest.mark.slow
 def test_the_best_trial_becomes_a_recipe_and_only_its_network_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,6 +195,7 @@ def test_the_best_trial_becomes_a_recipe_and_only_its_network_is_kept(
     assert rows[0].startswith("trial,state,score,steps,seconds,lr") and len(rows) == 13
 
 
+@pytest.mark.slow
 def test_the_same_command_goes_on_and_does_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Told(monkeypatch, peak, tune={"trials": 3}).tune(tmp_path)
     again = Told(monkeypatch, peak, tune={"trials": 3})
@@ -205,6 +207,7 @@ def test_the_same_command_goes_on_and_does_nothing_twice(tmp_path: Path, monkeyp
     assert len(other.tune(tmp_path)[0].trials) == 2 and len(other.tried) == 2
 
 
+@pytest.mark.slow
 def test_an_interrupted_trial_is_tried_again_with_its_settings_and_its_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,6 +229,7 @@ def test_an_interrupted_trial_is_tried_again_with_its_settings_and_its_folder(
     assert len(third.tune(tmp_path)[0].trials) == 3 and third.tried[0].lr != first.tried[0].lr
 
 
+@pytest.mark.slow
 def test_a_training_that_diverges_is_a_trial_and_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def score(options: Any) -> list[float]:
         if options.lr != 0.002:
@@ -236,6 +240,7 @@ def test_a_training_that_diverges_is_a_trial_and_ends_nothing(tmp_path: Path, mo
     assert [row.state for row in made.trials] == ["done", "diverged", "diverged"] and made.best.score == 80
 
 
+@pytest.mark.slow
 def test_a_study_that_goes_on_draws_what_one_in_one_piece_would(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,6 +251,7 @@ def test_a_study_that_goes_on_draws_what_one_in_one_piece_would(
     assert len(set(rates.values())) == 5 and rates == {row.number: row.settings["lr"] for row in whole.trials}
 
 
+@pytest.mark.slow
 def test_two_studies_of_one_folder_keep_a_network_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, _ = Told(monkeypatch, peak, tune={"trials": 1}).tune(tmp_path)
     other, _ = Told(monkeypatch, peak, recover={"batch": 32}, tune={"trials": 1}).tune(tmp_path)
@@ -274,6 +280,7 @@ def test_a_trial_whose_process_was_killed_is_taken_up_at_once(tmp_path: Path, mo
     assert made.own is not None and made.own.number == 2
 
 
+@pytest.mark.slow
 def test_settings_that_do_not_go_together_are_a_trial_without_a_score(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -272,7 +272,7 @@ def judge(
     good = f", good to {100 * spread:.2g} %" if spread >= TOLD else ""
     message = f"No: {asked}. The smallest network measured takes {best * dense:.4g} {unit} ({1 / best:.2f}x{good})."
     if _within_noise(wanted, best, spread):
-        message += " The device was busy meanwhile, and that leaves the answer open."
+        message += " That noise leaves the answer open."
         remedy = f"Plan again on a quieter device. {remedy}"
     return "no", message, remedy + "."
 

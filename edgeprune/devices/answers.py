@@ -127,6 +127,7 @@ class MeasureAnswer(msgspec.Struct, frozen=True):
     summaries: list[Summary]
     reasons: list[Text]
     notes: list[Text]
+    others: NotNegative = 0.0
 
 
 class KernelRow(msgspec.Struct, frozen=True):

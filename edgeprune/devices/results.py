@@ -39,6 +39,7 @@ def timing(found: answers.Summary, job: answers.MeasureAnswer, protocol: Protoco
         reasons=tuple(reasons),
         drift=found.drift,
         notes=tuple(job.notes),
+        others=job.others,
     )
 
 

@@ -47,6 +47,7 @@ class Timing:
         reasons: why it is not valid.
         drift: median of the later rounds over that of the earlier ones, less one: an anchor's drift over the job.
         notes: what is worth saying but does not make it invalid (a busy machine, a powersaving governor).
+        others: share of the CPUs' time that other work took meanwhile.
     """
 
     median: float
@@ -62,6 +63,7 @@ class Timing:
     reasons: tuple[str, ...] = ()
     drift: float = 0.0
     notes: tuple[str, ...] = ()
+    others: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from edgeprune.latency.feasibility import floors as floors
 from edgeprune.latency.feasibility import rejudged as rejudged
 from edgeprune.latency.noise import Patience as Patience
 from edgeprune.latency.noise import deviation as deviation
+from edgeprune.latency.noise import entry as entry
 from edgeprune.latency.noise import room as room
 from edgeprune.latency.optional import with_options as with_options
 from edgeprune.latency.predict import PlanLike as PlanLike

@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from edgeprune.devices import Device, Timing
 from edgeprune.errors import DeviceError
-from edgeprune.result import Latency
+from edgeprune.result import Latency, Validation
 from edgeprune.validate import timing
 
 Z = 1.645  # one-sided 95 %
@@ -66,9 +67,17 @@ def busy(device: Device) -> str:
     with contextlib.suppress(DeviceError, ValueError, TypeError, KeyError):
         state = device.probe().state
         load, cpus = float(state["load"]), int(state.get("cpus") or 1)
-        if load > 0.35 * cpus:
-            return f", as the device is busy (load {load:.1f} on {cpus} CPUs; quiet is at most {0.35 * cpus:.1f})"
+        quiet = timing.BUSY * cpus
+        if load > quiet:
+            return f", as the device is busy (load {load:.1f} on {cpus} CPUs; quiet is at most {quiet:.1f})"
     return ""
+
+
+def entry(timings: Mapping[str, Timing]) -> Validation:
+    """One measurement of artifacts together, as validations are kept."""
+    found = {name: Latency(median=one.median, spread=one.spread, rounds=one.rounds) for name, one in timings.items()}
+    others = max((one.others for one in timings.values()), default=0.0)
+    return timing.entry(found, datetime.now(UTC).isoformat(timespec="seconds"), others)
 
 
 def deviation(timings: Sequence[Timing], unit: str) -> float:
@@ -77,10 +86,8 @@ def deviation(timings: Sequence[Timing], unit: str) -> float:
     Args:
         timings: of the two artifacts (or of the one, for a deadline in milliseconds).
     """
-    found = timing.entry(
-        {str(i): Latency(median=t.median, spread=t.spread, rounds=t.rounds) for i, t in enumerate(timings)}
-    )
-    within = sum(one.error**2 for one in found.networks.values())
+    found = entry(dict(zip(timing.PAIR, timings, strict=False)))
+    within = max(found.wander**2, sum(one.error**2 for one in found.networks.values()))
     return math.sqrt(timing.RUN_TO_RUN.get(unit, timing.RUN_TO_RUN["ms"]) ** 2 + within)
 
 

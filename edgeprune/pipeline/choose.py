@@ -210,7 +210,8 @@ def _answer(closed: Closure, loss: float) -> dict[str, object]:
     ]
     network = closed.answer.configuration if isinstance(closed.answer, Plan) else closed.variant
     options = {"options_of_layers": dict(network.options)} if network.options else {}
-    closure = {"of_budget": closed.of_budget, "loss": loss, "steps": steps}
+    judged = msgspec.to_builtins(closed.judged)
+    closure = {"of_budget": closed.of_budget, "loss": loss, "steps": steps, "judged": judged}
     return {"widths": dict(network.widths), "removed": list(network.removed), **options, "closure": closure}
 
 

@@ -19,7 +19,7 @@ from edgeprune.target import Target, latency_key
 
 MEASURED = (
     "unit", "device", "state", "task", "inputs", "difference", "comparison", "sanity", "precision", "validations",
-    "fleet", "postprocessing", "float_default",
+    "earlier", "fleet", "postprocessing", "float_default",
 )  # fmt: skip
 
 

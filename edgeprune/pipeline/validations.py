@@ -8,7 +8,7 @@ and the device.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,13 +19,15 @@ from edgeprune.devices import Artifact, Loaded, Timing
 from edgeprune.errors import RunError
 from edgeprune.pipeline.bench import Bench
 from edgeprune.pipeline.events import Voice
+from edgeprune.pipeline.precision import in_float
 from edgeprune.pipeline.rundir import RunDirectory, holds, key_of, read_json, write_json
 from edgeprune.recipe import Recipe
-from edgeprune.result import Latency, Validation
+from edgeprune.result import Facts, Latency, Validation
 
 FILE = "validations.json"
 REPEATS = 3  # where one measurement is too near to the budget to tell, whatever the patience
 MOST_REPEATS = 8  # with it: on a noisy device each tells less
+ROUGH = 0.03  # a speed-up that is known less well than this is measured again
 INVALID = 20  # measurements that do not count, with patience
 
 
@@ -37,21 +39,30 @@ def measure(
     artifacts: Mapping[str, Artifact],
     loaded: Mapping[str, Loaded],
     fingerprint: Mapping[str, object],
+    earlier: Sequence[Validation] = (),
+    wait: latency.Patience | None = None,
 ) -> tuple[dict[str, Timing], list[Validation]]:
-    """Time all artifacts interleaved; again, where it is too near to the budget to tell.
+    """Time all artifacts interleaved; again, where that does not tell yet.
+
+    It does not where it is too near to the budget, where the search had measured the same network otherwise, and, while
+    there is patience, where other work took the device's CPUs or the speed-up is known too roughly.
+
+    Args:
+        earlier: the same network as the search measured it.
+        wait: patience that is shared with other calls.
 
     Returns:
         The last timings, and all validations of these artifacts on this device, the earlier runs' too.
     """
     named, unit = identity(artifacts, fingerprint), bench.target.protocol.unit
-    wait = latency.Patience(recipe.measure.patience, lambda line: voice.say("validate", line))
+    wait = wait or patience(recipe, voice)
     invalid = repeats = 0
     while True:
         with wait.again() if invalid or repeats else contextlib.nullcontext():
             found = bench.device.measure(list(loaded.values()), bench.target.protocol)
         timings = dict(zip(loaded, found, strict=True))
         kept = _keep(run, named, timings)
-        share = validate.latency_share(kept, recipe.budget, unit)
+        share = validate.latency_share(kept, recipe.budget, unit, earlier)
         if unit != "ms":
             break
         if not kept[-1].valid and (share is None or share.near):  # no figure: it neither counts nor is it chosen
@@ -60,12 +71,51 @@ def measure(
                 break
             wait.tell(bench.device, f"this measurement does not count ({kept[-1].reasons[0]})")
             continue
-        limit = REPEATS if not wait.left else MOST_REPEATS
-        if share is None or not share.near or repeats >= limit:
+        why = _why_again(kept, recipe, earlier, repeats, bool(wait.left)) if share is not None else ""
+        if not why:
             break
         repeats += 1
-        voice.say("validate", f"{100 * share.ratio:.1f} % of the latency budget, too near to tell: measuring once more")
+        voice.say("validate", f"{why}: measuring once more")
     return timings, kept
+
+
+def patience(recipe: Recipe, voice: Voice) -> latency.Patience:
+    """What [measure] gives the whole stage."""
+    return latency.Patience(recipe.measure.patience, lambda line: voice.say("validate", line))
+
+
+def _why_again(
+    kept: Sequence[Validation], recipe: Recipe, earlier: Sequence[Validation], repeats: int, patient: bool
+) -> str:
+    """What a further measurement may tell; "" where these do, or where there were enough (`repeats`)."""
+    share = validate.latency_share(kept, recipe.budget, "ms", earlier)
+    assert share is not None
+    if share.near:
+        few = repeats < (MOST_REPEATS if patient else REPEATS)
+        return f"{100 * share.ratio:.1f} % of the latency budget, too near to tell" if few else ""
+    if repeats >= REPEATS:
+        return ""
+    if shares := validate.disagreement(kept, recipe.budget, "ms", earlier):
+        now, then = (f"{100 * one:.1f} %" for one in shares)
+        return f"{now} of the latency budget, where the search had measured {then} for this network"
+    if patient and not validate.quiet(kept):
+        return f"other work takes {100 * kept[-1].others:.0f} % of the device's CPUs"
+    if patient and share.high / share.ratio - 1 > ROUGH:
+        return f"the speed-up is good to {100 * (share.high / share.ratio - 1):.0f} % so far"
+    return ""
+
+
+def searched(run: RunDirectory) -> tuple[Validation, ...]:
+    """The network that is released as the search measured it; () where it was another one.
+
+    It was where the search did not know of all layers that calibration left in float, or measured no network at all.
+    """
+    found, precision = run.folder("search") / "search.json", run.folder("quantize") / "precision.json"
+    known = Facts(read_json(found) if found.is_file() else {}).part("closure").listed("judged")
+    floats = Facts(read_json(precision) if precision.is_file() else {}).listed("float")
+    if floats and {str(layer) for layer in floats} - in_float(run, "dense").keys():
+        return ()
+    return msgspec.convert(known, tuple[Validation, ...])
 
 
 def identity(artifacts: Mapping[str, Artifact], fingerprint: Mapping[str, object]) -> str:
@@ -109,7 +159,8 @@ def _keep(run: RunDirectory, identity: str, timings: Mapping[str, Timing]) -> li
     known = _known(path)
     networks = {name.replace("-", "_"): facts(one) for name, one in timings.items()}
     date = datetime.now(UTC).isoformat(timespec="seconds")
-    kept = [*known.get(identity, ()), validate.entry(networks, date=date)]
+    others = max(one.others for one in timings.values())
+    kept = [*known.get(identity, ()), validate.entry(networks, date, others)]
     write_json(path, msgspec.to_builtins({**known, identity: kept}))
     return kept
 

@@ -317,12 +317,14 @@ class Timed(Record, frozen=True, kw_only=True):
 
 
 class Validation(Record, frozen=True, kw_only=True):
-    """One measurement of all artifacts together."""
+    """One measurement of artifacts together."""
 
     networks: dict[str, Timed]
     valid: bool = True
     reasons: tuple[str, ...] = ()
     date: str = ""
+    others: float = 0.0  # share of the CPUs' time that other work took meanwhile
+    wander: float = 0.0  # relative standard error of pruned over dense INT8 by batches of rounds
 
 
 class BudgetInfo(Record, frozen=True, kw_only=True):
@@ -399,6 +401,7 @@ class Result(Record, frozen=True, kw_only=True):
     claim: ClaimInfo = ClaimInfo()
     float_default: FloatDefault | None = None
     validations: tuple[Validation, ...] = ()
+    earlier: tuple[Validation, ...] = ()
     gates: tuple[GateResult, ...] = ()
     budget: BudgetInfo = BudgetInfo()
     budget_ms: float | None = None

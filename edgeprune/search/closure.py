@@ -40,6 +40,7 @@ from edgeprune.latency import (
     Table,
     as_configuration,
     deviation,
+    entry,
     kept_open,
     measure_quietly,
     measure_together,
@@ -47,6 +48,7 @@ from edgeprune.latency import (
     room,
     start,
 )
+from edgeprune.result import Validation
 
 # Shares of the budget, from above: good enough to stop (from), acceptable, both below the room that noise needs.
 GOOD, LEAST = {"ms": 0.013, "repeats": 0.008}, {"ms": 0.97, "repeats": 0.99}
@@ -92,6 +94,7 @@ class Closure:
         of_budget: ratio / budget; wanted within 0.97 and what the gate is sure of, just below 1.
         within: it is.
         steps: every round.
+        judged: its measurements under the target's own protocol beside the dense network; none where the clock counts.
         table, predictor: with everything that was measured.
     """
 
@@ -104,6 +107,7 @@ class Closure:
     steps: tuple[ClosureStep, ...]
     table: Table
     predictor: Predictor
+    judged: tuple[Validation, ...] = ()
 
 
 def refine(
@@ -289,7 +293,7 @@ class _Closing:
         within = of_budget >= min(LEAST[self.kind], self.timer.room - GOOD[self.kind])
         return Closure(
             answer, step.variant, step.measured, self.budget, of_budget, within, tuple(self.steps), self.table,
-            self.predictor,
+            self.predictor, tuple(self.timer.judged.get(step.variant.key, ())),
         )  # fmt: skip
 
 
@@ -346,7 +350,7 @@ class _Timer:
         self.unit = maker.target.protocol.unit
         self.verdicts: list[float] = []
         self.deviations: list[float] = []
-        self.judged: dict[str, list[float]] = {}  # ratios under the protocol, by network
+        self.judged: dict[str, list[Validation]] = {}  # under the protocol, by network
 
     @property
     def room(self) -> float:
@@ -391,10 +395,11 @@ class _Timer:
 
         Ratios of one network that differ by more than their rounds tell are noise as well.
         """
-        ratios = self.judged.setdefault(variant.key, [])
+        known = self.judged.setdefault(variant.key, [])
+        ratios = [self._ratio(one) for one in known]
         loaded = [self.device.load(one.artifact) for one in (self.dense, candidate)]
         try:
-            ratios.append(self._judged(loaded))
+            ratios.append(self._judged(loaded, known))
             while self.patience.left and len(ratios) < CONFIRM:
                 between = float(np.std(ratios, ddof=1) / np.median(ratios)) if len(ratios) > 1 else 0.0
                 sure = max(float(np.mean(self.deviations[-len(ratios) :])), between) / len(ratios) ** 0.5
@@ -403,7 +408,7 @@ class _Timer:
                 if len(ratios) == 1:
                     self.patience.tell(self.device, f"this network's latency is good to {100 * 2 * sure:.1f} % so far")
                 with self.patience.again():
-                    ratios.append(self._judged(loaded))
+                    ratios.append(self._judged(loaded, known))
         finally:
             for one in loaded:
                 self.device.unload(one)
@@ -415,7 +420,12 @@ class _Timer:
         low, high = (self.room - GOOD[kind]) * self.budget, self.budget
         return not low * (1 - CLEAR * sure) <= ratio <= high * (1 + CLEAR * sure)
 
-    def _judged(self, loaded: Sequence[Loaded]) -> float:
+    def _judged(self, loaded: Sequence[Loaded], known: list[Validation]) -> float:
         dense, pruned = self.device.measure(loaded, self.maker.target.protocol)
         self.deviations.append(deviation((pruned, dense), self.unit))
-        return pruned.median / (dense.median if self.fixed is None else self.fixed)
+        known.append(entry({"dense_int8": dense, "pruned_int8": pruned}))
+        return self._ratio(known[-1])
+
+    def _ratio(self, found: Validation) -> float:
+        dense = found.networks["dense_int8"].median if self.fixed is None else self.fixed
+        return found.networks["pruned_int8"].median / dense

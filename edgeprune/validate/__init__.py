@@ -10,8 +10,8 @@ from edgeprune.validate.gates import gates, verdict
 from edgeprune.validate.heads import swapped
 from edgeprune.validate.judge import Judge, Kept, agreed, comparison, difference, network
 from edgeprune.validate.precision import precision
-from edgeprune.validate.speed import deadline, latency_share, speedup
-from edgeprune.validate.timing import entry
+from edgeprune.validate.speed import deadline, disagreement, latency_share, speedup
+from edgeprune.validate.timing import entry, quiet
 
 __all__ = [
     "Answers",
@@ -27,6 +27,7 @@ __all__ = [
     "comparison",
     "deadline",
     "difference",
+    "disagreement",
     "entry",
     "gates",
     "hidden",
@@ -34,6 +35,7 @@ __all__ = [
     "network",
     "on_the_same",
     "precision",
+    "quiet",
     "speedup",
     "swapped",
     "verdict",

@@ -53,14 +53,14 @@ def gates(
     kept = speed.validations(read)
     used = medians["pruned_int8"] / speed.deadline(medians["dense_int8"], budget, read.unit)
     found = [
-        speed.measurement_gate(kept, read, max_spread),
+        speed.measurement_gate(kept, read, max_spread, speed.moments(kept, budget, read.unit, read.earlier)),
         quality.proof_gate(read.proof),
         quality.finite_gate(read),
         quality.sane_gate(read, 1 - budget.confidence),
         quality.accuracy_gate(read, budget.max_drop, used),
         quality.precision_gate(read.precision),
-        speed.deadline_gate(kept, medians, budget, read.unit),
-        speed.faster_gate(kept, medians, budget.confidence, read.unit),
+        speed.deadline_gate(kept, medians, budget, read.unit, read.earlier),
+        speed.faster_gate(kept, medians, budget.confidence, read.unit, read.earlier),
     ]
     ours = read.network("pruned_int8")
     emulated = {name: one.emulated for name, one in read.networks.items() if one.emulated and name.endswith("int8")}

@@ -39,13 +39,27 @@ def validations(result: Result) -> tuple[Validation, ...]:
     return result.validations or (timing.entry(found),)
 
 
-def latency_share(kept: Sequence[Validation], budget: BudgetSection, unit: str = "ms") -> timing.Pooled | None:
-    """The released artifact's latency over the budget, by all validations together."""
+def latency_share(
+    kept: Sequence[Validation], budget: BudgetSection, unit: str = "ms", earlier: Sequence[Validation] = ()
+) -> timing.Pooled | None:
+    """The released artifact's latency over the budget, by all validations that count together.
+
+    Args:
+        earlier: the same network as the search measured it; counts where no validation was quiet.
+    """
 
     def share(medians: Mapping[str, float]) -> float:
         return medians["pruned_int8"] / deadline(medians["dense_int8"], budget, unit)
 
-    return timing.together(kept, share, unit, budget.confidence)
+    return timing.together(timing.counted(kept, earlier), share, unit, budget.confidence)
+
+
+def disagreement(
+    kept: Sequence[Validation], budget: BudgetSection, unit: str, earlier: Sequence[Validation]
+) -> tuple[float, float] | None:
+    """Shares of the budget, by the validations and as the search measured it, where these do not say the same."""
+    now, then = latency_share(kept, budget, unit), latency_share(earlier, budget, unit)
+    return (now.ratio, then.ratio) if now and then and timing.apart(now, then) else None
 
 
 def speedup(result: Result, confidence: float) -> float | None:
@@ -54,14 +68,13 @@ def speedup(result: Result, confidence: float) -> float | None:
     def ratio(medians: timing.Medians) -> float:
         return medians["pruned_int8"] / medians["dense_int8"]
 
-    kept = validations(result)
-    found = timing.together(kept, ratio, result.unit, confidence) or timing.together(
-        _valid(kept), ratio, result.unit, confidence
-    )
+    kept = timing.counted(validations(result), result.earlier) or _valid(validations(result))
+    found = timing.together(kept, ratio, result.unit, confidence)
     return 1 / found.ratio if found else None
 
 
-def measurement_gate(kept: Sequence[Validation], result: Result, max_spread: float) -> Gate:
+def measurement_gate(kept: Sequence[Validation], result: Result, max_spread: float, told: str = "") -> Gate:
+    """Were these artifacts measured on the device, and quietly enough? `told`: what else the reader should know."""
     claim, unit = result.claim, result.unit
     if unit == "modelled ms" or claim.verdict != "release" or (claim.unit or unit) != unit:
         message = claim.why or UNMEASURED
@@ -82,20 +95,41 @@ def measurement_gate(kept: Sequence[Validation], result: Result, max_spread: flo
     if reasons and others:
         worst = max(one.networks[name].spread for one in others for name in ("dense_int8", "pruned_int8"))
         message = f"{len(others)} of {len(kept)} validations count; this one does not ({'; '.join(reasons)})."
-        return Gate("measurement", True, worst, max_spread, "spread", message)
+        return Gate("measurement", True, worst, max_spread, "spread", f"{message}{told}")
     if reasons:
         remedy = "Close what else runs on the device, fix its clocks, let it cool, and repeat: --from validate."
         return Gate("measurement", False, worst, max_spread, "spread", "; ".join(reasons) + ".", remedy)
-    message = f"the rounds' medians spread by at most {100 * worst:.1f} % (limit {100 * max_spread:.1f} %)."
+    message = f"the rounds' medians spread by at most {100 * worst:.1f} % (limit {100 * max_spread:.1f} %).{told}"
     return Gate("measurement", True, worst, max_spread, "spread", message)
 
 
-def deadline_gate(kept: Sequence[Validation], medians: Mapping[str, float], budget: BudgetSection, unit: str) -> Gate:
+def moments(kept: Sequence[Validation], budget: BudgetSection, unit: str, earlier: Sequence[Validation]) -> str:
+    """Was the device busy with other work, do the validations and the search disagree? Sentences; "" for neither."""
+    found = []
+    valid = [one for one in kept if one.valid]
+    if valid and all(one.others > timing.BUSY for one in valid):
+        least = min(one.others for one in valid)
+        beside = ", so the search's own measurements count too" if any(one.valid for one in earlier) else ""
+        found.append(f"Other work took {100 * least:.0f} % of the device's CPUs and more{beside}.")
+    if shares := disagreement(kept, budget, unit, earlier):
+        now, then = (f"{100 * share:.1f} %" for share in shares)
+        found.append(f"The search had measured this network at {then} of the latency budget; here it takes {now}.")
+    return "".join(f" {sentence}" for sentence in found)
+
+
+def deadline_gate(
+    kept: Sequence[Validation],
+    medians: Mapping[str, float],
+    budget: BudgetSection,
+    unit: str,
+    earlier: Sequence[Validation] = (),
+) -> Gate:
     limit = deadline(medians["dense_int8"], budget, unit)
-    pooled = latency_share(kept, budget, unit) or latency_share(_valid(kept), budget, unit)
+    pooled = latency_share(kept, budget, unit, earlier) or latency_share(_valid(kept), budget, unit)
     assert pooled is not None
     value = pooled.ratio * limit
-    times = "one validation" if pooled.count == 1 else f"{pooled.count} validations together"
+    what = "validations" if pooled.count <= len(kept) else "measurements"
+    times = "one validation" if pooled.count == 1 else f"{pooled.count} {what} together"
     facts = f"{quantity(value, unit)} against a budget of {quantity(limit, unit)}"
     sure = f"at most {100 * pooled.high:.1f} % of it with {100 * budget.confidence:g} % confidence, by {times}"
     if pooled.passed:
@@ -116,11 +150,18 @@ def _valid(kept: Sequence[Validation]) -> list[Validation]:
     return [msgspec.structs.replace(one, valid=True) for one in kept]
 
 
-def faster_gate(kept: Sequence[Validation], medians: Mapping[str, float], confidence: float, unit: str) -> Gate:
+def faster_gate(
+    kept: Sequence[Validation],
+    medians: Mapping[str, float],
+    confidence: float,
+    unit: str,
+    earlier: Sequence[Validation] = (),
+) -> Gate:
     """Than every other artifact, by more than the noise; the gate's figures are those of the fastest other."""
     fastest = min((name for name in medians if name != "pruned_int8"), key=lambda name: medians[name])
     names, pruned = [name for name in NAMES if name in medians and name != "pruned_int8"], medians["pruned_int8"]
-    pooled = {name: _ratio(kept, name, unit, confidence) for name in names}
+    searched = {"dense_int8": earlier}  # the search measures no other beside
+    pooled = {name: _ratio(kept, name, unit, confidence, searched.get(name, ())) for name in names}
     told = ", ".join(f"{1 / found.ratio:.2f} times as fast as {NAMES[name]}" for name, found in pooled.items())
     facts = f"{quantity(pruned, unit)}: {told}"
     slow = [name for name, found in pooled.items() if not found.passed]
@@ -138,10 +179,12 @@ def faster_gate(kept: Sequence[Validation], medians: Mapping[str, float], confid
     return Gate("faster", False, value, medians[fastest], unit, message, remedy)
 
 
-def _ratio(kept: Sequence[Validation], other: str, unit: str, confidence: float) -> timing.Pooled:
+def _ratio(
+    kept: Sequence[Validation], other: str, unit: str, confidence: float, earlier: Sequence[Validation]
+) -> timing.Pooled:
     def ratio(medians: Mapping[str, float]) -> float:
         return medians["pruned_int8"] / medians[other]
 
-    found = timing.together(kept, ratio, unit, confidence) or timing.together(_valid(kept), ratio, unit, confidence)
+    found = timing.together(timing.counted(kept, earlier) or _valid(kept), ratio, unit, confidence)
     assert found is not None
     return found

@@ -186,6 +186,24 @@ def test_a_powersaving_or_busy_board_is_worth_a_note(board: Path) -> None:
     assert reasons == [] and "'ondemand'" in notes[0] and "busy" in notes[1]
 
 
+def test_what_other_work_takes_is_what_this_process_does_not(board: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two CPUs for ten seconds: 12 s busy, of which this process took 7, so 5 of 20 are others'."""
+    hertz, own = os.sysconf("SC_CLK_TCK"), iter([3.0, 10.0, 10.0, 10.0])
+    monkeypatch.setattr(state.time, "process_time", lambda: next(own))
+
+    def stand(busy: float, idle: float) -> None:
+        (board / "proc/stat").write_text("cpu  %d 0 0 %d 0 0 0 0 0 0\n" % (busy * hertz, idle * hertz))
+
+    stand(100, 50)
+    began = state.began()
+    stand(112, 58)
+    assert state.others(began) == pytest.approx(5 / 20)
+    stand(100, 50)
+    assert state.others(began) == 0.0  # no time went by
+    (board / "proc/stat").write_text("")
+    assert state.others(began) == 0.0 and state.others(state.began()) == 0.0
+
+
 def test_load_is_what_is_busy_now_and_not_the_minute_before(board: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A search that ended a second ago leaves a load average of 1 or 2; the device is quiet."""
     monkeypatch.setattr(os, "cpu_count", lambda: 2)

@@ -106,6 +106,21 @@ def load(seconds: float = LOOK_S) -> str:
     return "%.2f" % (busy / max(1, every) * (os.cpu_count() or 1))
 
 
+def began() -> tuple[tuple[int, int] | None, float]:
+    """What `others` needs of the beginning: the ticks of all CPUs, and this process's own seconds."""
+    return _busy_ticks(), time.process_time()
+
+
+def others(since: tuple[tuple[int, int] | None, float]) -> float:
+    """The share of all CPUs' time that other work took since `since = began()`; 0 where the system does not tell."""
+    ticks, own = since
+    now = _busy_ticks()
+    if ticks is None or now is None or now[1] <= ticks[1]:
+        return 0.0
+    mine = (time.process_time() - own) * os.sysconf("SC_CLK_TCK")
+    return max(0.0, now[0] - ticks[0] - mine) / (now[1] - ticks[1])
+
+
 def _busy_ticks() -> tuple[int, int] | None:
     """Clock ticks of all CPUs since the start: not idle, and all of them (proc(5), /proc/stat)."""
     found = re.match(r"cpu +((?:\d+ ?)+)", read("/proc/stat"))

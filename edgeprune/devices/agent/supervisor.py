@@ -223,7 +223,7 @@ class Supervisor:
 
     def _in_fresh_processes(self, request: dict[str, Any], handles: list[str], processes: int) -> dict[str, Any]:
         """The rounds, spread over processes that each open every artifact anew: no one luck of placement decides."""
-        merged = {"samples": [[] for _ in handles], "reasons": [], "notes": [], "pinned": []}  # type: dict[str, Any]
+        merged = {"samples": [[] for _ in handles], "reasons": [], "notes": [], "pinned": [], "others": 0.0}  # type: dict[str, Any]
         for index in range(processes):
             share = request["rounds"] * (index + 1) // processes - request["rounds"] * index // processes
             part = dict(request, op="measure", rounds=share, max_seconds=request["max_seconds"] / processes)
@@ -239,6 +239,7 @@ class Supervisor:
             for name in ("reasons", "notes"):
                 merged[name].extend(text for text in found[name] if text not in merged[name])
             merged["pinned"] = found["pinned"]
+            merged["others"] += found["others"] * share / request["rounds"]
         return merged
 
     def _folder(self, handle: str) -> str:

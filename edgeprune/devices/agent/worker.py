@@ -107,11 +107,12 @@ class Worker:
         settings = [
             request[name] for name in ("warmup_runs", "runs", "rounds", "min_seconds", "max_seconds", "max_spread")
         ]
-        before = state.snapshot()
+        before, began = state.snapshot(), state.began()
         with timing.pinned(self._threads) as cpus:
             samples = timing.interleaved(steps, *settings)
+        others = state.others(began)
         reasons, notes = state.disturbances(before, state.snapshot())
-        return {"samples": samples, "reasons": reasons, "notes": notes, "pinned": cpus}
+        return {"samples": samples, "reasons": reasons, "notes": notes, "pinned": cpus, "others": others}
 
     def do_samples(self, request: dict[str, Any]) -> dict[str, Any]:
         """The samples of a bundle, run again and compared."""

@@ -8,8 +8,8 @@ many `--repeats` as asked: accuracy must be the claim's to the example, the spee
 (there by each round's fastest tenth: at the median a run of 3 ms has waited 4 for its turn, whatever the network).
 Where the network is no classifier, the outputs of that plain code are scored by the task's own metric.
 What others do on the machine is in the row's name: quiet, busy. `--loaded`: all of it beside one busy process on each
-core (`benchmarks/load.py`). The figures go to `benchmarks/results/first_hour.json`, each with the load average at which
-it was made.
+core (`benchmarks/load.py`; or, with `--beside`, what runs there already). The figures go to
+`benchmarks/results/first_hour.json`, each with the load average at which it was made.
 """
 
 from __future__ import annotations
@@ -188,20 +188,24 @@ def main() -> None:
     parser.add_argument("--targets", nargs="+", default=["intel-cpu", "x86-onnxruntime"])
     parser.add_argument("--epochs", type=float, help="Instead of the recipe's; 0: no training.")
     parser.add_argument("--loaded", action="store_true")
+    parser.add_argument("--beside", default="", help="One busy process on each core that runs already, and what it is.")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--runs", type=Path, default=Path("runs/first-hour"))
     parser.add_argument("--out", type=Path, default=RESULTS / "first_hour.json")
     given = parser.parse_args()
     rows: dict[str, Any] = kept(given.out)
-    load = subprocess.Popen([sys.executable, str(HERE / "load.py"), "--seconds", "7200"]) if given.loaded else None
+    own = given.loaded and not given.beside
+    load = subprocess.Popen([sys.executable, str(HERE / "load.py"), "--seconds", "7200"]) if own else None
     try:
         for name in given.networks:
             for where in given.targets:
                 before = os.getloadavg()[0]
-                state = "loaded" if given.loaded else "quiet" if busy() < CALM else "busy"
+                state = "loaded" if given.loaded or given.beside else "quiet" if busy() < CALM else "busy"
                 folder = given.runs / f"{name}-{where}"
                 row = run(name, where, given.epochs, folder)
                 row["load_average"] = {"before": before, "after": os.getloadavg()[0]}
+                if state == "loaded":
+                    row["load"] = given.beside or "benchmarks/load.py"
                 if "result" in row:
                     row["plain"] = again(name, where, folder, given.repeats, state != "quiet")
                 rows[f"{name} {where} {state}"] = row

@@ -1,7 +1,7 @@
 """Long recoveries, whole: from the recipe to the verdict, on full CIFAR-10, judged in INT8 on the runtime.
 
     python benchmarks/long_runs.py --data cifar10.npz --weights DIR --work DIR [--only resnet56/2.0 ...]
-    [--target intel-cpu] [--epochs 20] [--hours 1.05] [--lr 0.05]
+    [--target intel-cpu] [--epochs 20] [--hours 1.05] [--lr 0.05] [--seed 0]
 
 `--data` and `--weights` are what examples/cifar10/fetch.py wrote. The first 45,000 images train, the last 5,000 of the
 training set, which the dense networks were never trained on, choose; the 10,000 test images are only counted. The
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def recipe_of(name: str, speedup: float, data: Path, options: argparse.Namespace
             "data": {"source": str(data), "augment": ["crop", "flip"], "calibration": 512},
             "budget": {"speedup": speedup, "max_drop": 1.0},
             "search": {"images": 512, "rounds": 2},
-            "recover": {"epochs": options.epochs, "hours": options.hours, "lr": options.lr},
+            "recover": {"epochs": options.epochs, "hours": options.hours, "lr": options.lr, "seed": options.seed},
             "measure": {"patience": options.patience},
         },
         "long_runs",
@@ -94,6 +95,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=20)
     parser.add_argument("--hours", type=float, default=0.0)
     parser.add_argument("--lr", type=float, default=0.05)
+    parser.add_argument("--seed", type=int, default=0, help="of the training; the plan is the same")
     parser.add_argument("--patience", type=float, default=120.0, help="seconds a stage")
     parser.add_argument("--take", type=Path, help="the run directory of the one case of --only, made elsewhere")
     parser.add_argument("--out", type=Path, default=RESULTS / "long_runs.json")
@@ -105,14 +107,18 @@ def main() -> None:
     rows = kept(options.out)
     for case in options.only:
         name, speedup = case.split("/")
-        folder = options.take or options.work / f"{name}-{speedup}-{options.target}"
+        seeded = f", seed {options.seed}" if options.seed else ""
+        folder = options.take or options.work / f"{name}-{speedup}-{options.target}{seeded.replace(', seed ', '-seed')}"
+        planned = options.work / f"{name}-{speedup}-{options.target}"
+        if not folder.exists() and planned.exists():  # the same plan, trained again
+            shutil.copytree(planned, folder)
         if not options.take:
             made = recipe_of(name, float(speedup), splits(options.data, options.work), options)
             try:
                 pipeline.run(made, target.load(options.target), folder)
             except GateError as refused:
                 print(refused.message, flush=True)
-        rows[f"{case}/{options.target}/{options.epochs:g} epochs, lr {options.lr:g}"] = row_of(folder)
+        rows[f"{case}/{options.target}/{options.epochs:g} epochs, lr {options.lr:g}{seeded}"] = row_of(folder)
         save(options.out, rows)
 
 

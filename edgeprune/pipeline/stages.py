@@ -218,11 +218,10 @@ def validate_stage(subject: Subject, bench: Bench, run: RunDirectory, voice: Voi
     before = device.probe()
     loaded = {name: device.load(artifact) for name, artifact in artifacts.items()}
     voice.say("validate", "measuring latency, dense and pruned interleaved")
-    known = before.fingerprint, validations.searched(run), validations.patience(subject.recipe, voice)
-    timings, kept = validations.measure(subject.recipe, bench, run, voice, artifacts, loaded, *known)
+    measure = validations.Measuring(subject.recipe, bench, run, voice, artifacts, loaded, before.fingerprint)
+    timings, kept = measure()
     found = images.run(subject, bench, voice, artifacts, loaded)
-    if timings["dense-int8"].unit == "ms":  # at another moment: the examples took the time between
-        timings, kept = validations.measure(subject.recipe, bench, run, voice, artifacts, loaded, *known)
+    timings, kept = measure.later(timings, kept)
     beside = fleets.compare(bench, voice, artifacts) | float_default.measure(bench, loaded, timings, before)
     scores = {name: judge.score() for name, judge in found.judges.items()}
     figures = {
@@ -240,11 +239,8 @@ def validate_stage(subject: Subject, bench: Bench, run: RunDirectory, voice: Voi
     kernels = {name: [asdict(k) for k in device.profile(loaded[name])] for name in ("dense-int8", "pruned-int8")}
     travelling.write(subject, bench, folder, device, loaded["pruned-int8"])
     validate.Answers.of(found.ids.array, scores["pruned-int8"]).save(folder / "answers.npz")
-    second = (
-        optimised.write(subject, bench, voice, folder, loaded["pruned-int8"])
-        if optimised.wanted(bench.target)
-        else None
-    )
+    flavour = (subject, bench, voice, folder, loaded["pruned-int8"])
+    second = {"optimised": optimised.write(*flavour)} if optimised.wanted(bench.target) else {}
     plain = {
         "task": travelling.task(images.read_as(subject.workload.task, subject.ends)),
         "inputs": travelling.inputs(subject),
@@ -255,7 +251,7 @@ def validate_stage(subject: Subject, bench: Bench, run: RunDirectory, voice: Voi
         "sanity": sane,
         "precision": validate.precision(kernels["pruned-int8"], quantised_layers(run)),
         "validations": kept,
-        "earlier": known[1],
+        "earlier": measure.earlier,
         **beside,
     }
     write_json(
@@ -266,7 +262,7 @@ def validate_stage(subject: Subject, bench: Bench, run: RunDirectory, voice: Voi
             "kernels": kernels,
             **validations.whose(artifacts, before.fingerprint),
             "state": {"before": before.state, "after": device.probe().state},
-            **({"optimised": second} if second else {}),
+            **second,
             "data": subject.workload.digest,
             "sha256": _measured_files(bench.target, run, folder),
         },

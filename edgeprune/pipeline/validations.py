@@ -31,57 +31,66 @@ ROUGH = 0.03  # a speed-up that is known less well than this is measured again
 INVALID = 20  # measurements that do not count, with patience
 
 
-def measure(
-    recipe: Recipe,
-    bench: Bench,
-    run: RunDirectory,
-    voice: Voice,
-    artifacts: Mapping[str, Artifact],
-    loaded: Mapping[str, Loaded],
-    fingerprint: Mapping[str, object],
-    earlier: Sequence[Validation] = (),
-    wait: latency.Patience | None = None,
-) -> tuple[dict[str, Timing], list[Validation]]:
-    """Time all artifacts interleaved; again, where that does not tell yet.
+class Measuring:
+    """Times all artifacts of a run interleaved, at several moments of one stage; all measurements count together.
 
-    It does not where it is too near to the budget, where the search had measured the same network otherwise, and, while
-    there is patience, where other work took the device's CPUs or the speed-up is known too roughly.
-
-    Args:
-        earlier: the same network as the search measured it.
-        wait: patience that is shared with other calls.
-
-    Returns:
-        The last timings, and all validations of these artifacts on this device, the earlier runs' too.
+    Attributes:
+        earlier: the network that is released as the search measured it.
+        wait: patience, for the whole stage.
     """
-    named, unit = identity(artifacts, fingerprint), bench.target.protocol.unit
-    wait = wait or patience(recipe, voice)
-    invalid = repeats = 0
-    while True:
-        with wait.again() if invalid or repeats else contextlib.nullcontext():
-            found = bench.device.measure(list(loaded.values()), bench.target.protocol)
-        timings = dict(zip(loaded, found, strict=True))
-        kept = _keep(run, named, timings)
-        share = validate.latency_share(kept, recipe.budget, unit, earlier)
-        if unit != "ms":
-            break
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        bench: Bench,
+        run: RunDirectory,
+        voice: Voice,
+        artifacts: Mapping[str, Artifact],
+        loaded: Mapping[str, Loaded],
+        fingerprint: Mapping[str, object],
+    ) -> None:
+        self.recipe, self.bench, self.run, self.voice, self.loaded = recipe, bench, run, voice, loaded
+        self.named, self.unit = identity(artifacts, fingerprint), bench.target.protocol.unit
+        self.earlier = searched(run)
+        self.wait = latency.Patience(recipe.measure.patience, lambda line: voice.say("validate", line))
+        self.invalid = self.repeats = 0
+
+    def __call__(self) -> tuple[dict[str, Timing], list[Validation]]:
+        """Measure once; again, where that does not tell yet.
+
+        It does not where it is too near to the budget, where the search had measured the same network otherwise, and,
+        while there is patience, where other work took the device's CPUs or the speed-up is known too roughly.
+
+        Returns:
+            The last timings, and all validations of these artifacts on this device, the earlier runs' too.
+        """
+        again = False
+        while True:
+            with self.wait.again() if again else contextlib.nullcontext():
+                found = self.bench.device.measure(list(self.loaded.values()), self.bench.target.protocol)
+            timings = dict(zip(self.loaded, found, strict=True))
+            kept = _keep(self.run, self.named, timings)
+            again = self.unit == "ms" and self._more(kept)
+            if not again:
+                return timings, kept
+
+    def later(self, timings: dict[str, Timing], kept: list[Validation]) -> tuple[dict[str, Timing], list[Validation]]:
+        """The same at another moment; what was found (`timings`, `kept`) where the clock repeats itself."""
+        return self() if self.unit == "ms" else (timings, kept)
+
+    def _more(self, kept: Sequence[Validation]) -> bool:
+        share = validate.latency_share(kept, self.recipe.budget, self.unit, self.earlier)
         if not kept[-1].valid and (share is None or share.near):  # no figure: it neither counts nor is it chosen
-            invalid += 1
-            if not wait.left or invalid > INVALID:
-                break
-            wait.tell(bench.device, f"this measurement does not count ({kept[-1].reasons[0]})")
-            continue
-        why = _why_again(kept, recipe, earlier, repeats, bool(wait.left)) if share is not None else ""
-        if not why:
-            break
-        repeats += 1
-        voice.say("validate", f"{why}: measuring once more")
-    return timings, kept
-
-
-def patience(recipe: Recipe, voice: Voice) -> latency.Patience:
-    """What [measure] gives the whole stage."""
-    return latency.Patience(recipe.measure.patience, lambda line: voice.say("validate", line))
+            self.invalid += 1
+            if not self.wait.left or self.invalid > INVALID:
+                return False
+            self.wait.tell(self.bench.device, f"this measurement does not count ({kept[-1].reasons[0]})")
+            return True
+        why = _why_again(kept, self.recipe, self.earlier, self.repeats, bool(self.wait.left)) if share else ""
+        if why:
+            self.repeats += 1
+            self.voice.say("validate", f"{why}: measuring once more")
+        return bool(why)
 
 
 def _why_again(

@@ -192,7 +192,7 @@ def test_what_other_work_takes_is_what_this_process_does_not(board: Path, monkey
     monkeypatch.setattr(state.time, "process_time", lambda: next(own))
 
     def stand(busy: float, idle: float) -> None:
-        (board / "proc/stat").write_text("cpu  %d 0 0 %d 0 0 0 0 0 0\n" % (busy * hertz, idle * hertz))
+        (board / "proc/stat").write_text(f"cpu  {busy * hertz:.0f} 0 0 {idle * hertz:.0f} 0 0 0 0 0 0\n")
 
     stand(100, 50)
     began = state.began()

@@ -49,15 +49,17 @@ class Told:
 def measured(tmp_path, monkeypatch):
     monkeypatch.setattr(validations, "digests", lambda artifacts: {})
 
-    def run(device, earlier=(), patience=100.0):
+    def run(device, earlier=(), patience=100.0, twice=False, unit="ms"):
         recipe = SimpleNamespace(measure=SimpleNamespace(patience=patience), budget=BudgetSection(speedup=2.0))
         bench = SimpleNamespace(
-            device=device, target=SimpleNamespace(protocol=SimpleNamespace(unit="ms", max_spread=0.15))
+            device=device, target=SimpleNamespace(protocol=SimpleNamespace(unit=unit, max_spread=0.15))
         )
-        told, known = Told(), [searched(ratio) for ratio in earlier]
+        told = Told()
+        monkeypatch.setattr(validations, "searched", lambda run: tuple(searched(ratio) for ratio in earlier))
         with RunDirectory(tmp_path / "run") as directory:
             loaded = dict.fromkeys(NAMES)
-            kept = validations.measure(recipe, bench, directory, told, {}, loaded, {}, known)[1]
+            measure = validations.Measuring(recipe, bench, directory, told, {}, loaded, {})
+            kept = (measure.later(*measure()) if twice else measure())[1]
         return [one.networks["pruned_int8"].median for one in kept], told.lines
 
     return run
@@ -85,6 +87,18 @@ def test_the_search_has_the_last_word_nowhere(measured):
 def test_beside_other_work_it_waits_for_a_quiet_moment_while_there_is_patience(measured):
     kept, told = measured(Device((0.45, 0.5), (0.45, 0.5), (0.44, 0.0)))
     assert kept == [0.45, 0.45, 0.44] and told[0] == "other work takes 50 % of the device's CPUs: measuring once more"
+
+
+def test_a_run_measures_at_two_moments_and_a_clock_that_repeats_itself_at_one(measured):
+    assert measured(Device((0.45, 0.0), (0.451, 0.0)), twice=True)[0] == [0.45, 0.451]
+
+
+def test_repeats_are_the_stage_s_and_not_a_moment_s(measured):
+    assert len(measured(Device((0.45, 0.5)), twice=True)[0]) == 2 + validations.REPEATS
+
+
+def test_counted_instructions_are_counted_once(measured):
+    assert measured(Device((0.45, 0.0)), twice=True, unit="instructions")[0] == [0.45]
 
 
 def test_without_patience_it_takes_what_it_got(measured):

@@ -162,7 +162,10 @@ def faster_gate(
     names, pruned = [name for name in NAMES if name in medians and name != "pruned_int8"], medians["pruned_int8"]
     searched = {"dense_int8": earlier}  # the search measures no other beside
     pooled = {name: _ratio(kept, name, unit, confidence, searched.get(name, ())) for name in names}
-    told = ", ".join(f"{1 / found.ratio:.2f} times as fast as {NAMES[name]}" for name, found in pooled.items())
+    told = ", ".join(
+        f"{1 / found.ratio:.2f} times as fast as {NAMES[name]}{_between(found) if name == 'dense_int8' else ''}"
+        for name, found in pooled.items()
+    )
     facts = f"{quantity(pruned, unit)}: {told}"
     slow = [name for name, found in pooled.items() if not found.passed]
     value = pooled[fastest].ratio * medians[fastest]
@@ -177,6 +180,11 @@ def faster_gate(
         else "Pruning buys nothing here: ship the dense INT8 artifact, or ask for a larger speed-up."
     )
     return Gate("faster", False, value, medians[fastest], unit, message, remedy)
+
+
+def _between(found: timing.Pooled) -> str:
+    """The limits of a speed-up, each as sure as the gate is."""
+    return f" ({1 / found.high:.2f} to {1 / found.low:.2f})" if 0 < found.low < found.high < math.inf else ""
 
 
 def _ratio(

@@ -243,6 +243,14 @@ def test_without_a_quiet_validation_what_the_search_measured_counts_too():
     assert invalid[1] == pytest.approx(1 / 0.41)
 
 
+def test_the_speed_up_is_told_with_its_limits_and_more_measurements_make_them_narrower():
+    one, four = (judged([validation(0.48)] * count)[0]["faster"].message for count in (1, 4))
+    assert "2.08 times as fast as dense INT8 (2.07 to 2.10)" in one and "(2.07 to 2.09)" in four
+    noisy = validation(0.48)
+    noisy["networks"]["dense_int8"]["error"] = 2.0  # no lower limit
+    assert "dense INT8, " in judged([noisy])[0]["faster"].message
+
+
 def test_a_search_that_measured_otherwise_is_told_and_one_within_noise_is_not():
     quiet = validation(0.41)
     told, faster = judged([quiet], [searched(0.475)])

@@ -173,6 +173,7 @@ class AgentDevice:
             "max_seconds": protocol.max_seconds,
             "max_spread": protocol.max_spread,
             "processes": 1 if counted else protocol.processes,
+            "own": not counted,
         }
         found = self._ask(request, answers.MeasureAnswer)
         answers.check_summaries(found, len(loaded), self._transport.where)

@@ -110,7 +110,7 @@ def moments(kept: Sequence[Validation], budget: BudgetSection, unit: str, earlie
     if valid and all(one.others > timing.BUSY for one in valid):
         least = min(one.others for one in valid)
         beside = ", so the search's own measurements count too" if any(one.valid for one in earlier) else ""
-        found.append(f"Other work took {100 * least:.0f} % of the device's CPUs and more{beside}.")
+        found.append(f"Other work took {100 * least:.0f} % of the device's CPUs or more{beside}.")
     if shares := disagreement(kept, budget, unit, earlier):
         now, then = (f"{100 * share:.1f} %" for share in shares)
         found.append(f"The search had measured this network at {then} of the latency budget; here it takes {now}.")

@@ -11,13 +11,14 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from edgeprune import claims
 from edgeprune.devices import package
-from edgeprune.devices.agent import state, store, timing, wire
+from edgeprune.devices.agent import state, store, timing, wire, worker
 
 SOURCES = sorted((Path(package.__file__).parent / "agent").glob("*.py"))
 ALLOWED = {"numpy", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "cuda"}
@@ -117,6 +118,63 @@ def test_candidates_take_turns_round_by_round() -> None:
     steps = [lambda name=name: calls.append(name) for name in "ABC"]
     timing.interleaved(steps, warmup=0, runs=2, rounds=3, min_seconds=0.0, max_seconds=60.0, max_spread=1e9)
     assert "".join(calls) == "AABBCC" * 3
+
+
+class Shared:
+    """A CPU that another process has for 4 ms at a time; reading the clocks takes 1 us of CPU time."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.wall = self.cpu = self.switches = 0
+        monkeypatch.setattr(timing.time, "perf_counter_ns", lambda: self.wall)
+        monkeypatch.setattr(timing.time, "process_time_ns", self.read)
+        monkeypatch.setattr(timing, "_switches", lambda: self.switches)
+
+    def read(self) -> int:
+        self.wall, self.cpu = self.wall + 500, self.cpu + 500
+        return self.cpu
+
+    def network(self, nanoseconds: int, waits: int = 0) -> None:
+        self.cpu += nanoseconds
+        self.wall += nanoseconds + 4_000_000 * waits
+        self.switches += waits
+
+
+def test_a_run_that_waited_for_its_turn_takes_what_it_had_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = Shared(monkeypatch)
+    turns = timing.Turns()
+    assert turns.run(lambda: cpu.network(3_000_000)) == 3_000_000  # the clock's word
+    assert turns.run(lambda: cpu.network(3_000_000, waits=2)) == 3_000_000  # 11 ms on the wall
+    assert turns.run(lambda: cpu.network(0, waits=1)) == 0
+
+    def yields() -> None:  # a switch without a wait, and helpers that have more CPU time than the wall has
+        cpu.network(50_000, waits=0)
+        cpu.cpu, cpu.switches = cpu.cpu + 70_000, cpu.switches + 1
+
+    assert turns.run(yields) == 50_000
+
+
+def test_only_one_thread_of_this_process_is_measured_by_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = Shared(monkeypatch)
+    steps = [lambda: cpu.network(3_000_000, waits=1)]
+    for own, told in ((True, 3_000_000), (False, 7_000_000)):
+        found = timing.interleaved(steps, 0, 2, 5, 0.0, 60.0, 1e9, own)
+        assert {one for rounds in found[0] for one in rounds} == {told}
+
+
+@pytest.mark.parametrize(
+    ("asked", "threads", "here", "own"),
+    [(True, 1, True, True), (False, 1, True, False), (True, 2, True, False), (True, 1, False, False)],
+)
+def test_own_time_is_for_one_thread_on_this_cpu_and_for_a_clock(
+    asked: bool, threads: int, here: bool, own: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[object] = []
+    monkeypatch.setattr(timing, "interleaved", lambda *settings: given.append(settings[-1]) or [[[1.0]]])
+    made = worker.Worker()
+    made._open, made._threads = {"a": SimpleNamespace(step=lambda: None, here=here)}, threads
+    protocol = dict.fromkeys(("warmup_runs", "runs", "rounds", "min_seconds", "max_seconds", "max_spread"), 1)
+    found = made.do_measure({"handles": ["a"], "own": asked, **protocol})
+    assert given == [own] and found["others"] >= 0
 
 
 def _python38() -> str:

@@ -62,6 +62,8 @@ def version() -> str:
 class Model:
     """One artifact, open. `files` maps names to paths; the first is the .onnx file."""
 
+    here = True  # the work is done by this process, not by another processor
+
     def __init__(self, files: dict[str, str], options: dict[str, Any], threads: int, home: str) -> None:
         if wrong(NAME, options):
             raise Failure("runtime", wrong(NAME, options))

@@ -53,6 +53,8 @@ def _core() -> Any:
 class Model:
     """One artifact, open. `files` maps names to paths: the .xml file, then its .bin file."""
 
+    here = True  # the work is done by this process, not by another processor
+
     def __init__(self, files: dict[str, str], options: dict[str, Any], threads: int, home: str) -> None:
 
         if wrong(NAME, options):

@@ -41,6 +41,8 @@ def version() -> str:
 class Model:
     """One engine, open. `files`: the ONNX graph, and perhaps a file called timing.cache from an earlier build."""
 
+    here = False  # the work is done by this process, not by another processor
+
     def __init__(self, files: dict[str, str], options: dict[str, Any], threads: int, home: str) -> None:
         import tensorrt
 

@@ -103,13 +103,15 @@ class Worker:
 
     def do_measure(self, request: dict[str, Any]) -> dict[str, Any]:
         """Latency of several artifacts, interleaved; raw samples in nanoseconds and what disturbed them."""
-        steps = [self._model(handle).step() for handle in request["handles"]]
+        models = [self._model(handle) for handle in request["handles"]]
+        steps = [model.step() for model in models]
+        own = request.get("own", False) and self._threads == 1 and all(model.here for model in models)
         settings = [
             request[name] for name in ("warmup_runs", "runs", "rounds", "min_seconds", "max_seconds", "max_spread")
         ]
         before, began = state.snapshot(), state.began()
         with timing.pinned(self._threads) as cpus:
-            samples = timing.interleaved(steps, *settings)
+            samples = timing.interleaved(steps, *settings, own)
         others = state.others(began)
         reasons, notes = state.disturbances(before, state.snapshot())
         return {"samples": samples, "reasons": reasons, "notes": notes, "pinned": cpus, "others": others}

@@ -5,7 +5,7 @@
 Each network is run from its recipe to a bundle in a folder of its own, without training where `--epochs` is 0. Then
 `benchmarks/plain.py`, which imports nothing of edgeprune, measures the dense and the pruned INT8 artifact again, for as
 many `--repeats` as asked: accuracy must be the claim's to the example, the speed-up within 3 % quiet and 6 % loaded
-(there by each round's fastest tenth: at the median a run of 3 ms has waited 4 for its turn, whatever the network).
+(there by the CPU time that runs had: by the clock a run of 3 ms has waited 4 for its turn, whatever the network).
 Where the network is no classifier, the outputs of that plain code are scored by the task's own metric.
 What others do on the machine is in the row's name: quiet, busy. `--loaded`: all of it beside one busy process on each
 core (`benchmarks/load.py`; or, with `--beside`, what runs there already). The figures go to

@@ -14,7 +14,6 @@ import torch
 import transformers
 from torch import nn
 
-BATCH, RATE = 64, 1e-3
 EPOCHS = "epoch"
 
 
@@ -38,7 +37,7 @@ class Distil(transformers.Trainer):
 
 
 def fit(job: Any) -> nn.Module:
-    """AdamW under a cosine, in `Trainer`'s loop."""
+    """AdamW under a cosine, in `Trainer`'s loop, with the recipe's own `lr` and `batch`."""
 
     def collate(items: Any) -> dict[str, Any]:
         return {"batch": job.inputs.batch([inputs for inputs, _ in items])}
@@ -46,9 +45,9 @@ def fit(job: Any) -> nn.Module:
     arguments = transformers.TrainingArguments(
         str(job.folder / "trainer"),
         num_train_epochs=max(1, math.ceil(job.epochs)),
-        per_device_train_batch_size=BATCH,
-        per_device_eval_batch_size=BATCH,
-        learning_rate=RATE,
+        per_device_train_batch_size=job.options["batch"],
+        per_device_eval_batch_size=job.options["batch"],
+        learning_rate=job.options["lr"],
         weight_decay=0.01,
         lr_scheduler_type="cosine",
         dataloader_drop_last=True,

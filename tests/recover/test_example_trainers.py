@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from pathlib import Path
 from types import ModuleType
@@ -35,7 +36,7 @@ def test_it_brings_the_student_nearer_to_the_dense_network(tmp_path: Path, name:
     with torch.no_grad():
         for parameter in student.parameters():
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    made = job(tmp_path, student)
+    made = dataclasses.replace(job(tmp_path, student), options={"batch": 16, "lr": 1e-2})
     plain = module("plain")
 
     def far() -> float:

@@ -1,13 +1,14 @@
 # make demo    the main job on real data, in minutes, without a GPU
 # make example NAME=detection    one of examples/, the same way
 # make docs    the pages of docs/ and the Python reference, in site/; a broken link fails
-# make test    the whole test suite; make quick: under a minute
+# make test    the whole test suite; make quick: under a minute. One worker more than cores: many tests wait.
 PYTHON ?= python3
 BIN := .venv/bin
 RECIPE ?= examples/cifar10/recipe.toml
 TARGET ?= intel-cpu
 NAME ?= detection
-SIDE_BY_SIDE ?= -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+WORKERS := $(shell $(PYTHON) -c 'import os; print(min(4, 1 + (os.cpu_count() or 1)))')
+SIDE_BY_SIDE ?= -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo example test quick lint docs wheel clean
 

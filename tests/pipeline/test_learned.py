@@ -111,7 +111,7 @@ def test_both_through_prune_and_the_hand_off(
 ) -> None:
     device, run = hurried("x86-onnxruntime"), tmp_path / "run"
     tiny = override(tiny, "search", method="learned", mask_steps=40, images=64, rounds=1, trials=0)
-    tiny = override(tiny, "recover", sparsity="group-lasso", sparsity_epochs=1.0, epochs=1.0)
+    tiny = override(tiny, "recover", sparsity="group-lasso", sparsity_epochs=0.25, epochs=0.5)
     try:
         pipeline.run(tiny, device, run, until="prune")
     except MeasurementError as noisy:

@@ -12,7 +12,7 @@ import onnx
 import pytest
 
 from edgeprune import target
-from edgeprune.devices.types import KernelTime
+from edgeprune.devices.types import KernelTime, Timing
 from edgeprune.errors import BudgetError
 from edgeprune.pipeline import precision
 from edgeprune.quantize import apply, calibrate
@@ -143,7 +143,8 @@ class Told:
         return [KernelTime(name, "Conv", (), 0.5 if name in quick else each, 0.0, 10) for name in layers]
 
     def measure(self, loaded: Any, protocol: Any) -> list[Any]:
-        return [SimpleNamespace(median=self.ms[one.artifact.name], spread=0.01, rounds=(1.0,) * 40) for one in loaded]
+        every = [self.ms[one.artifact.name] for one in loaded]
+        return [Timing(ms, ms, ms, ms, ms, spread=0.01, count=40, rounds=(1.0,) * 40) for ms in every]
 
 
 @pytest.mark.long

@@ -105,7 +105,9 @@ class Worker:
         """Latency of several artifacts, interleaved; raw samples in nanoseconds and what disturbed them."""
         models = [self._model(handle) for handle in request["handles"]]
         steps = [model.step() for model in models]
-        own = request.get("own", False) and self._threads == 1 and all(model.here for model in models)
+        own = (
+            request.get("own", False) and self._threads == 1 and all(getattr(model, "here", False) for model in models)
+        )
         settings = [
             request[name] for name in ("warmup_runs", "runs", "rounds", "min_seconds", "max_seconds", "max_spread")
         ]

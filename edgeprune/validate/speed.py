@@ -113,7 +113,10 @@ def moments(kept: Sequence[Validation], budget: BudgetSection, unit: str, earlie
         found.append(f"Other work took {100 * least:.0f} % of the device's CPUs or more{beside}.")
     if shares := disagreement(kept, budget, unit, earlier):
         now, then = (f"{100 * share:.1f} %" for share in shares)
-        found.append(f"The search had measured this network at {then} of the latency budget; here it takes {now}.")
+        found.append(
+            f"The search had measured this network at {then} of the latency budget, these validations at {now}: "
+            "both count."
+        )
     return "".join(f" {sentence}" for sentence in found)
 
 

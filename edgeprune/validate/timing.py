@@ -102,9 +102,20 @@ def quiet(kept: Sequence[Validation]) -> bool:
 
 
 def counted(kept: Sequence[Validation], earlier: Sequence[Validation] = ()) -> list[Validation]:
-    """The validations that speak: the quiet ones; where none was, all, and `earlier`, the search's own measurements."""
-    valid = [one for one in kept if one.valid]
-    return [one for one in valid if one.others <= BUSY] or [*valid, *(one for one in earlier if valid and one.valid)]
+    """The validations that speak: the quiet ones; where none was, all.
+
+    `earlier`, the search's own measurements, count with them where none was quiet, and where they say something else:
+    these are moments of one device, and neither is the wrong one.
+    """
+
+    def pooled(some: Sequence[Validation]) -> Pooled | None:
+        return together(some, lambda medians: medians[PAIR[0]] / medians[PAIR[1]], "ms", 0.95)
+
+    valid, known = ([one for one in some if one.valid] for some in (kept, earlier))
+    calm = [one for one in valid if one.others <= BUSY]
+    if calm:
+        return [*calm, *known] if apart(pooled(calm), pooled(known)) else calm
+    return [*valid, *known] if valid else []
 
 
 def apart(now: Pooled | None, earlier: Pooled | None) -> float:

@@ -236,7 +236,7 @@ def test_without_a_quiet_validation_what_the_search_measured_counts_too():
     assert faster == pytest.approx(1 / 0.475) and gates["latency"].value == pytest.approx(0.475)
     assert "3 measurements together" in gates["latency"].message
     assert "Other work took 50 %" in gates["measurement"].message and "search's own" in gates["measurement"].message
-    assert "95.0 % of the latency budget; here" in gates["measurement"].message
+    assert "95.0 % of the latency budget, these validations at 82.0 %" in gates["measurement"].message
     alone = judged([busy])
     assert alone[1] == pytest.approx(1 / 0.41) and "search" not in alone[0]["measurement"].message
     invalid = judged([beside(validation(0.41, valid=False))], [earlier])  # the search alone validates nothing
@@ -254,10 +254,10 @@ def test_the_speed_up_is_told_with_its_limits_and_more_measurements_make_them_na
 def test_a_search_that_measured_otherwise_is_told_and_one_within_noise_is_not():
     quiet = validation(0.41)
     told, faster = judged([quiet], [searched(0.475)])
-    assert (
-        faster == pytest.approx(1 / 0.41)
-        and "The search had measured this network at 95.0 %" in told["measurement"].message
-    )
+    assert faster == pytest.approx(2 / (0.41 + 0.475)) and "2 measurements together" in told["latency"].message
+    assert "The search had measured this network at 95.0 %" in told["measurement"].message
+    several, pooled = judged([quiet] * 4, [searched(0.475)] * 2)  # MiniLM on a host with other guests: 1.74 and 1.53
+    assert pooled == pytest.approx(1 / 0.41) and "(2.2" in several["faster"].message
     assert "search" not in judged([quiet], [searched(0.405)])[0]["measurement"].message
     noisy = validation(0.41)
     noisy["networks"]["dense_int8"]["error"] = 0.1

@@ -111,9 +111,10 @@ class Worker:
         settings = [
             request[name] for name in ("warmup_runs", "runs", "rounds", "min_seconds", "max_seconds", "max_spread")
         ]
+        settings.append(own)
         before, began = state.snapshot(), state.began()
         with timing.pinned(self._threads) as cpus:
-            samples = timing.interleaved(steps, *settings, own)
+            samples = timing.interleaved(steps, *settings)
         others = state.others(began)
         reasons, notes = state.disturbances(before, state.snapshot())
         return {"samples": samples, "reasons": reasons, "notes": notes, "pinned": cpus, "others": others}

@@ -45,7 +45,8 @@ def latency_share(
     """The released artifact's latency over the budget, by all validations that count together.
 
     Args:
-        earlier: the same network as the search measured it; counts where no validation was quiet.
+        earlier: the same network as the search measured it; counts where no validation was quiet, and where it says
+            something else.
     """
 
     def share(medians: Mapping[str, float]) -> float:

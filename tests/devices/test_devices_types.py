@@ -10,9 +10,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeprune import devices
-from edgeprune.devices import Artifact
+from edgeprune.devices import Artifact, answers, results
 from edgeprune.devices.link import AgentError
-from edgeprune.target import Target
+from edgeprune.devices.types import Unit
+from edgeprune.target import Protocol, Target
 
 VOCABULARY = 5
 
@@ -60,3 +61,12 @@ def test_a_type_that_is_not_fed_is_said(ort: Target, tmp_path: Path) -> None:
     artifact = save(tmp_path / "text.onnx", nodes, TensorProto.STRING, [1, 3])
     with devices.connect(ort) as device, pytest.raises(AgentError, match=r"'input' is a tensor\(string\)"):
         device.load(artifact)
+
+
+@pytest.mark.parametrize(("unit", "others"), [("ms", 0.6), ("instructions", 0.0)])
+def test_other_work_disturbs_a_clock_and_no_count(unit: Unit, others: float) -> None:
+    summary = answers.Summary(
+        median=2e6, p90=2e6, p99=2e6, minimum=2e6, mean=2e6, spread=0.0, count=1, rounds=[2e6], drift=0.0
+    )
+    job = answers.MeasureAnswer(summaries=[summary], reasons=[], notes=[], others=0.6)
+    assert results.timing(summary, job, Protocol(), unit).others == others

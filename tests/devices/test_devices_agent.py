@@ -177,6 +177,18 @@ def test_own_time_is_for_one_thread_on_this_cpu_and_for_a_clock(
     assert given == [own] and found["others"] >= 0
 
 
+@pytest.mark.parametrize(("milliseconds", "runs"), [(0.1, 20), (2.5, 20), (5, 10), (40, 5)])
+def test_a_round_of_a_slow_network_has_fewer_runs_and_there_are_as_many_rounds(
+    milliseconds: float, runs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu = Shared(monkeypatch)
+    slow = lambda: cpu.network(round(milliseconds * 1e6))  # noqa: E731
+    found = timing.interleaved([slow], 0, 20, 40, 0.0, 60.0, 1e9)
+    assert [len(one) for one in found[0]] == [runs] * 40
+    long = timing.interleaved([slow], 0, 20, 5, 0.4, 60.0, 1e9)
+    assert len(long[0][0]) >= 0.4 / (milliseconds / 1000 + 1e-9) * 0.99
+
+
 def _python38() -> str:
     known = [shutil.which("python3.8"), *Path.home().glob(".pyenv/versions/3.8.*/bin/python3.8")]
     works = (str(one) for one in known if one and subprocess.run([one, "-V"], capture_output=True).returncode == 0)

@@ -17,6 +17,8 @@ except ImportError:  # not Unix
 FEWEST_ROUNDS = 5
 READINGS = 200  # of the clocks alone
 MOST_RUNS = 20000  # a round, however short the network and however many seconds were asked for
+LONG = 5e7  # nanoseconds of runs, which are enough for a round,
+LEAST_RUNS = 5  # if there are as many
 
 
 def interleaved(
@@ -33,8 +35,9 @@ def interleaved(
 
     Many rounds serve better than few: a machine's speed changes between them, and a short round sees all candidates at
     one speed. Too short a round (four runs of a network whose weights fill the cache) sees what its predecessor left in
-    the caches. When a candidate's round medians scatter more than `max_spread`, up to twice as many
-    rounds again are taken. After `max_seconds` no further round begins, once there are `FEWEST_ROUNDS`.
+    the caches; but where one run takes long, a round has fewer than `runs`, as more rounds tell more than more runs.
+    When a candidate's round medians scatter more than `max_spread`, up to twice as many rounds again are taken. After
+    `max_seconds` no further round begins, once there are `FEWEST_ROUNDS`.
 
     Args:
         own: the work is done by one thread of this process; then a run that another process interrupted is as long as
@@ -62,11 +65,13 @@ def interleaved(
 def _round(
     candidate: Callable[[], Any], runs: int, min_seconds: float, run: Callable[[Callable[[], Any]], float]
 ) -> list[float]:
+    """Nanoseconds of each run: `runs` of them, fewer where they are long, and more until `min_seconds` are over."""
     clock = time.perf_counter_ns
     taken = []  # type: list[float]
-    end = clock() + int(min_seconds * 1e9)
-    while len(taken) < runs or (clock() < end and len(taken) < MOST_RUNS):
+    end, total = clock() + int(min_seconds * 1e9), 0.0
+    while (clock() < end and len(taken) < MOST_RUNS) or len(taken) < (runs if total < LONG else min(runs, LEAST_RUNS)):
         taken.append(run(candidate))
+        total += taken[-1]
     return taken
 
 

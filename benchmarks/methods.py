@@ -159,7 +159,9 @@ def torch_pruning(bench: Bench, ms: float, importance: str, multiple: int) -> An
     )
 
 
-def _peer_cuts(tp: Any, bench: Bench, ratio: float, importance: str, multiple: int) -> dict[str, list[int]]:
+def _peer_cuts(
+    tp: Any, bench: Bench, ratio: float, importance: str, multiple: int, everywhere: bool = True
+) -> dict[str, list[int]]:
     import copy
 
     import torch
@@ -173,7 +175,7 @@ def _peer_cuts(tp: Any, bench: Bench, ratio: float, importance: str, multiple: i
     }[importance]()
     last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
     pruner = tp.pruner.BasePruner(
-        model, example, importance=measure, global_pruning=True, pruning_ratio=ratio, max_pruning_ratio=0.9,
+        model, example, importance=measure, global_pruning=everywhere, pruning_ratio=ratio, max_pruning_ratio=0.9,
         ignored_layers=[last], round_to=multiple,
     )  # fmt: skip
     if importance == "taylor":

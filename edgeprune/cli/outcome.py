@@ -25,7 +25,7 @@ MEANING = {
     "instructions": "Instructions of an emulated board: they stand for no time.",
     "modelled ms": "No device: latency is a model, not measured. Give yours: --device ssh://NAME",
 }
-ACCURACY = "Nothing is said of accuracy yet: pruning and training show it, and the gate measures it."
+ACCURACY = "Nothing is said of accuracy yet: plan --accuracy tells what is left before training, in minutes."
 BUSY = 1.2  # processes that share each core
 MISSING = "-"
 
@@ -189,7 +189,7 @@ def show_plan(plan: Mapping[str, Any], recipe: Recipe, target: Target, session: 
     elif plan.get("feasible"):
         advice = f"  {plan.get('advice', '')}".rstrip()
         console.say(console.NEWLINE, console.style("FEASIBLE IN LATENCY", fg="green", bold=True), advice)
-        console.say(f"  {ACCURACY}")
+        console.say(f"  {(plan.get('accuracy') or {}).get('says') or ACCURACY}")
     else:
         console.say(console.NEWLINE, console.style("NOT FEASIBLE", fg="red", bold=True))
 

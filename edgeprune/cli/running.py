@@ -30,6 +30,7 @@ def run_step(
     sign: Path | None = None,
     weights: Path | None = None,
     until: str | None = None,
+    accuracy: bool = False,
 ) -> None:
     """Run a step, or `until` a stage of it, and print what came of it; raises EdgepruneError."""
     from edgeprune import recipe as recipes
@@ -55,7 +56,7 @@ def run_step(
         from edgeprune import pipeline
 
         if step == "plan":
-            plan = pipeline.plan(recipe, target, run_dir, device=device, events=events)
+            plan = pipeline.plan(recipe, target, run_dir, device=device, events=events, accuracy=accuracy)
             events.close()
             outcome.show_plan(plan, recipe, target, now)
             if not plan.get("feasible"):

@@ -100,6 +100,9 @@ def _step_command(step: str, target: Target) -> click.Command:
     if step == "run":
         choices = click.Choice(list(STEPS))
         params.append(click.option("--from", "start", type=choices, help="Start again at this step."))
+    if step == "plan":
+        text = "Search and repair too: what accuracy is left before training. Minutes; run goes on from there."
+        params.append(click.option("--accuracy", is_flag=True, help=text))
     if step in UNTIL:
         text = "End after this; 'recover' repairs the network and leaves its training to you."
         params.append(click.option("--until", type=click.Choice(UNTIL[step]), help=text))

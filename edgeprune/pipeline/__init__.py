@@ -16,7 +16,7 @@ from edgeprune import result as results
 from edgeprune import stage
 from edgeprune import target as targets
 from edgeprune.errors import EdgepruneError, GateError, InputError, UsageError, did_you_mean
-from edgeprune.pipeline import choose, ends, objects, processes, reading, recovery, stages, validations
+from edgeprune.pipeline import choose, ends, expected, objects, processes, reading, recovery, stages, validations
 from edgeprune.pipeline.candidates import patched
 from edgeprune.pipeline.context import Context, lock_recipe, toml_value
 from edgeprune.pipeline.draft import Drafted, Wanted, draft, run_name
@@ -200,15 +200,34 @@ def _followed(last: processes.Message) -> Outcome:
 
 
 def plan(
-    recipe: Recipe, target: Target, run_dir: Path | None = None, *, device: str = "", events: Listener = silent
+    recipe: Recipe,
+    target: Target,
+    run_dir: Path | None = None,
+    *,
+    device: str = "",
+    events: Listener = silent,
+    accuracy: bool = False,
 ) -> dict[str, Any]:
-    """Can the budget be met? Measures the dense network and the floor; trains nothing."""
+    """Can the budget be met? Measures the dense network and the floor; trains nothing.
+
+    Args:
+        accuracy: where it can, the table is measured and the network searched as well, and `accuracy` of what is
+            returned says what the repaired network loses before any training. `run` keeps those stages.
+
+    Raises:
+        BudgetError: the search found no network within the budget, though the plan had hoped for one.
+    """
     recipe = recipes.of_python(recipe, recipe.path or "recipe")
     keep_memory()
     path = run_dir or default_run_dir(recipe, target)
     with RunDirectory(path) as directory, Context(recipe, target, directory, device, events) as context:
         _run_stages(context, "plan")
-        return plan_report(context.subject, context.bench, context.run, context.weights)
+        report = plan_report(context.subject, context.bench, context.run, context.weights)
+        hopeless = any(finding["severity"] == "error" for finding in report["findings"])
+        if accuracy and report["feasible"] and not hopeless:
+            until_search(context)
+            report["accuracy"] = expected.accuracy(context.subject, context.run, context.voice)
+        return report
 
 
 def until_search(context: Context) -> None:

@@ -140,6 +140,8 @@ class Pipeline:
         report = Path("runs/tiny/report.html") if until == "package" else None
         return types.SimpleNamespace(run_dir=Path("runs/tiny"), result=self.result, bundle=self.bundle, report=report)
 
-    def plan(self, recipe, target, run_dir=None, *, device="", events=None):
-        self._note(recipe=recipe, target=target, run_dir=run_dir, until="plan", start="", device=device)
+    def plan(self, recipe, target, run_dir=None, *, device="", events=None, accuracy=False):
+        self._note(
+            recipe=recipe, target=target, run_dir=run_dir, until="plan", start="", device=device, accuracy=accuracy
+        )
         return self.plan_result

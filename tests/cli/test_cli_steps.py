@@ -203,6 +203,15 @@ def test_plan_says_whether_it_can_be_met(edgeprune_command, project, pipeline):
     assert edgeprune_command("intel-cpu", "plan", "recipe.toml", "--json").json["plan"] == PLAN
 
 
+def test_plan_tells_what_accuracy_is_left_where_it_is_asked(edgeprune_command, project, pipeline):
+    pipeline.plan_result = {**PLAN, "accuracy": {"says": "Before any training: top-1 80.00 points."}}
+    done = edgeprune_command("intel-cpu", "plan", "recipe.toml", "--accuracy")
+    assert pipeline.calls[0]["accuracy"] is True
+    assert "Before any training: top-1 80.00 points." in done.stdout and "Nothing is said" not in done.stdout
+    edgeprune_command("intel-cpu", "plan", "recipe.toml")
+    assert pipeline.calls[1]["accuracy"] is False
+
+
 def test_plan_that_cannot_be_met_has_the_exit_code_of_a_budget(edgeprune_command, project, pipeline):
     pipeline.plan_result = {**PLAN, "feasible": False, "advice": "Ask for 0.4 ms."}
     done = edgeprune_command("intel-cpu", "plan", "recipe.toml")

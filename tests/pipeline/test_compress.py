@@ -66,7 +66,11 @@ def test_joint_search_to_measured_result_and_resume(
     assert result["pruned_int8"]["bytes"] < result["dense_int8"]["bytes"]
     narrowed = [layer for layer in result["layers"] if layer.get("after", 0) != layer.get("before", 0)]
     assert narrowed
-    planned = pipeline.plan(tiny, device, tmp_path / "run")
+    planned = pipeline.plan(tiny, device, tmp_path / "run", accuracy=True)
+    left, held = planned["accuracy"], json.loads((tmp_path / "run" / "recover" / "recover.json").read_text())
+    assert left["reference"] == pytest.approx(100 * held["selection_accuracy"]["dense"])
+    assert left["value"] == pytest.approx(100 * held["selection_accuracy"]["repaired"])
+    assert left["low"] <= left["drop"] == pytest.approx(left["reference"] - left["value"]) <= left["high"]
     _layer_times_agree(planned, result)
     estimated = planned["estimate"]
     assert set(estimated["seconds"]) == {step.name for step in stage.STEPS}

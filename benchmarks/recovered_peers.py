@@ -1,9 +1,9 @@
 """Peers beside a finished run: at the measured latency of its network, with the same repair, training and INT8.
 
-    python benchmarks/recovered_peers.py RUN --site SITE [--methods "FLOPs-driven" ...]
+    python benchmarks/recovered_peers.py RUN --recipe RECIPE --site SITE [--methods "FLOPs-driven" ...]
     python benchmarks/recovered_peers.py --table         # docs/recovery.md, from results/recovered_peers.json
 
-RUN is a finished run of a classifier, whose recipe and artifacts are used; SITE has torch_pruning. Torch-Pruning by
+RUN is RECIPE's finished run, of a classifier, whose artifacts are used; SITE has torch_pruning. Torch-Pruning by
 group L2, uniform or global, channels rounded to 8; and our own program with multiply-accumulates in place of latencies,
 without blocks. Of each method's ratios, in steps of 0.025, the smallest whose INT8 artifact is no slower than ours,
 each timed beside ours in interleaved rounds (by halving: a network is faster at a larger ratio). Then the recipe's
@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from common import RESULTS, ROOT, heads, kept, line, put, ratios, save, with_site
+from common import EXAMPLES, RESULTS, ROOT, heads, kept, line, put, ratios, save, with_site
 from methods import Macs, _peer_cuts
 from task_peers import ROUNDS
 
@@ -166,10 +166,10 @@ def judged(place: Place, logits: np.ndarray, labels: np.ndarray) -> Any:
     return judge.score()
 
 
-def run(done: Path, methods: list[str]) -> dict[str, Any]:
+def run(done: Path, recipe: Any, methods: list[str]) -> dict[str, Any]:
     """Ours and the peers of one run, as far as they were not kept."""
     result = kept(done / "result.json")
-    recipe, target = recipes.load(done / "recipe.lock.toml"), targets.load(result["target"])
+    target = targets.load(result["target"])
     key = f"{recipe.name} on {target.name}, {recipe.recover.epochs:g} epochs"
     with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder, devices.connect(target, "local") as device:
         place = Place(done, Path(folder), device, target, recipe)
@@ -216,13 +216,14 @@ def main() -> None:
     """Run what is asked for and keep the other rows; or write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, nargs="?")
+    parser.add_argument("--recipe", type=Path, default=EXAMPLES / "cifar10" / "recipe.toml")
     parser.add_argument("--site", default="")
     parser.add_argument("--methods", nargs="+", default=list(NAMES), choices=NAMES)
     parser.add_argument("--table", action="store_true")
     given = parser.parse_args()
     if given.run:
         with_site(given.site)
-        run(given.run, given.methods)
+        run(given.run, recipes.load(given.recipe), given.methods)
     if given.table:
         put(PAGE, "recovered_peers.py", table(kept(OUT)))
 

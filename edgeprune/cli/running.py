@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgeprune.cli import console, session
 from edgeprune.errors import BudgetError, GateError, UsageError
@@ -58,11 +58,7 @@ def run_step(
         if step == "plan":
             plan = pipeline.plan(recipe, target, run_dir, device=device, events=events, accuracy=accuracy)
             events.close()
-            outcome.show_plan(plan, recipe, target, now)
-            if not plan.get("feasible"):
-                raise BudgetError("the budget cannot be met.", str(plan.get("advice", "")))
-            if plan.get("findings"):
-                pipeline.refuse(plan["findings"])
+            _planned(plan, recipe, target, now)
             return
         try:
             done: Outcome = pipeline.run(
@@ -80,6 +76,18 @@ def run_step(
     outcome.show(done, step, now)
     if until:
         outcome.show_end(done, until, target.name, recipe_path, now)
+
+
+def _planned(plan: Mapping[str, Any], recipe: Recipe, target: Target, now: session.Invocation) -> None:
+    """Print a plan; raises BudgetError where it cannot be met, and what else no gate could pass with."""
+    from edgeprune import pipeline
+    from edgeprune.cli import outcome
+
+    outcome.show_plan(plan, recipe, target, now)
+    if not plan.get("feasible"):
+        raise BudgetError("the budget cannot be met.", str(plan.get("advice", "")))
+    if plan.get("findings"):
+        pipeline.refuse(plan["findings"])
 
 
 def _helps(last: str, recipe: Recipe, target: Target, weights: Path | None) -> bool:

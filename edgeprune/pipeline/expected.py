@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 import numpy as np
 import torch
@@ -20,7 +18,7 @@ from edgeprune.workload import Score
 LOOK, CHUNK = 5_000, 64  # held-out examples at most, and at once
 
 
-def accuracy(subject: Subject, run: RunDirectory, voice: Voice) -> dict[str, Any]:
+def accuracy(subject: Subject, run: RunDirectory, voice: Voice) -> dict[str, object]:
     """The drop of the searched network after least-squares repair, in float, on held-out examples; nothing is trained.
 
     The search must be whole. Held-out examples are the selection split's, which chooses, not the test split's.

@@ -73,7 +73,7 @@ def test_a_runtime_that_dies(
 def test_a_job_over_its_time_is_stopped_and_the_next_one_runs(
     ort: Target, artifact: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    endless = msgspec.structs.replace(ort.protocol, runs=10_000_000)
+    endless = msgspec.structs.replace(ort.protocol, warmup_runs=1_000_000_000)
     with devices.connect(ort) as device:
         loaded = device.load(artifact)
         monkeypatch.setenv("EDGEPRUNE_JOB_TIMEOUT", "1.5")
@@ -86,7 +86,7 @@ def test_a_job_over_its_time_is_stopped_and_the_next_one_runs(
 
 @pytest.mark.long
 def test_a_worker_killed_in_a_job_costs_that_job_only(ort: Target, artifact: Artifact) -> None:
-    endless = msgspec.structs.replace(ort.protocol, runs=10_000_000)
+    endless = msgspec.structs.replace(ort.protocol, warmup_runs=1_000_000_000)
     with devices.connect(ort) as device:
         loaded = device.load(artifact)
         threading.Timer(0.7, _kill_worker, [device.agent_pid]).start()

@@ -240,7 +240,7 @@ class TestOverSsh:
     def test_a_job_over_its_time_and_a_worker_that_dies(
         self, server: Path, pi5: Target, artifact: Artifact, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        endless = msgspec.structs.replace(pi5.protocol, runs=10_000_000)
+        endless = msgspec.structs.replace(pi5.protocol, warmup_runs=1_000_000_000)
         with devices.connect(pi5, "ssh://pi5") as device:
             loaded = device.load(artifact)
             monkeypatch.setenv("EDGEPRUNE_JOB_TIMEOUT", "1.5")

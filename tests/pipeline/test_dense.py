@@ -34,7 +34,7 @@ def test_the_dense_network_is_calibrated_and_its_agreement_told(tmp_path: Path) 
     with run_of(tmp_path, quantize={"images": 96}) as context:
         folder = until_dense(context)
         ranges, said = Ranges.load(folder / precision.RANGES), (tmp_path / "run" / "events.jsonl").read_text()
-    assert ranges.images == 96 and ranges.tensors and ranges.dialect == "ort-x86"
+    assert ranges.images == 96 and ranges.tensors and ranges.dialect == context.bench.dialect.name
     assert read_json(folder / precision.FILE) == {"float": []}
     found = read_json(folder / "agreement.json")
     assert found["method"] == "auto" and 0.97 <= found["agreement"] <= 1

@@ -15,11 +15,19 @@ import onnxruntime
 import torch
 from torch import nn
 
+from edgeprune import runtimes
 from edgeprune.devices.types import KernelTime
 from edgeprune.model import export_onnx
 from edgeprune.quantize import inference_session
 
 Feeds = Mapping[str, np.ndarray]
+
+
+def scheme(name: str) -> Any:
+    """A dialect as this machine's CPU gets it: without VNNI, its twin of fewer weight steps."""
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text().partition("flags")[2].partition("\n")[0].split() if cpuinfo.is_file() else []
+    return runtimes.for_cpu(name, flags)
 
 
 def exported(module: nn.Module, example: Any) -> onnx.ModelProto:

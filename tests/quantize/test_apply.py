@@ -20,7 +20,7 @@ from edgeprune.quantize.write.placement import place
 from edgeprune.recipe import QuantizeSection
 from edgeprune.runtimes import DIALECTS
 
-from . import nets
+from . import nets, running
 
 NETS = {"residual": nets.residual, "inverted": nets.inverted, "plain": nets.plain}
 
@@ -207,7 +207,7 @@ def test_apply_is_fast_enough_for_latency_sampling() -> None:
 
 
 def test_what_others_read_keeps_its_own_range_at_a_concat_of_onnx_runtime() -> None:
-    images, dialect = nets.images(16, size=8), DIALECTS["ort-x86"]
+    images, dialect = nets.images(16, size=8), running.scheme("ort-x86")
     for times, apart in ((20.0, True), (1.0, False)):
         model = nets.neck(times=times)
         ranges = calibrate(model, images, dialect)

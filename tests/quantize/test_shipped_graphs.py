@@ -106,6 +106,7 @@ class Positions(nn.Module):
 def test_a_weight_of_several_matrices_runs_in_onnx_runtime(dialect: str) -> None:
     model = running.exported(running.seeded(Positions), torch.zeros(1, 16, 48))
     tokens = np.random.default_rng(0).normal(size=(8, 16, 48)).astype(np.float32)
-    small = apply(model, calibrate(model, [tokens], DIALECTS[dialect], QUICK), DIALECTS[dialect])
+    scheme = running.scheme(dialect)
+    small = apply(model, calibrate(model, [tokens], scheme, QUICK), scheme)
     feeds = {"input": tokens[:1]}
     assert running.sqnr(running.outputs(model, feeds)[0], running.optimised(small, feeds)[0]) > 25

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgeprune.cli import console, session
 from edgeprune.errors import BudgetError, GateError, UsageError
@@ -78,7 +78,7 @@ def run_step(
         outcome.show_end(done, until, target.name, recipe_path, now)
 
 
-def _planned(plan: Mapping[str, Any], recipe: Recipe, target: Target, now: session.Invocation) -> None:
+def _planned(plan: Mapping[str, object], recipe: Recipe, target: Target, now: session.Invocation) -> None:
     """Print a plan; raises BudgetError where it cannot be met, and what else no gate could pass with."""
     from edgeprune import pipeline
     from edgeprune.cli import outcome
@@ -86,8 +86,9 @@ def _planned(plan: Mapping[str, Any], recipe: Recipe, target: Target, now: sessi
     outcome.show_plan(plan, recipe, target, now)
     if not plan.get("feasible"):
         raise BudgetError("the budget cannot be met.", str(plan.get("advice", "")))
-    if plan.get("findings"):
-        pipeline.refuse(plan["findings"])
+    findings = plan.get("findings")
+    if isinstance(findings, list) and findings:
+        pipeline.refuse(findings)
 
 
 def _helps(last: str, recipe: Recipe, target: Target, weights: Path | None) -> bool:

@@ -50,7 +50,8 @@ class Place:
         self.run, self.folder, self.device, self.target, self.recipe = run, folder, device, target, recipe
         self.subject = Subject(recipe, target.execution.batch, lambda *_: None)
         self.structure, self.work = self.subject.structure, self.subject.workload
-        self.dialect = runtimes.DIALECTS[target.dialect]
+        features = device.probe().fingerprint.get("features", ())
+        self.dialect = runtimes.for_cpu(target.dialect, features)  # the run's own, without VNNI too
         self.floats = kept(run / "quantize" / "precision.json").get("float", [])
         self.count = 0
         examples = workloads.examples(self.work, "train", max(recovery.REPAIR_EXAMPLES, recipe.search.images))

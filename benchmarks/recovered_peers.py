@@ -67,7 +67,8 @@ class Place:
         graph = onnx.load(path)
         ranges = quantize.dummy_ranges(graph)
         if calibrated:
-            given = [batch[0] for batch, _ in self.work.data.batches("calibration", self.work.inputs, 32, 512)]
+            count = self.recipe.quantize.images
+            given = [batch[0] for batch, _ in self.work.data.batches("calibration", self.work.inputs, 32, count)]
             ranges = quantize.calibrate(graph, lambda: iter(given), self.dialect, self.recipe.quantize)
         there = {node.name for node in graph.graph.node}
         floats = {layer: "float" for layer in self.floats if layer in there}

@@ -38,7 +38,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, ROOT, heads, kept, line, put, save
+from common import RESULTS, ROOT, dialect_on, heads, kept, line, put, save
 from recovery import TRAINING, splits
 
 PART = 0.25  # share of the epochs that a part of its own gets
@@ -185,17 +185,18 @@ def int8(run: Run, pruned: Any, arm: Arm, options: argparse.Namespace, data: Any
     import onnx
     import torch
 
-    from edgeprune import devices, quantize, runtimes
+    from edgeprune import devices, quantize
     from edgeprune.model import export_onnx
     from edgeprune.recipe import QuantizeSection
 
     images, _, test = data
-    dialect, few = runtimes.DIALECTS[run.target.dialect], images.take(CALIBRATION)
+    few = images.take(CALIBRATION)
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as name, devices.connect(run.target) as device:
         folder = Path(name)
         export_onnx(pruned, torch.zeros(1, *images.preprocess.shape), folder / "fp32.onnx")
         graph = onnx.load(folder / "fp32.onnx")
+        dialect = dialect_on(device, run.target)
         ranges = quantize.calibrate(graph, lambda: few.batches(32), dialect, QuantizeSection())
         before = _top1(device, quantize.apply(graph, ranges, dialect, {}), run.target, folder, test)
         row = {"int8": before, "int8_seconds": round(time.perf_counter() - began, 1)}

@@ -59,6 +59,13 @@ def line(*cells: object) -> str:
     return "| " + " | ".join(str(cell).replace("|", "/").replace("\n", " ") for cell in cells) + " |"
 
 
+def dialect_on(device: Any, target: Any) -> Any:
+    """The Q/DQ scheme that a run takes there: the target's, or its twin of 63 weight steps on a CPU that saturates."""
+    from edgeprune import runtimes
+
+    return runtimes.for_cpu(target.dialect, device.probe().fingerprint.get("features", ()))
+
+
 def ratios(device: Any, loaded: Sequence[Any], protocol: Any, rounds: int) -> tuple[list[list[float]], list[float]]:
     """Latencies over the first one's, a list each, all measured together; and the first one's own medians."""
     found, first = [list[float]() for _ in loaded], list[float]()

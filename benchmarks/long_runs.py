@@ -24,6 +24,7 @@ from recovery import TRAINING
 CASES = {  # network -> factory, weights
     "resnet56": ("examples/cifar10/resnet.py:resnet56", "resnet56.safetensors"),
     "vgg16": ("examples/cifar10/vgg.py:vgg16_bn", "vgg16_bn.safetensors"),
+    "resnet18": ("benchmarks/resnet18.py:resnet18", "resnet18.safetensors"),  # trained by resnet18.py
 }
 NETWORKS = ("dense_fp32", "dense_int8", "pruned_fp32", "pruned_int8")
 

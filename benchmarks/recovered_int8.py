@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, save
+from common import RESULTS, dialect_on, save
 from head_to_head import load, plan_file
 from recovery import splits
 
@@ -33,14 +33,13 @@ def measured(row: str, options: argparse.Namespace) -> dict[str, Any]:
 
     network, target_name, speedup, method = row.split("/")[:4]
     target = targets.load(target_name)
-    dialect = runtimes.DIALECTS[target.dialect]
     images, _, test = splits(options.data, 45_000, 1, options.test)
     few = images.take(512)
     dense = load(network, options.weights)
     pruned = Plan.load(plan_file(options.plans, f"{network}/{target_name}/{speedup}/{method}")).apply(dense)
     pruned.load_state_dict(torch.load(options.trained, weights_only=True))
     with tempfile.TemporaryDirectory() as name, devices.connect(target) as device:
-        folder, loaded = Path(name), []
+        folder, loaded, dialect = Path(name), [], dialect_on(device, target)
         for kind, model in (("dense", dense), ("pruned", pruned.eval())):
             export_onnx(model, torch.zeros(1, 3, 32, 32), folder / f"{kind}-fp32.onnx")
             graph = onnx.load(folder / f"{kind}-fp32.onnx")

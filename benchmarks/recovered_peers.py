@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from common import EXAMPLES, RESULTS, ROOT, heads, kept, line, put, ratios, save, with_site
+from common import EXAMPLES, RESULTS, ROOT, dialect_on, heads, kept, line, put, ratios, save, with_site
 from methods import Macs, _peer_cuts
 from task_peers import ROUNDS
 
@@ -50,8 +50,7 @@ class Place:
         self.run, self.folder, self.device, self.target, self.recipe = run, folder, device, target, recipe
         self.subject = Subject(recipe, target.execution.batch, lambda *_: None)
         self.structure, self.work = self.subject.structure, self.subject.workload
-        features = device.probe().fingerprint.get("features", ())
-        self.dialect = runtimes.for_cpu(target.dialect, features)  # the run's own, without VNNI too
+        self.dialect = dialect_on(device, target)
         self.floats = kept(run / "quantize" / "precision.json").get("float", [])
         self.count = 0
         examples = workloads.examples(self.work, "train", max(recovery.REPAIR_EXAMPLES, recipe.search.images))

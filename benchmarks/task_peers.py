@@ -25,7 +25,7 @@ import numpy as np
 import onnx
 import tasks as ours
 import torch
-from common import RESULTS, ROOT, heads, kept, line, put, ratios, save, with_site
+from common import RESULTS, ROOT, dialect_on, heads, kept, line, put, ratios, save, with_site
 from torch import nn
 
 import edgeprune
@@ -51,6 +51,7 @@ class Place:
         self.inputs: Inputs = self.data.inputs(workloads.argument_names(self.network))
         self.task: Any = tasking.of_recipe(self.recipe)
         self.target, self.folder, self.count = targets.load(target), folder, 0
+        self.dialect: Any = None  # the run's, by the CPU; before anything is built
         self.floats: list[str] = []  # layers that ours has in float, as they are faster so
         first = [self.data.split("test")[0][0]]
         self.example = workloads.tensors(self.inputs, self.inputs.batch(first, 0))
@@ -62,7 +63,7 @@ class Place:
     def built(self, graph: onnx.ModelProto, ranges: Any) -> Any:
         there = {node.name for node in graph.graph.node}
         floats = {layer: "float" for layer in self.floats if layer in there}
-        made = quantize.apply(graph, ranges, runtimes.DIALECTS[self.target.dialect], floats)
+        made = quantize.apply(graph, ranges, self.dialect, floats)
         path = self.folder / f"int8-{self.count}.onnx"
         onnx.save(made, path)
         return runtimes.build(path, self.folder / str(self.count), self.target, "int8", "int8")
@@ -129,6 +130,7 @@ def run(name: str, target: str, speedup: float, work: Path) -> dict[str, Any]:
         place.floats = kept(done / "precision.json").get("float", [])
         mine = runtimes.build(done / "pruned-int8.onnx", place.folder / "ours", place.target, "ours", "int8")
         with devices.connect(place.target, "local") as device:
+            place.dialect = dialect_on(device, place.target)
             loaded = device.load(mine)
             rows["ours"] = {"score": place.score(device, loaded), "of_ours": 1.0}
             for scope, everywhere in SCOPES.items():
@@ -162,8 +164,7 @@ def peer(place: Place, device: Any, mine: Any, everywhere: bool) -> dict[str, An
         for batch, _ in place.data.batches("calibration", place.inputs, 32, 256)
     ]
     distance = None if workloads.is_top_class(place.task) else place.task.distance
-    dialect = runtimes.DIALECTS[place.target.dialect]
-    ranges = quantize.calibrate(graph, lambda: iter(batches), dialect, distance=distance)
+    ranges = quantize.calibrate(graph, lambda: iter(batches), place.dialect, distance=distance)
     loaded = device.load(place.built(graph, ranges))
     (_, times), _ = ratios(device, [mine, loaded], place.target.protocol, ROUNDS)
     made = {"score": place.score(device, loaded), "of_ours": statistics.median(times), "ratio": ratio}

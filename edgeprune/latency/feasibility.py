@@ -66,7 +66,8 @@ class Feasibility:
         message: yes or no, in one sentence; remedy: what would reach it, when something would.
         layers: where the time goes, largest first.
         frozen_share: share of the time in layers that cannot be narrowed and lie in no removable block.
-        spread: half of the 95 % interval of the noisiest latency, relative; floor_spread: that of the fastest one.
+        spread: half of the 95 % interval of the noisiest latency, relative; floor_spread: that of the fastest one;
+            fp32_spread: that of dense FP32 over dense INT8, which are measured in turn.
         unsure: the answer is "no", and what the floor's spread leaves open could make it a "yes".
     """
 
@@ -85,6 +86,7 @@ class Feasibility:
     frozen_share: float
     spread: float
     floor_spread: float = 0.0
+    fp32_spread: float | None = None  # None: a plan of an earlier version did not keep it
     unsure: bool = False
 
     @property
@@ -142,6 +144,7 @@ def feasibility(
         frozen_share=sum(layer.share for layer in layers if layer.frozen and not layer.block),
         spread=spread,
         floor_spread=best.spread,
+        fp32_spread=found[1].spread,
         unsure=reach == "no" and open_still(found),
     )
 

@@ -105,6 +105,28 @@ def test_plan_says_where_int8_does_not_pay(int8: float, own: dict[str, Any], say
 
 
 @pytest.mark.parametrize(
+    ("int8", "fp32", "own_spread", "says"),
+    [
+        (28.7, 22.3, 0.1, True),  # a CPU without VNNI, as it was measured
+        (28.7, 22.3, 0.2, True),  # slower by more than two measurements of one network may differ
+        (28.7, 22.3, 0.25, False),
+        (10.1, 10.0, 0.15, False),  # nobody can tell
+        (10.1, 10.0, 0.02, True),
+        (9.7, 10.0, 0.02, False),
+        (28.7, 22.3, None, False),  # planned before dense FP32's own spread was kept
+        (80.0, 22.3, None, True),
+        (28.7, 22.3, 1.5, False),
+    ],
+)
+def test_int8_and_fp32_are_judged_by_their_own_ratio(
+    int8: float, fp32: float, own_spread: float | None, says: bool
+) -> None:
+    """A floor that could not be timed well says nothing of them."""
+    measured = {"spread": 0.69, "fp32_spread": own_spread, "dense_int8": int8, "dense_fp32": fp32, "unit": "ms"}
+    assert [one.name for one in feasible._pays(measured, {})] == ["faster"] * says
+
+
+@pytest.mark.parametrize(
     ("fingerprint", "changes"),
     [
         ({"features": ["avx2", "avx512_vnni"]}, {}),

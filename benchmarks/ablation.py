@@ -17,6 +17,7 @@ Each arm differs from the first, the product's default, in one thing:
     kl + features        layers inside as well
     no ema               the weights themselves, not their moving average
     no augmentation      the images as they are
+    mixup, cutmix        each image mixed with another one as well
     sparsity             the first quarter of the epochs before the cut, a penalty growing on what goes
     qat                  the last quarter of the epochs in INT8
     learned masks        the plan of --learned, trained as the default is
@@ -53,7 +54,7 @@ class Arm:
 
     changes: Mapping[str, Any] = field(default_factory=dict)  # of [recover]
     repaired: bool = True
-    augmented: bool = True
+    augment: tuple[str, ...] = ("crop", "flip")
     sparsity: str = ""  # kind of penalty, in a share of the epochs before the cut
     qat: float = 0.0  # share of the epochs in INT8, at the end
     learned: bool = False  # the plan of --learned
@@ -67,7 +68,9 @@ ARMS = {
     "kl + labels": Arm({"label_weight": KL_AND}),
     "kl + features": Arm({"distill": {"kl": 1.0, "features": KL_AND}}),
     "no ema": Arm({"ema": 0.0}),
-    "no augmentation": Arm(augmented=False),
+    "no augmentation": Arm(augment=()),
+    "mixup": Arm(augment=("crop", "flip", "mixup")),
+    "cutmix": Arm(augment=("crop", "flip", "cutmix")),
     "sparsity": Arm(sparsity="group-lasso"),
     "qat": Arm(qat=PART),
     "learned masks": Arm(learned=True),
@@ -132,8 +135,7 @@ def trained(
         row["repaired"] = known.get("repaired") or 100 * evaluate(pruned, test)
     row["repair_seconds"], began = round(time.perf_counter() - began, 1), time.perf_counter()
     pruned, teacher = pruned.to(options.device), run.model.to(options.device)
-    augment = ("crop", "flip") if arm.augmented else ()
-    found = train(pruned, teacher, images, selection, section, folder, augment=augment)
+    found = train(pruned, teacher, images, selection, section, folder, augment=arm.augment)
     pruned = pruned.cpu().eval()
     run.model.cpu()
     torch.save(pruned.state_dict(), folder / "trained.pt")
@@ -165,9 +167,9 @@ def sparse(
     penalty = Penalty(network, run.structure, plan, arm.sparsity)
     size, epochs = penalty.size(), PART * options.epochs
     section = msgspec.structs.replace(section, epochs=epochs, schedule="constant", ema=0.0)
-    teacher, augment = run.model.to(options.device), ("crop", "flip") if arm.augmented else ()
+    teacher = run.model.to(options.device)
     found = train(
-        network.to(options.device), teacher, images, selection, section, folder, augment=augment, penalty=penalty
+        network.to(options.device), teacher, images, selection, section, folder, augment=arm.augment, penalty=penalty
     )
     network = network.cpu().eval()
     run.model.cpu()

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeprune.errors import DataError, EdgepruneError, MissingDependency, TaskError
-from edgeprune.workload import distances
+from edgeprune.workload import distances, heads
 from edgeprune.workload.arrays import Outputs, broken, examples, to_array
 from edgeprune.workload.boxes import Boxes, match
 from edgeprune.workload.statistics import Statistics
@@ -174,15 +174,28 @@ class Detection(BaseTask):
                     "Both in pixels of the network's input, or both in 0..1 of the picture.",
                 )
 
-    apart = "squared error over the variance per channel, weighted by how sure the dense network is of a place"
+    @property
+    def apart(self) -> str:  # type: ignore[override]
+        if self._known:
+            return (
+                "divergence of objects and classes and distance of boxes, as decoded, per object of the dense network"
+            )
+        return "squared error over the variance per channel, weighted by how sure the dense network is of a place"
+
+    @property
+    def _known(self) -> bool:
+        return self.sureness is None and heads.known(self.decode)
 
     def distance(self, reference: Sequence[Tensor], outputs: Sequence[Tensor]) -> Tensor:
-        """Squared error over the variance per channel, weighted by how sure the dense network is of a place.
+        """How far from the dense network: [batch]. Of a head that a built-in decoder knows, `heads.distance`.
 
+        Else squared error over the variance per channel, weighted by how sure the dense network is of a place.
         With `sureness` its weights, one tensor an output, broadcast over the output; without it a place (all axes but
         the batch and channels) weighs by how far the dense network is there from its usual output: a detector says
         "nothing" nearly everywhere. The error of the quiet places still counts by a tenth, so that no false box grows.
         """
+        if self._known:
+            return heads.between(self.decode, reference, outputs)
         weights = self.sureness(reference) if self.sureness is not None else [_activity(r) for r in reference]
         parts = []
         for (wanted, found), scale, weight in zip(

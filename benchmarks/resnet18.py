@@ -112,7 +112,9 @@ def train(data: Path, to: Path, epochs: int) -> None:
     if point.exists():
         old = torch.load(point, weights_only=True)
         begun = old["epoch"]
-        net.load_state_dict(old["net"]), weights.load_state_dict(old["weights"]), rate.load_state_dict(old["rate"])
+        net.load_state_dict(old["net"]), weights.load_state_dict(old["weights"])
+        for _ in range(begun * steps):  # so that --epochs may be another number by now
+            rate.step()
     for epoch in range(begun, epochs):
         dice, start = torch.Generator().manual_seed(epoch), time.perf_counter()
         net.train()

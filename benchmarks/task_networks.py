@@ -32,7 +32,7 @@ import edgeprune
 
 TASKS = Path(os.environ.get("EDGEPRUNE_TASKS", ROOT.parent / "shared" / "data" / "tasks"))
 PACKAGES = ROOT / ".cache" / "examples"  # wheels that examples/text fetches
-CLIPS, CUTS = 80, 8  # views of a clip, and of a photograph
+CLIPS, CUTS, PIECES = 80, 8, 32  # views of a clip, of a photograph, and of one with boxes
 MFCC = ["down", "go", "left", "no", "off", "on", "right", "stop", "up", "yes", "_silence_", "_unknown_"]
 WORDS = ["_silence_", "_unknown_", "yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go"]
 
@@ -179,7 +179,7 @@ def fastestdet_data() -> edgeprune.Data:
 
 
 def _more_photos(photos: list[Path], whole: Listed) -> Listed:
-    """Every photograph as it is, and CUTS - 1 pieces of it, of a quarter of its area and more, half mirrored."""
+    """Every photograph as it is, and PIECES - 1 pieces of it, of a quarter of its area and more, half mirrored."""
 
     def read(n: int) -> tuple[Any, Any]:
         if n < whole.count:
@@ -191,7 +191,7 @@ def _more_photos(photos: list[Path], whole: Listed) -> Listed:
         pixels = _bgr(image.crop((left, top, left + across, top + down)))
         return np.ascontiguousarray(pixels[..., :: int(draw.choice([-1, 1]))]), None
 
-    return Listed(CUTS * whole.count, read)
+    return Listed(PIECES * whole.count, read)
 
 
 def _bgr(image: Image.Image) -> NDArray[np.float32]:

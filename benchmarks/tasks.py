@@ -42,7 +42,7 @@ CASES: dict[str, dict[str, Any]] = {
     "fastestdet": {
         "max_drop": 3.0,
         "task": {"kind": "detection", "decode": "FastestDet"},
-        "recover": {"epochs": 10, "batch": 16, "ema": 0.99, **ADAM, "lr": 0.001},
+        "recover": {"epochs": 4, "batch": 16, "ema": 0.99, **ADAM, "lr": 0.002},
     },
     "segmenter": {
         "max_drop": 3.0,

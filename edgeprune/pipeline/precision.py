@@ -187,6 +187,38 @@ def choose_precision(
     return {**found, "float": sorted({*floats, *more})}
 
 
+def share_of_budget(run: RunDirectory) -> float:
+    """The latency that the search measured over the one asked for; 0 where any is welcome that keeps max_drop."""
+    found = Facts(read_json(run.folder("search") / "search.json"))
+    measured, budget = found.number("measured_ratio"), found.number("budget_ratio")
+    return measured / budget if measured and budget and not found.part("bounded") else 0.0
+
+
+def too_slow(
+    bench: Bench,
+    folder: Path,
+    network: onnx.ModelProto,
+    ranges: Ranges,
+    more: Sequence[str],
+    floats: Mapping[str, str],
+    share: float,
+) -> str:
+    """Why `more` layers cannot stay in float: the search closed on the network without them, and with them it misses
+    the latency asked for. "" where it does not.
+
+    Args:
+        share: `share_of_budget` of the search.
+    """
+    whole = _whole(bench, folder, network, ranges, more, floats)
+    slower = whole["chosen"] / whole["int8"]
+    if slower <= 1 or share * slower <= 1:
+        return ""
+    return (
+        f"with them the network takes {100 * share * slower:.1f} % of the latency budget, where the search had "
+        f"measured {100 * share:.1f} %: none of them stays in float, and the gates decide"
+    )
+
+
 def _whole(
     bench: Bench,
     folder: Path,

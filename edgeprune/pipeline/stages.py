@@ -21,7 +21,7 @@ from edgeprune.pipeline.choose import build_table, choose_plan
 from edgeprune.pipeline.companions import Companions
 from edgeprune.pipeline.events import Voice
 from edgeprune.pipeline.feasible import refuse_impossible
-from edgeprune.pipeline.precision import RANGES, calibrated, choose_precision, in_float
+from edgeprune.pipeline.precision import RANGES, calibrated, choose_precision, in_float, share_of_budget, too_slow
 from edgeprune.pipeline.rundir import RunDirectory, read_json, write_json
 from edgeprune.pipeline.subject import Subject
 from edgeprune.recipe import QuantizeSection
@@ -116,7 +116,7 @@ def _quantize_one(subject: Subject, bench: Bench, run: RunDirectory, voice: Voic
     there = {node.name for node in network.graph.node}
     floats = {layer: kind for layer, kind in in_float(run, "dense").items() if layer in there}
     if name == "pruned":
-        ranges, floats = _pruned_ranges(subject, bench, voice, folder, network, floats)
+        ranges, floats = _pruned_ranges(subject, bench, run, voice, folder, network, floats)
     else:
         ranges = quantize.Ranges.load(run.folder("dense") / RANGES)
     if name == "pruned" and subject.recipe.quantize.qat_epochs:
@@ -138,7 +138,13 @@ def _quantize_one(subject: Subject, bench: Bench, run: RunDirectory, voice: Voic
 
 
 def _pruned_ranges(
-    subject: Subject, bench: Bench, voice: Voice, folder: Path, network: onnx.ModelProto, floats: Mapping[str, str]
+    subject: Subject,
+    bench: Bench,
+    run: RunDirectory,
+    voice: Voice,
+    folder: Path,
+    network: onnx.ModelProto,
+    floats: Mapping[str, str],
 ) -> tuple[quantize.Ranges, dict[str, str]]:
     """Of the pruned network: its ranges, and the layers that stay in float; precision.json says why."""
     options = _of_layers_left(subject.recipe.quantize, network)
@@ -147,10 +153,15 @@ def _pruned_ranges(
         voice.say("quantize", f"pruned: {warning}")
     say = functools.partial(voice.say, "quantize")
     precision = choose_precision(subject, bench, say, folder, network, ranges, floats)
-    write_json(folder / "precision.json", precision)
     found = {str(layer): "float" for layer in Facts(precision).listed("float")}
-    if found.keys() - floats.keys():
-        say("the search did not know of these layers in float: the latency gate decides")
+    more, share = sorted(found.keys() - floats.keys()), share_of_budget(run)
+    late = too_slow(bench, folder, network, ranges, more, floats, share) if more and share else ""
+    if late:
+        found = dict(floats)
+        precision |= {"float": sorted(found), "too_slow": more}
+    if more:
+        say(late or "the search did not know of these layers in float: the latency gate decides")
+    write_json(folder / "precision.json", precision)
     return ranges, found
 
 

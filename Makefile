@@ -9,6 +9,7 @@ TARGET ?= intel-cpu
 NAME ?= detection
 WORKERS := $(shell $(PYTHON) -c 'import os; print(min(4, 1 + (os.cpu_count() or 1)))')
 SIDE_BY_SIDE ?= -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+CORES := $(shell $(PYTHON) -c 'import os; print(min(4, os.cpu_count() or 1))')
 
 .PHONY: demo example test quick lint docs wheel clean
 
@@ -22,7 +23,7 @@ test: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 quick: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SIDE_BY_SIDE) --durations=5 -m "not slow and not long and not device"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(subst -n $(WORKERS),-n $(CORES),$(SIDE_BY_SIDE)) --durations=5 -m "not slow and not long and not device"
 
 lint: .venv/ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

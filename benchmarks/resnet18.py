@@ -16,8 +16,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from common import beside
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+beside("examples/cifar10")
+from resnet import Block  # noqa: E402  # two 3x3 convolutions and a shortcut
 
 BATCH, PEAK, DECAY, SMOOTHING = 128, 0.2, 5e-4, 0.1
 STAGES = (
@@ -30,25 +34,6 @@ STAGES = (
     (512, 2),
     (512, 1),
 )  # width, stride
-
-
-class Block(nn.Module):
-    """Two 3x3 convolutions and a shortcut (He et al., arXiv:1512.03385)."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.shortcut = nn.Sequential()
-        if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, inputs, H, W] -> [N, outputs, H / stride, W / stride]."""
-        y = torch.relu(self.bn1(self.conv1(x)))
-        return torch.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
 
 
 class ResNet18(nn.Module):

@@ -55,7 +55,7 @@ def distance(wanted: Decoded, found: Decoded) -> Tensor:
 
     there = wanted.classes.amax(-1) if wanted.presence is None else wanted.presence
     objects = there.sum(1).clamp_min(1.0)
-    box = _apart(wanted.boxes, found.boxes)
+    box = _apart(wanted.boxes, found.boxes)  # weighed by `there`, not its square: unsure boxes count in mAP as well
     if wanted.exclusive:
         said = wanted.classes * (_log(wanted.classes) - _log(found.classes)) - wanted.classes + found.classes
     else:

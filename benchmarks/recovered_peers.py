@@ -29,6 +29,7 @@ import torch
 from common import EXAMPLES, RESULTS, ROOT, dialect_on, heads, kept, line, put, ratios, save, with_site
 from methods import Macs, _peer_cuts
 from task_peers import ROUNDS
+from tasks import cpu
 
 from edgeprune import devices, quantize, runtimes, validate
 from edgeprune import recipe as recipes
@@ -171,7 +172,7 @@ def run(done: Path, recipe: Any, methods: list[str]) -> dict[str, Any]:
     """Ours and the peers of one run, as far as they were not kept."""
     result = kept(done / "result.json")
     target = targets.load(result["target"])
-    key = f"{recipe.name} on {target.name}, {recipe.recover.epochs:g} epochs"
+    key = f"{recipe.name} on {target.name}, {recipe.recover.epochs:g} epochs, {cpu(target.name)}"
     with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder, devices.connect(target, "local") as device:
         place = Place(done, Path(folder), device, target, recipe)
         ours, labels = place.outputs(place.mine)
@@ -186,7 +187,8 @@ def run(done: Path, recipe: Any, methods: list[str]) -> dict[str, Any]:
             }
             found = peer(place, name, ours)
             rows = kept(OUT)
-            rows.setdefault(key, row)[name] = {**found, "load": round(os.getloadavg()[0], 1)}
+            rows[key] = {**rows.get(key, {}), "ours": row["ours"]}
+            rows[key][name] = {**found, "load": round(os.getloadavg()[0], 1)}
             print(name, rows[key][name], flush=True)
             save(OUT, rows)
     return kept(OUT)

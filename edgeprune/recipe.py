@@ -82,6 +82,11 @@ class DataSection(_Section, frozen=True):
     workers: Annotated[int, Meta(ge=0, le=1024)] = 0
     classes: tuple[str, ...] = ()  # their names in the order of the network's outputs; empty: as the source has them
 
+    def as_read(self) -> dict[str, object]:
+        """The examples as they are read: how training augments them is of recovery, and who reads them of no matter."""
+        said: dict[str, object] = msgspec.to_builtins(self)
+        return {name: value for name, value in said.items() if name not in ("augment", "workers")}
+
 
 class TaskSection(_Section, frozen=True):
     """What the network is for: a built-in task, a metric, or a class of your own."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from msgspec.structs import replace
 
 from edgeprune import recipe, stage, target
 from edgeprune.pipeline.context import Context
@@ -42,6 +43,25 @@ def test_every_step_has_its_stages_in_order() -> None:
         "made again: search, recover, quantize, artifacts, validate, release"
     )
     assert stage.kept_before("plan").startswith("--from plan: nothing is kept; made again: graph, precision, plan")
+
+
+@pytest.mark.parametrize(
+    ("changed", "again"), [({"augment": ("flip", "mixup")}, True), ({"workers": 2}, False)], ids=["augment", "workers"]
+)
+def test_how_training_reads_its_images_leaves_table_and_search_as_they_are(
+    changed: dict[str, Any], again: bool, tmp_path: Path
+) -> None:
+    """Red before: other augmentation began the search anew, and another network was trained."""
+    found = list[dict[str, str]]()
+    one = recipe.load(Path(__file__).parents[1] / "examples" / "cifar10")
+    for number, made in enumerate([one, replace(one, data=replace(one.data, **changed))]):
+        with (
+            RunDirectory(tmp_path / str(number)) as directory,
+            Context(made, target.load("x86-onnxruntime"), directory, "", lambda event: None) as context,
+        ):
+            found.append({name: context.keys[name] for name in ("plan", "dense", "latency", "search", "recover")})
+    before, after = found
+    assert {name for name in before if before[name] != after[name]} == ({"recover"} if again else set())
 
 
 def test_a_stage_asks_for_parts_that_a_run_has(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def _speed(run: Keyed) -> Any:
 def _recover(run: Keyed) -> Any:
     from edgeprune.pipeline import recovery
 
-    return [run.recipe.section("recover"), recovery.facts(run.subject, run.weights)]
+    return [run.recipe.section("recover"), run.recipe.data.augment, recovery.facts(run.subject, run.weights)]
 
 
 def _export(run: Keyed) -> Any:
@@ -81,7 +81,7 @@ FACTS: Mapping[str, Callable[[Keyed], Any]] = {
     "options": lambda run: list(run.recipe.search.options),
     "max_error": lambda run: run.recipe.measure.max_error,
     "search": lambda run: run.recipe.section("search"),
-    "data": lambda run: [run.recipe.section("data"), run.subject.workload.digest],
+    "data": lambda run: [run.recipe.data.as_read(), run.subject.workload.digest],
     "recover": _recover,
     "floats": _floats,
     "quantize": lambda run: run.recipe.section("quantize"),

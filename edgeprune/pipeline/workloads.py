@@ -93,7 +93,7 @@ def of_images(
         classes=images.classes,
     )
     inputs = Inputs((Input("input", tuple(recipe.model.input)),))
-    digest = key_of(recipe.section("model"), recipe.section("data"), images.digest, weights, settings(task))
+    digest = key_of(recipe.section("model"), recipe.data.as_read(), images.digest, weights, settings(task))
     made = Workload(build, inputs, data, task, digest)
     if not is_top_class(task):  # a classifier of images is checked by `check_outputs`
         made.check(network)

@@ -49,6 +49,7 @@ from edgeprune.latency import (
     start,
 )
 from edgeprune.result import Validation
+from edgeprune.search.enclosed import Enclosed
 
 # Shares of the budget, from above: good enough to stop (from), acceptable, both below the room that noise needs.
 GOOD, LEAST = {"ms": 0.013, "repeats": 0.008}, {"ms": 0.97, "repeats": 0.99}
@@ -57,6 +58,8 @@ WIDER = (
 )
 AIM = {"ms": 0.004, "repeats": 0.003}  # below that room, as the answers of a solver scatter around what it is asked
 REFITS = 3  # rounds that learn
+FURTHER, APART = 6, 0.005  # rounds more while what is taken is faster than it need be, and what is asked for still so
+# far from enclosed, relative: 4 % more of the budget are worth a point of accuracy, and a round costs seconds
 SURE = 0.006  # the confirming measurement is repeated until its own standard deviation is so small, relative,
 CLEAR = 2  # or the network is so many of them outside of what would be taken: it is one to learn from
 CONFIRM = 6  # times at most, while there is patience
@@ -133,7 +136,7 @@ def refine(
         solve: (predictor, latency in the table's unit) -> the best network that is predicted to meet that latency. It
             may raise BudgetError when there is none.
         budget: latency over the dense artifact's: 0.5 for a speed-up of two.
-        rounds: at most so many networks are measured.
+        rounds: so many networks are measured at most, and a few more where the best is faster than it need be.
         absolute: the deadline is a latency, not a speed-up: what the dense artifact takes today does not matter, nor
             how well it repeats itself.
         loss: of an answer; of the networks within the budget the one of least loss is taken, without it the slowest.
@@ -194,7 +197,9 @@ class _Closing:
 
     def search(self, solve: Solve, rounds: int, first: int = 0) -> None:
         """Ask the solver, measure its answer, learn, until one fits; `first`: number of the first of these rounds."""
-        for index in range(first, first + rounds):
+        for index in range(first, first + rounds + FURTHER):
+            if index >= first + rounds and not self.unused:
+                break
             try:
                 answer = solve(self.predictor, self.asked * self.predictor.dense)
             except BudgetError:
@@ -220,6 +225,11 @@ class _Closing:
             if self.told:
                 self.told(len(self.steps), ratio / self.budget)
         return step
+
+    @property
+    def least(self) -> float:
+        """The share of the budget that is near enough to it."""
+        return min(LEAST[self.kind], self.timer.room - GOOD[self.kind])
 
     @property
     def best(self) -> ClosureStep | None:
@@ -269,6 +279,12 @@ class _Closing:
         low, high = (most - good) * self.budget, most * self.budget
         return step.confirmed and low <= step.measured <= high
 
+    @property
+    def unused(self) -> bool:
+        """The best leaves time of the budget unused, and between what was too much and too little is room to ask."""
+        best = self.best
+        return best is not None and self.enclosed.apart > APART and best.measured < self.least * self.budget
+
     def ask(self, index: int, step: ClosureStep) -> None:
         """Decide what to ask for after round `index`, which ended with `step`."""
         if index < REFITS:
@@ -290,35 +306,10 @@ class _Closing:
             )
         answer = self.answers[step.variant.key]
         of_budget = step.measured / self.budget
-        within = of_budget >= min(LEAST[self.kind], self.timer.room - GOOD[self.kind])
         return Closure(
-            answer, step.variant, step.measured, self.budget, of_budget, within, tuple(self.steps), self.table,
-            self.predictor, tuple(self.timer.judged.get(step.variant.key, ())),
+            answer, step.variant, step.measured, self.budget, of_budget, of_budget >= self.least, tuple(self.steps),
+            self.table, self.predictor, tuple(self.timer.judged.get(step.variant.key, ())),
         )  # fmt: skip
-
-
-class Enclosed:
-    """What to ask a solver for, when what its answers measure is near what it was asked for but not equal."""
-
-    def __init__(self) -> None:
-        self.below, self.above = 0.0, float("inf")
-        self._least = 0.005
-
-    def after(self, asked: float, measured: float, wanted: float) -> float:
-        """The next latency to ask for: in proportion, but always between what was too little and what was too much.
-
-        `wanted`: the measured latency to arrive at.
-        """
-        if measured <= wanted:
-            self.below = max(self.below, asked)
-        else:
-            self.above = min(self.above, asked)
-        following = asked * wanted / measured
-        if 0 < self.below < self.above < float("inf"):
-            margin = 0.1 * (self.above - self.below)
-            return min(max(following, self.below + margin), self.above - margin)
-        least, self._least = self._least, 2 * self._least  # answers come in steps: go further each time
-        return max(following, asked * (1 + least)) if measured <= wanted else min(following, asked * (1 - least))
 
 
 class _Timer:

@@ -25,7 +25,8 @@ from edgeprune.latency.table import Table
 from edgeprune.latency.timing import Effort
 from edgeprune.latency.variants import draw, floor, options
 from edgeprune.recipe import BudgetSection
-from edgeprune.search.closure import REFITS, Enclosed, refine
+from edgeprune.search.closure import FURTHER, REFITS, refine
+from edgeprune.search.enclosed import Enclosed
 from edgeprune.target import Protocol
 
 EFFORT = Effort(profile_runs=4, rounds=6, runs=2, retries=0)
@@ -330,6 +331,25 @@ def test_the_more_networks_were_tried_the_less_near_to_the_budget_one_has_to_be(
     assert (
         len(refine(lambda *_: next(short), table, device, made, budget, effort=EFFORT, rounds=REFITS).steps) == REFITS
     )
+
+
+def test_closure_goes_on_while_the_best_leaves_time_unused(noisy_table: tuple[ArtifactBuilder, Table]) -> None:
+    """Only a narrow window of what is asked for gives the network that uses the budget; the rounds end before it."""
+    made, table = noisy_table
+    device = SimulatedDevice()
+    fast, near, slow = (Configuration({"first.conv1": width}) for width in (8, 16, 24))
+    budget = truth(device, made, near) / 0.985
+    asked = list[float]()
+
+    def solve(predictor: Predictor, latency: float) -> Configuration:
+        asked.append(latency / predictor.dense)
+        return fast if asked[-1] < 0.93 * budget else near if asked[-1] < 0.936 * budget else slow
+
+    rounds = REFITS + 2
+    closed = refine(solve, table, device, made, budget, effort=EFFORT, rounds=rounds, patience=Patience(1000))
+    assert closed.variant == near and closed.within
+    assert rounds < len(asked) <= rounds + FURTHER
+    assert near not in [solve(closed.predictor, share * closed.predictor.dense) for share in asked[:rounds]]
 
 
 class Lucky(SimulatedDevice):

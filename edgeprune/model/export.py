@@ -27,6 +27,7 @@ from edgeprune import files
 from edgeprune.errors import ModelError
 from edgeprune.model.masks import finite_masks
 from edgeprune.model.pads import keep_zero_pads
+from edgeprune.model.registry import one_registry
 from edgeprune.model.twins import channels, has_twins, merge_twins
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ def _export(module: nn.Module, example: Example, program: ExportedProgram | None
     training = {name: part.training for name, part in module.named_modules()}
     module.eval()
     try:
-        with _quiet(), torch.no_grad(), attributes_kept(module):  # a cache would be left with tensors of no values
+        with _quiet(), torch.no_grad(), one_registry(), attributes_kept(module):  # else a cache is left without values
             if program is None or _nested(program):
                 program = torch.export.export(module, args, named, strict=False)
                 drop_zeros(program.graph_module)

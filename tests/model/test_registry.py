@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._export import utils
 from torch.onnx._internal.exporter import _registration
 
 from edgeprune.model import registry
@@ -37,5 +38,16 @@ def test_it_is_made_once_and_torch_is_left_as_it_was(tmp_path: Path, monkeypatch
 
 def test_another_torch_exports_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(_registration, "ONNXRegistry")
+    monkeypatch.delattr(utils, "_materialize_cpp_cia_ops")
     with registry.one_registry():
-        assert not hasattr(_registration, "ONNXRegistry")
+        assert not hasattr(_registration, "ONNXRegistry") and not hasattr(utils, "_materialize_cpp_cia_ops")
+
+
+def test_operators_are_asked_for_once_an_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[int]()
+    monkeypatch.setattr(utils, "_materialize_cpp_cia_ops", lambda: asked.append(1))
+    for _ in range(2):  # a library of the user's own may bring more in between
+        with registry.one_registry():
+            utils._materialize_cpp_cia_ops()
+            utils._materialize_cpp_cia_ops()
+    assert len(asked) == 2

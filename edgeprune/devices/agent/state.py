@@ -70,7 +70,7 @@ def fingerprint() -> dict[str, Any]:
 
 def snapshot() -> dict[str, Any]:
     """How the device is doing now: degrees Celsius, kHz, bytes, load."""
-    memory = dict(re.findall(r"^(\w+):\s+(\d+)", read("/proc/meminfo"), re.M))
+    memory = _memory()
     throttled = _rpi_throttled()
     return {
         "temperatures_c": _temperatures(),
@@ -82,14 +82,22 @@ def snapshot() -> dict[str, Any]:
             int(read(path) or 0) for path in _glob("/sys/devices/system/cpu/cpu*/thermal_throttle/*count")
         ),
         "memory_bytes": {
-            name: int(memory[name]) * 1024
-            for name in ("MemTotal", "MemAvailable", "SwapTotal", "SwapFree")
-            if name in memory
+            name: memory[name] for name in ("MemTotal", "MemAvailable", "SwapTotal", "SwapFree") if name in memory
         },
         "uptime_s": float(read("/proc/uptime").split(" ")[0] or 0),
         "affinity": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [],
         "oom_kills": oom_kills(),
     }
+
+
+def available() -> int:
+    """Bytes of memory that a new process may have; 0 where the system does not tell."""
+    return _memory().get("MemAvailable", 0)
+
+
+def _memory() -> dict[str, int]:
+    found = re.findall(r"^(\w+):\s+(\d+)", read("/proc/meminfo"), re.M)
+    return {name: int(kilobytes) * 1024 for name, kilobytes in found}
 
 
 def load(seconds: float = LOOK_S) -> str:

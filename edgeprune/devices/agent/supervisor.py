@@ -22,9 +22,20 @@ from .wire import PROTOCOL, Failure, decode, encode, failure_from, private_strea
 
 HEARTBEAT_S = 5.0
 HELLO_TIMEOUT_S = 300.0  # importing a runtime takes ten seconds on a loaded, emulated machine
+ROOM_BYTES = 2 << 30  # of memory, before two workers open the same artifacts at once
 LOCKED = {  # job -> exclusive?
     "measure": True, "profile": True, "rollout": True, "infer": False, "optimise": False,
 }  # fmt: skip
+
+
+def _merge(merged: dict[str, Any], found: dict[str, Any], share: float) -> None:
+    """Add a process's measurement; `share`: of the rounds."""
+    for number, rounds in enumerate(found["samples"]):
+        merged["samples"][number].extend(rounds)
+    for name in ("reasons", "notes"):
+        merged[name].extend(text for text in found[name] if text not in merged[name])
+    merged["pinned"] = found["pinned"]
+    merged["others"] += found["others"] * share
 
 
 class Child:
@@ -222,25 +233,35 @@ class Supervisor:
     # How it is done.
 
     def _in_fresh_processes(self, request: dict[str, Any], handles: list[str], processes: int) -> dict[str, Any]:
-        """The rounds, spread over processes that each open every artifact anew: no one luck of placement decides."""
+        """The rounds, spread over processes that each open every artifact anew: no one luck of placement decides.
+
+        Two open them side by side, which takes longer than the rounds; nothing is timed before both have.
+        """
         merged = {"samples": [[] for _ in handles], "reasons": [], "notes": [], "pinned": [], "others": 0.0}  # type: dict[str, Any]
-        for index in range(processes):
-            share = request["rounds"] * (index + 1) // processes - request["rounds"] * index // processes
-            part = dict(request, op="measure", rounds=share, max_seconds=request["max_seconds"] / processes)
-            child = self._spawn()
+        abreast, index = (2 if (os.cpu_count() or 1) > 1 and state.available() > ROOM_BYTES else 1), 0
+        while index < processes:
+            children = [self._spawn() for _ in range(min(abreast, processes - index))]
             try:
-                for handle in handles:
-                    self._ask(dict(self._known[handle], op="load"), request["timeout_s"], child)
-                found = self._ask(part, request["timeout_s"], child)
+                self._open(children, handles, request["timeout_s"])
+                for child in children:
+                    share = request["rounds"] * (index + 1) // processes - request["rounds"] * index // processes
+                    part = dict(request, op="measure", rounds=share, max_seconds=request["max_seconds"] / processes)
+                    _merge(merged, self._ask(part, request["timeout_s"], child), share / request["rounds"])
+                    index += 1
             finally:
-                child.kill()
-            for number, rounds in enumerate(found["samples"]):
-                merged["samples"][number].extend(rounds)
-            for name in ("reasons", "notes"):
-                merged[name].extend(text for text in found[name] if text not in merged[name])
-            merged["pinned"] = found["pinned"]
-            merged["others"] += found["others"] * share / request["rounds"]
+                for child in children:
+                    child.kill()
         return merged
+
+    def _open(self, children: list[Child], handles: list[str], timeout_s: float) -> None:
+        """The artifacts in each of these workers, side by side."""
+        kills = state.oom_kills()
+        for child in children:
+            for handle in handles:
+                child.send(dict(self._known[handle], op="load", id=0))
+        for child in children:
+            for _ in handles:
+                self._answer(child, timeout_s, kills)
 
     def _folder(self, handle: str) -> str:
         return self.store.path("jobs", "%s-%s" % (os.path.basename(handle), self._tag))
@@ -274,6 +295,10 @@ class Supervisor:
             child = self._child
         kills = state.oom_kills()
         child.send(dict(message, id=0))
+        return self._answer(child, timeout_s, kills)
+
+    def _answer(self, child: Child, timeout_s: float, kills: int) -> dict[str, Any]:
+        """What a worker says to a question; `kills`: processes that wanted memory had been killed before."""
         deadline = time.monotonic() + timeout_s
         while True:
             try:

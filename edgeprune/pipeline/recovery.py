@@ -230,7 +230,7 @@ def trained(
         folder,
         task=work.task,
         inputs=work.inputs,
-        augment=subject.recipe.data.augment if _images(subject) else (),
+        augment=subject.recipe.data.augment,
         workers=subject.recipe.data.workers,
         progress=progress,
         log=log,
@@ -307,15 +307,13 @@ def check(subject: Subject, weights: Path | None) -> None:
 def check_training(subject: Subject, options: RecoverSection) -> None:
     """Can edgeprune's own training work with these settings? Trains nothing. Raises as `check`."""
     from edgeprune import recover as training
-    from edgeprune.recover import augment
+    from edgeprune.recover import augment, mixing
 
-    if subject.recipe.data.augment and not _images(subject):
-        raise RecipeError(
-            "[data] augment is for images of classes; this run's examples are others.",
-            "Augment in the dataset, and leave it out.",
-        )
+    names = subject.recipe.data.augment
+    if not _images(subject):
+        mixing.check_inputs(names, subject.workload.inputs)
     channels = subject.recipe.model.input[0] if _images(subject) and subject.recipe.model.input else 3
-    augment.check(subject.recipe.data.augment, options.label_weight > 0, channels)
+    augment.check(names, options.label_weight > 0, channels)
     training.check(options, subject.model, _teachers(subject.recipe, options), subject.example, subject.task)
 
 

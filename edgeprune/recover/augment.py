@@ -1,7 +1,6 @@
 """Augmentation of batches of images while training; a function of seed and step alone, however many processes train.
 
-Sources: mixup, arXiv:1710.09412; CutMix, arXiv:1905.04899; random erasing, arXiv:1708.04896; RandAugment,
-arXiv:1909.13719, by torchvision's transforms v2.
+Sources: random erasing, arXiv:1708.04896; RandAugment, arXiv:1909.13719, by torchvision's transforms v2.
 """
 
 from __future__ import annotations
@@ -13,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from edgeprune.engine import Examples
 from edgeprune.errors import MissingDependency, RecipeError
 from edgeprune.model import Preprocess
+from edgeprune.recover import mixing
+from edgeprune.recover.mixing import Mixing
 from edgeprune.recover.source import share
 
-MIXED = ("mixup", "cutmix")  # what has no one label any more
-ALPHA = {"mixup": 0.2, "cutmix": 1.0}  # of the beta distribution that shares are drawn from, as the sources have them
 ERASED, LEAST, MOST, ASPECT = 0.25, 0.02, 0.2, 0.3  # how often; of the area; the least of height over width
 
 
@@ -35,12 +35,7 @@ def check(names: Sequence[str], labelled: bool, channels: int = 3) -> None:
     Raises:
         RecipeError: mixed images have no label; colours of other than 1 or 3 channels. MissingDependency: torchvision.
     """
-    mixed = [name for name in names if name in MIXED]
-    if mixed and labelled:
-        raise RecipeError(
-            f"[data] augment: {mixed[0]} mixes two images, which have no one label; [recover] label_weight is not 0.",
-            "Leave one of them out: the dense network teaches without labels.",
-        )
+    mixing.check(names, labelled)
     if "randaugment" in names:
         if channels not in COLOURS:
             raise RecipeError(
@@ -78,9 +73,10 @@ class Augment:
     ) -> None:
         self.names, self.preprocess, self.seed, self.size = tuple(names), preprocess, seed, size
         self.rank, self.world = rank, world
+        self.mixing = Mixing(names, seed, rank)
         self.mine = torch.from_numpy(share(np.arange(size), rank, world))
 
-    def __call__(self, images: Tensor, step: int) -> Tensor:
+    def __call__(self, images: Tensor, step: int) -> Examples:
         """Images [N, C, H, W] of this process's share of batch number `step`."""
         if not self.names:
             return images
@@ -94,8 +90,7 @@ class Augment:
             images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
         if "erasing" in self.names:
             images = self._erase(images, random)
-        mixed = [name for name in MIXED if name in self.names]
-        return self._mix(images, mixed, step) if mixed else images
+        return self.mixing(images, step)
 
     def _shift(self, images: Tensor, random: np.random.Generator) -> Tensor:
         _, _, height, width = images.shape
@@ -119,20 +114,6 @@ class Augment:
             if often[index]:
                 y, x = top[index], left[index]
                 found[place, :, y : y + tall[index], x : x + wide[index]] = 0.0
-        return found
-
-    def _mix(self, images: Tensor, names: Sequence[str], step: int) -> Tensor:
-        random = np.random.default_rng((self.seed, 3, step, self.rank))
-        name = names[int(random.integers(len(names)))]
-        part = float(random.beta(ALPHA[name], ALPHA[name]))
-        others = images[torch.from_numpy(random.permutation(len(images)))]
-        if name == "mixup":
-            return torch.lerp(others, images, part)
-        _, _, height, width = images.shape
-        tall, wide = round(height * (1 - part) ** 0.5), round(width * (1 - part) ** 0.5)
-        y, x = int(random.integers(height - tall + 1)), int(random.integers(width - wide + 1))
-        found = images.clone()
-        found[:, :, y : y + tall, x : x + wide] = others[:, :, y : y + tall, x : x + wide]
         return found
 
     def _randaugment(self, images: Tensor, step: int) -> Tensor:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from edgeprune.engine import Examples
 from edgeprune.model import Split
 from edgeprune.recover.augment import Augment
 from edgeprune.recover.source import share
@@ -49,7 +50,7 @@ class Batches:
         """Batches an epoch; the last images of a shuffle that fill no batch wait for the next epoch."""
         return max(1, len(self.split) // self.size)
 
-    def at(self, step: int) -> tuple[Tensor, Tensor]:
+    def at(self, step: int) -> tuple[Examples, Tensor]:
         """Batch number `step`: images [size, C, H, W] and labels [size]."""
         chosen = self._chosen(step)
         images = self.images[chosen] if self.images is not None else self._read(step)

@@ -7,7 +7,7 @@ epoch is a seeded permutation, and the dataset's own random augmentation is seed
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from edgeprune.engine import Examples, layout
 from edgeprune.errors import DataError, EdgepruneError
+from edgeprune.recover.mixing import Mixing
 from edgeprune.workload import Inputs
 
 
@@ -40,18 +41,28 @@ class Loader:
         size: examples a batch, those of all processes together.
         workers: processes that read ahead; 0 reads when asked.
         rank, world: this process's number and how many there are; each reads only its own examples.
+        augment: "mixup", "cutmix" (`Mixing`).
 
     Raises:
         DataError: an example cannot be read, or is not of the stated shape; a worker died.
     """
 
     def __init__(
-        self, dataset: Any, inputs: Inputs, size: int, seed: int, workers: int = 0, rank: int = 0, world: int = 1
+        self,
+        dataset: Any,
+        inputs: Inputs,
+        size: int,
+        seed: int,
+        workers: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        augment: Sequence[str] = (),
     ) -> None:
         self.size = min(size, len(dataset))
         self.order = _Order(len(dataset), self.size, seed, rank, world)
         self.reader = _Reader(dataset, inputs, seed)
         self.inputs, self.workers = inputs, workers
+        self.mixing = Mixing(augment, seed, rank)
         self.next, self.stream = -1, iter(())  # type: tuple[int, Iterator[Any]]
 
     def __len__(self) -> int:
@@ -80,7 +91,7 @@ class Loader:
         self.next = step + 1
         if isinstance(columns, _Failed):
             raise DataError(columns.message, columns.remedy)
-        return shaped(self.inputs, columns), targets
+        return self.mixing(shaped(self.inputs, columns), step), targets
 
 
 def shaped(inputs: Inputs, columns: tuple[Any, ...]) -> Examples:

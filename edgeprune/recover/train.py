@@ -57,7 +57,8 @@ def train(
             `checkpoint.forget(folder)` when what was trained is safe elsewhere.
         task: its metric chooses and its loss weighs labels; None: classes.
         inputs: of a dataset's example; None: as its first example has them.
-        augment, workers: `augment` of a Split; what reads ahead, threads of a Split, processes of a dataset.
+        augment: `augment` of a Split; of a dataset that of `Mixing`.
+        workers: what reads ahead, threads of a Split, processes of a dataset.
         penalty: grows on what will be cut; then the last weights are kept.
 
     Raises:
@@ -103,7 +104,7 @@ def batch_source(
     if isinstance(examples, Split):
         return Batches(examples, options.batch, options.seed, augment, workers, *process)
     assert inputs is not None
-    return Loader(examples, inputs, options.batch, options.seed, workers, *process)
+    return Loader(examples, inputs, options.batch, options.seed, workers, *process, augment)
 
 
 def _restarted_once(run: TrainingRun, lr: float) -> Training:

@@ -59,7 +59,7 @@ def test_what_it_cannot_learn_from_is_said_before_any_work_also_without_epochs_a
         run_of(
             tmp_path, recover=options, data={"kind": "function", "source": "handed:over", "augment": ["crop"]}
         ) as context,
-        pytest.raises(RecipeError, match="augment is for images of classes"),
+        pytest.raises(RecipeError, match="crop is for images of classes; this run's examples are others"),
     ):
         recovery.check(context.subject, None)
 

@@ -103,7 +103,7 @@ def test_both_of_the_mixing_are_taken_in_turn() -> None:
 def test_mixed_images_have_no_label() -> None:
     augment.check(("mixup", "crop"), labelled=False)
     augment.check(("crop", "erasing"), labelled=True)
-    with pytest.raises(RecipeError, match="cutmix mixes two images"):
+    with pytest.raises(RecipeError, match="cutmix mixes two examples"):
         augment.check(("crop", "cutmix"), labelled=True)
 
 

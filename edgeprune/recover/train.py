@@ -57,8 +57,7 @@ def train(
             `checkpoint.forget(folder)` when what was trained is safe elsewhere.
         task: its metric chooses and its loss weighs labels; None: classes.
         inputs: of a dataset's example; None: as its first example has them.
-        augment: `augment` of a Split; of a dataset that of `Mixing`.
-        workers: what reads ahead, threads of a Split, processes of a dataset.
+        augment, workers: of a Split as `Batches` has them, of a dataset as `Loader`.
         penalty: grows on what will be cut; then the last weights are kept.
 
     Raises:

@@ -12,11 +12,12 @@ from torch import nn
 
 from edgeprune.engine import call
 from edgeprune.model import Split
-from edgeprune.recover.batches import evaluate
+from edgeprune.recover.batches import evaluate, logits
 from edgeprune.recover.source import moved, shaped
-from edgeprune.workload import Inputs, Task, item, score_batches
+from edgeprune.workload import Inputs, Score, Task, item, score_batches
 
 CHUNK = 64
+TELLS = 0.84  # how sure held-out examples must be, one-sided: a standard deviation
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,16 @@ class HeldOutScorer:
         """The score in the metric's own unit; for images of classes top-1 as a fraction, as ever."""
         if isinstance(self.split, Split):
             return evaluate(model, self.split)
-        return score_batches(self.task, self._outputs(model)).value
+        return self.score(model).value
+
+    def score(self, model: nn.Module) -> Score:
+        """With what each example leaves, so that two networks can be compared example by example."""
+        return score_batches(self.task, self._outputs(model))
+
+    def told_worse(self, one: nn.Module, other: nn.Module) -> bool:
+        """Do the examples tell that `one` is worse than `other`, by more than the noise of their difference?"""
+        first, second = self.score(one), self.score(other)
+        return not math.isfinite(first.value) or first.against(second).limit(1 - TELLS) > 0
 
     def better(self, one: float, other: float) -> bool:
         """Is `one` at least as good as `other`?"""
@@ -59,6 +69,9 @@ class HeldOutScorer:
 
     @torch.no_grad()
     def _outputs(self, model: nn.Module) -> Iterator[tuple[Any, Any]]:
+        if isinstance(self.split, Split):
+            yield (logits(model, self.split).numpy(),), self.split.labels
+            return
         assert self.inputs is not None
         training, device = model.training, next(model.parameters()).device
         model.eval()

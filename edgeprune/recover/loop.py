@@ -44,7 +44,7 @@ class Training:
         steps, epochs, seconds: how much; seconds include those before an interruption.
         history: one entry an evaluation: epoch, loss since the last one, score on the selection split in the metric's
             unit (for images of classes also accuracy, a fraction).
-        best_epoch, best_score: of the weights that were kept, chosen on the selection split.
+        best_epoch, best_score: of the weights that were kept, chosen on the selection split (`TrainingRun.go`).
         best_accuracy: the same as a fraction where the metric is top-1 of images; None elsewhere.
         precision: "fp32", "bf16" or "fp16".
         resumed: the step at which an interrupted run went on; 0 for a run in one piece.
@@ -184,9 +184,25 @@ class TrainingRun:
             self._save()  # it stays until the stage is whole: no step is repeated, whenever this run is killed
         if self.penalty is None:  # with one, what was pressed to zero counts, not what scores best
             self.student.load_state_dict(self.best)
+            self._prefer_last()
         self.student.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         self.student.eval()
         return self._result()
+
+    def _prefer_last(self) -> None:
+        """Keep the last weights in place of the best, unless held-out examples tell that they are worse.
+
+        The best of many scores was luckier than the others as a rule, and weights of an early peak know little of the
+        schedule. Nothing that scored better than the network before training: then that one stays.
+        """
+        epoch = self.step / len(self.source)
+        if self.best_epoch in (0.0, epoch) or self.stopped == "patience" or not self.history:
+            return
+        worse = self.judge.told_worse(self.average.module, self.student) if self.main else None
+        if from_first(self.accelerator, worse):
+            return
+        self.student.load_state_dict(self.average.module.state_dict())
+        self.best_epoch, self.best_score = epoch, self.history[-1]["accuracy" if self.images else "score"]
 
     def _result(self) -> Training:
         score, accuracy = (100 * self.best_score, self.best_score) if self.images else (self.best_score, None)

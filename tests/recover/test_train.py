@@ -52,7 +52,8 @@ def test_it_learns_what_the_labels_or_the_teacher_know(tmp_path: Path, distill: 
     options = RecoverSection(epochs=6, batch=32, lr=0.05, ema=0.9, distill=distill, label_weight=by_labels)
     result = train(student, teacher, split(256, 0), split(64, 1), options, tmp_path)
     assert evaluate(student, split(200, 2)) > before + 0.25
-    assert result.best_accuracy == max(entry["accuracy"] for entry in result.history)
+    assert result.best_accuracy == next(e["accuracy"] for e in result.history if e["epoch"] == result.best_epoch)
+    assert result.best_accuracy >= max(entry["accuracy"] for entry in result.history) - 0.1  # 64 images tell no less
     assert not student.training
 
 

@@ -1,9 +1,8 @@
 """Two examples in one, of any inputs that are floats; a function of seed and step alone.
 
-Nobody has a label for half of one example and half of another, but the dense network has an answer: where few examples
-are at hand, mixtures show more of what it computes.
+Nobody has a label for half of one example and half of another, but the dense network has an answer.
 
-Sources: mixup, arXiv:1710.09412; CutMix, arXiv:1905.04899; what they bring where a network teaches, arXiv:2106.05237.
+Sources: mixup, arXiv:1710.09412; CutMix, arXiv:1905.04899; with a network that teaches, arXiv:2106.05237.
 """
 
 from __future__ import annotations

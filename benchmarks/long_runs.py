@@ -1,7 +1,8 @@
 """Long recoveries, whole: from the recipe to the verdict, on full CIFAR-10, judged in INT8 on the runtime.
 
     python benchmarks/long_runs.py --data cifar10.npz --weights DIR --work DIR [--only resnet56/2.0 ...]
-    [--target intel-cpu] [--epochs 20] [--hours 1.05] [--lr 0.05] [--seed 0]
+    [--target intel-cpu] [--epochs 20] [--hours 1.05] [--lr 0.05] [--seed 0] [--method joint]
+    [--augment crop flip]
 
 `--data` and `--weights` are what examples/cifar10/fetch.py wrote. The first 45,000 images train, the last 5,000 of the
 training set, which the dense networks were never trained on, choose; the 10,000 test images are only counted. The
@@ -50,9 +51,9 @@ def recipe_of(name: str, speedup: float, data: Path, options: argparse.Namespace
         {
             "name": f"{name}-{speedup:g}x",
             "model": {"factory": str(ROOT / factory), "weights": str(options.weights / weights), "input": [3, 32, 32]},
-            "data": {"source": str(data), "augment": ["crop", "flip"], "calibration": 512},
+            "data": {"source": str(data), "augment": options.augment, "calibration": 512},
             "budget": {"speedup": speedup, "max_drop": 1.0},
-            "search": {"images": 512, "rounds": 2},
+            "search": {"images": 512, "rounds": 2, "method": options.method},
             "recover": {"epochs": options.epochs, "hours": options.hours, "lr": options.lr, "seed": options.seed},
             "measure": {"patience": options.patience},
         },
@@ -97,6 +98,8 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=0.0)
     parser.add_argument("--lr", type=float, default=0.05)
     parser.add_argument("--seed", type=int, default=0, help="of the training; the plan is the same")
+    parser.add_argument("--method", default="joint", help="of the search")
+    parser.add_argument("--augment", nargs="+", default=["crop", "flip"])
     parser.add_argument("--patience", type=float, default=120.0, help="seconds a stage")
     parser.add_argument("--take", type=Path, help="the run directory of the one case of --only, made elsewhere")
     parser.add_argument("--out", type=Path, default=RESULTS / "long_runs.json")
@@ -109,8 +112,11 @@ def main() -> None:
     for case in options.only:
         name, speedup = case.split("/")
         seeded = f", seed {options.seed}" if options.seed else ""
-        folder = options.take or options.work / f"{name}-{speedup}-{options.target}{seeded.replace(', seed ', '-seed')}"
-        planned = options.work / f"{name}-{speedup}-{options.target}"
+        masks = ", learned masks" if options.method == "learned" else ""
+        mixed = masks + "".join(f", {kind}" for kind in options.augment if kind not in ("crop", "flip"))
+        told = "".join(letter for letter in f"{seeded}{mixed}".replace(", ", "-") if letter != " ")
+        folder = options.take or options.work / f"{name}-{speedup}-{options.target}{told}"
+        planned = options.work / f"{name}-{speedup}-{options.target}{masks.replace(', learned ', '-')}"
         if not folder.exists() and planned.exists():  # the same plan, trained again
             shutil.copytree(planned, folder)
         if not options.take:
@@ -119,7 +125,7 @@ def main() -> None:
                 pipeline.run(made, target.load(options.target), folder)
             except GateError as refused:
                 print(refused.message, flush=True)
-        rows[f"{case}/{options.target}/{options.epochs:g} epochs, lr {options.lr:g}{seeded}"] = row_of(folder)
+        rows[f"{case}/{options.target}/{options.epochs:g} epochs, lr {options.lr:g}{seeded}{mixed}"] = row_of(folder)
         save(options.out, rows)
 
 

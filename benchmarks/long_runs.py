@@ -114,7 +114,7 @@ def main() -> None:
         seeded = f", seed {options.seed}" if options.seed else ""
         masks = ", learned masks" if options.method == "learned" else ""
         mixed = masks + "".join(f", {kind}" for kind in options.augment if kind not in ("crop", "flip"))
-        told = "".join(letter for letter in f"{seeded}{mixed}".replace(", ", "-") if letter != " ")
+        told = f"{seeded}{mixed}".replace(", ", "-").replace(" ", "")
         folder = options.take or options.work / f"{name}-{speedup}-{options.target}{told}"
         planned = options.work / f"{name}-{speedup}-{options.target}{masks.replace(', learned ', '-')}"
         if not folder.exists() and planned.exists():  # the same plan, trained again

@@ -1,7 +1,8 @@
 """What torch's exporter works out anew each time, worked out once.
 
 It makes its table of ONNX functions for each export, by reading its own sources, and asks for the operators that it
-knows once for each namespace. Measured with torch 2.13 on small networks: 0.42 s of CPU for an export, 0.11 with this (benchmarks/exports.py).
+knows once for each namespace. Measured with torch 2.13 on a small network: 0.42 s of CPU for an export, 0.11 with this
+(benchmarks/exports.py).
 """
 
 from __future__ import annotations

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 
+from edgeprune import model as models
 from edgeprune import recipe, target
 
 ROOT = Path(__file__).parents[2]
@@ -17,7 +19,7 @@ name = "tiny"
 factory = "{ROOT / "tests" / "networks.py"}:fitted_resnet"
 input = [3, 32, 32]
 [data]
-source = "{ROOT / "calibration" / "cifar10"}"
+source = "SOURCE"
 test = 100
 calibration = 32
 [budget]
@@ -36,10 +38,25 @@ patience = 5
 """
 
 
+@pytest.fixture(scope="session")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The CIFAR-10 images of this repository, 200 of them to choose by: scores are most of what a short run costs."""
+    section = recipe.ModelSection(factory=f"{ROOT / 'tests' / 'networks.py'}:fitted_resnet", input=(3, 32, 32))
+    source = recipe.DataSection(source=str(ROOT / "calibration" / "cifar10"))
+    data = models.load_data(recipe.Recipe(section, source, recipe.BudgetSection(speedup=2.0)))
+    arrays = {}
+    for split in (data.train, data.selection.take(200), data.test):
+        arrays[f"{split.name}_images"] = np.stack([split.pixels(number) for number in range(len(split))])
+        arrays[f"{split.name}_labels"] = split.labels
+    path = tmp_path_factory.mktemp("few") / "cifar10.npz"
+    np.savez(path, **arrays)
+    return path
+
+
 @pytest.fixture
-def tiny(tmp_path: Path) -> recipe.Recipe:
+def tiny(few: Path, tmp_path: Path) -> recipe.Recipe:
     """In `tmp_path`, as a user's recipe.toml."""
-    (tmp_path / "recipe.toml").write_text(RECIPE)
+    (tmp_path / "recipe.toml").write_text(RECIPE.replace("SOURCE", str(few)))
     return recipe.load(tmp_path / "recipe.toml")
 
 

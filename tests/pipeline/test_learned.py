@@ -110,8 +110,8 @@ def test_both_through_prune_and_the_hand_off(
     tiny: recipe.Recipe, hurried: Callable[[str], target.Target], tmp_path: Path
 ) -> None:
     device, run = hurried("x86-onnxruntime"), tmp_path / "run"
-    tiny = override(tiny, "search", method="learned", mask_steps=40, images=64, rounds=1, trials=0)
-    tiny = override(tiny, "recover", sparsity="group-lasso", sparsity_epochs=0.25, epochs=0.5)
+    tiny = override(tiny, "search", method="learned", mask_steps=10, images=64, rounds=1, trials=0)
+    tiny = override(tiny, "recover", sparsity="group-lasso", sparsity_epochs=0.05, epochs=0.1)
     try:
         pipeline.run(tiny, device, run, until="prune")
     except MeasurementError as noisy:

@@ -66,7 +66,10 @@ def test_joint_search_to_measured_result_and_resume(
     assert result["pruned_int8"]["bytes"] < result["dense_int8"]["bytes"]
     narrowed = [layer for layer in result["layers"] if layer.get("after", 0) != layer.get("before", 0)]
     assert narrowed
-    planned = pipeline.plan(tiny, device, tmp_path / "run", accuracy=True)
+    told = list[Event]()
+    planned = pipeline.plan(tiny, device, tmp_path / "run", accuracy=True, events=told.append)
+    begun = [event.stage for event in told if event.kind == "stage"]
+    assert begun and len(set(begun)) == len(begun)  # those of the plan were told again with those of the search
     left, held = planned["accuracy"], json.loads((tmp_path / "run" / "recover" / "recover.json").read_text())
     assert left["reference"] == pytest.approx(100 * held["selection_accuracy"]["dense"])
     assert left["value"] == pytest.approx(100 * held["selection_accuracy"]["repaired"])

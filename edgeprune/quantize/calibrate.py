@@ -14,6 +14,7 @@ from edgeprune.quantize.check.check import InputWatch, cache_key, check_placemen
 from edgeprune.quantize.check.report import REPORTED, measure_layers
 from edgeprune.quantize.correct.correct import IMAGES, PASSES, correct
 from edgeprune.quantize.correct.equalise import COMPARED, WATCHED, equalised, factors
+from edgeprune.quantize.correct.features import feature_factors
 from edgeprune.quantize.effort import affordable, uncrowded
 from edgeprune.quantize.feeds import Counted, Images, feeds
 from edgeprune.quantize.ranges.observe import watch
@@ -112,6 +113,7 @@ def _calibrate(
     precision, warned = weights_chosen(view, dialect, options)
     steps = Steps(images, plan, progress)
     equalise = factors(original, dialect, steps("equalise"), count, effort, distance) if options.equalize else {}
+    equalise |= feature_factors(original, dialect, images, count) if options.equalize else {}
     model = equalised(original, equalise)
     view = View.of(model)
     placement = place(view, dialect)

@@ -25,6 +25,7 @@ from onnx import helper, numpy_helper
 
 from edgeprune.errors import GraphError
 from edgeprune.quantize.correct.balance import Tensor, Weight, least_noise, noise
+from edgeprune.quantize.correct.features import rescaled
 from edgeprune.quantize.effort import Effort, affordable, threads
 from edgeprune.quantize.feeds import Images, feeds
 from edgeprune.quantize.ranges.grids import qparams
@@ -301,8 +302,10 @@ class _Channels:
 def equalised(model: onnx.ModelProto, found: Mapping[str, tuple[float, ...]]) -> onnx.ModelProto:
     """A model that computes the same with the factors moved into its weights; `model` itself if there are none.
 
-    Streams that this graph does not have are left out: a pruned graph has its own.
+    Those of graph inputs are multiplications in front (features.py). Streams that this graph does not have are left
+    out: a pruned graph has its own.
     """
+    model = rescaled(model, found)
     view = View.of(model)
     wanted = [stream for stream in streams(view) if len(found.get(stream.name, ())) == stream.channels] if found else []
     if not wanted:

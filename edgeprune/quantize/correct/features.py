@@ -34,7 +34,7 @@ LEFT = 0.25  # of that noise, at most: a multiplication takes time
 
 
 @dataclass(frozen=True)
-class Features:
+class InputChannels:
     """A graph input whose channels may each have a factor.
 
     Attributes:
@@ -50,14 +50,14 @@ class Features:
     channels: int
 
 
-def inputs(view: View) -> list[Features]:
+def inputs(view: View) -> list[InputChannels]:
     """The inputs of a graph that layers read directly, along one axis."""
     found = []
     for name in view.inputs:
         reads = [_read(view, name, node, index) for node, index in view.consumers.get(name, [])]
         of_layers = [read for read in reads if read is not None]
         if of_layers and len({read[1:] for read in of_layers}) == 1 and of_layers[0][2] > 1:
-            found.append(Features(name, of_layers[0][1], tuple(read[0] for read in of_layers), of_layers[0][2]))
+            found.append(InputChannels(name, of_layers[0][1], tuple(read[0] for read in of_layers), of_layers[0][2]))
     return found
 
 
@@ -119,7 +119,7 @@ class _Seen:
         )  # fmt: skip
 
 
-def _best(view: View, one: Features, seen: list[_Seen], dialect: Dialect) -> Floats | None:
+def _best(view: View, one: InputChannels, seen: list[_Seen], dialect: Dialect) -> Floats | None:
     """The factors with the least noise at the layers' outputs; None where that is little, or not much less."""
     peaks = np.mean([batch.peak for batch in seen], axis=0)
     if not seen or not np.isfinite(peaks).all() or not peaks.any():

@@ -37,7 +37,7 @@ TITLES = {
 CPUS = {"amx_int8": "AMX", "avx512_vnni": "VNNI", "avx_vnni": "VNNI", "avx2": "AVX2"}
 CASES: dict[str, dict[str, Any]] = {
     "dscnn": {"max_drop": 2.0, "recover": {"epochs": 6, "batch": 64, "ema": 0.999, **ADAM, "lr": 0.004}},
-    "kwt1": {"max_drop": 4.0, "recover": {"epochs": 1.5, "batch": 32, "ema": 0.995, **ADAM}},
+    "kwt1": {"max_drop": 4.0, "recover": {"epochs": 3, "batch": 32, "ema": 0.995, **ADAM}},
     "bcresnet": {"max_drop": 2.0, "recover": {"epochs": 1, "batch": 64, "ema": 0.99, **ADAM, "lr": 0.002}},
     "fastestdet": {
         "max_drop": 3.0,

@@ -3,6 +3,7 @@
     python benchmarks/long_runs.py --data cifar10.npz --weights DIR --work DIR [--only resnet56/2.0 ...]
     [--target intel-cpu] [--epochs 20] [--hours 1.05] [--lr 0.05] [--seed 0] [--method joint]
     [--augment crop flip]
+    python benchmarks/long_runs.py --table         # of docs/search.md, from results/long_runs.json
 
 `--data` and `--weights` are what examples/cifar10/fetch.py wrote. The first 45,000 images train, the last 5,000 of the
 training set, which the dense networks were never trained on, choose; the 10,000 test images are only counted. The
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import RESULTS, ROOT, kept, save
+from common import RESULTS, ROOT, heads, kept, line, put, save
 from recovery import TRAINING
 
 CASES = {  # network -> factory, weights
@@ -87,11 +88,39 @@ def row_of(folder: Path) -> dict[str, Any]:
     }
 
 
+def table(rows: dict[str, Any]) -> str:
+    """A line a run, the best of each network, speed and target first."""
+    written = heads("network", "runtime", "training", "held out: repaired, trained", "INT8, test", "below dense FP32",
+                    "speed-up", "minutes", "verdict")  # fmt: skip
+
+    def place(item: tuple[str, dict[str, Any]]) -> tuple[str, float]:
+        return item[0].rsplit("/", 1)[0], item[1]["drop"]["drop"]
+
+    for name, row in sorted(rows.items(), key=place):
+        network, asked, target, training = name.split("/")
+        drop, held = row["drop"], row["selection"]
+        written.append(
+            line(
+                f"{network} at {float(asked):g}x",
+                target,
+                training,
+                f"{100 * held['repaired']:.1f}, {100 * held['trained']:.1f} of {100 * held['dense']:.1f}",
+                f"**{row['networks']['pruned_int8']['accuracy']:.2f}**",
+                f"{drop['drop']:.2f} ({drop['low']:.2f} to {drop['high']:.2f})",
+                f"{row['speedup']:.2f}x",
+                round(row["training"]["seconds"] / 60),
+                row["verdict"],
+            )
+        )
+    return "\n".join(written)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--work", type=Path)
     parser.add_argument("--only", nargs="+", default=["resnet56/2.0", "resnet56/3.0", "vgg16/3.0"])
     parser.add_argument("--target", default="intel-cpu")
     parser.add_argument("--epochs", type=float, default=20)
@@ -104,6 +133,11 @@ def main() -> None:
     parser.add_argument("--take", type=Path, help="the run directory of the one case of --only, made elsewhere")
     parser.add_argument("--out", type=Path, default=RESULTS / "long_runs.json")
     options = parser.parse_args()
+    if options.table:
+        put(ROOT / "docs" / "search.md", "long_runs.py", table(kept(options.out)))
+        return
+    if None in (options.data, options.weights, options.work):
+        parser.error("a run needs --data, --weights and --work")
     from edgeprune import pipeline, target
     from edgeprune.errors import GateError
 

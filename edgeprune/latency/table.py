@@ -243,7 +243,9 @@ def _join(old: Cell, new: Cell) -> Cell:
 
 def _rows(table: Table) -> Iterable[dict[str, object]]:
     yield {"row": "header", "version": VERSION, "unit": table.unit, "fingerprint": dict(table.fingerprint)}
-    for name, family in sorted(table.families.items()):
+    records = table.networks.values()
+    sites = {site.family.id: site.family for record in records for site in (*record.sites, *record.optional)}
+    for name, family in sorted({**sites, **table.families}.items()):  # a site's own time may be all that is known
         yield {"row": "family", "id": name, **asdict(family)}
     for (name, c_in, c_out), cell in sorted(table.cells.items()):
         samples = [_short(value) for value in cell.samples]

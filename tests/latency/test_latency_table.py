@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,20 @@ def test_round_trip_and_stable_bytes(tmp_path: Path) -> None:
     again.save(tmp_path / "b.jsonl")
     assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "b.jsonl"]
+
+
+def test_a_kernel_that_only_the_whole_network_showed_is_read_again(tmp_path: Path) -> None:
+    """Red before: its family was not written, so that the search could not read its own table."""
+    other = replace(FAMILY, kind="gemm")
+    known = filled()
+    name, record = next(iter(known.networks.items()))
+    site = replace(record.sites[0], node="head", family=other)
+    known = known.with_network(name, replace(record, sites=(*record.sites, site)))
+    assert other.id not in known.families
+    known.save(tmp_path / "a.jsonl")
+    again = Table.load(tmp_path / "a.jsonl")
+    assert again.networks == known.networks and again.cells == known.cells
+    assert again.families[other.id] == other
 
 
 def test_one_more_cell_is_one_more_line(tmp_path: Path) -> None:

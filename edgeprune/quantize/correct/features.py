@@ -31,6 +31,7 @@ Floats = NDArray[np.float64]
 LIMIT = 1024.0  # factors stay within [1/LIMIT, 1]
 LOUD = 1e-3  # noise over signal at the outputs of the layers (30 dB); below it nothing is written
 LEFT = 0.25  # of that noise, at most: a multiplication takes time
+SEEN = 64  # examples that are looked at, at most
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def _read(view: View, tensor: str, node: onnx.NodeProto, index: int) -> tuple[st
 def feature_factors(
     model: onnx.ModelProto, dialect: Dialect, images: Images, limit: int
 ) -> dict[str, tuple[float, ...]]:
-    """Factors of every graph input that gains much from them, by its name; seen on up to `limit` images."""
+    """Factors of every graph input that gains much from them, by its name; seen on up to `limit` examples."""
     view = View.of(model)
     placement = place(view, dialect)
     candidates = [
@@ -90,7 +91,7 @@ def feature_factors(
     if not candidates:
         return {}
     seen: dict[str, list[_Seen]] = {one.name: [] for one in candidates}
-    for feed, real in feeds(view, images, limit):
+    for feed, real in feeds(view, images, min(limit, SEEN)):
         for one in candidates:
             seen[one.name].append(_Seen.of(np.asarray(feed[one.name][:real], np.float64), one.axis))
     found = {}

@@ -113,7 +113,7 @@ def _calibrate(
     precision, warned = weights_chosen(view, dialect, options)
     steps = Steps(images, plan, progress)
     equalise = factors(original, dialect, steps("equalise"), count, effort, distance) if options.equalize else {}
-    equalise |= feature_factors(original, dialect, images, count) if options.equalize else {}
+    equalise |= feature_factors(original, dialect, images, count, precision) if options.equalize else {}
     model = equalised(original, equalise)
     view = View.of(model)
     placement = place(view, dialect)

@@ -104,8 +104,15 @@ def test_what_the_runtimes_make_of_it() -> None:
 def test_features_of_one_size_stay_as_they_are() -> None:
     model, examples = case("sensors")
     alike = [one / SIZES.reshape(1, -1, 1) for one in examples]
-    assert feature_factors(model, DIALECTS["openvino"], alike, 64) == {}
+    assert feature_factors(model, DIALECTS["openvino"], alike, 64, {}) == {}
     assert rescaled(model, {}) is model
+
+
+def test_a_first_layer_that_stays_in_float_reads_its_features_as_they_are() -> None:
+    model, examples = case("sensors")
+    first = next(node.name for node in model.graph.node if node.op_type == "Conv")
+    assert feature_factors(model, DIALECTS["openvino"], examples, 64, {})
+    assert feature_factors(model, DIALECTS["openvino"], examples, 64, {first: "float"}) == {}
 
 
 def test_channels_that_no_layer_reads_one_by_one_have_no_factors() -> None:

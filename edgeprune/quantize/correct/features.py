@@ -80,11 +80,15 @@ def _read(view: View, tensor: str, node: onnx.NodeProto, index: int) -> tuple[st
 
 
 def feature_factors(
-    model: onnx.ModelProto, dialect: Dialect, images: Images, limit: int
+    model: onnx.ModelProto, dialect: Dialect, images: Images, limit: int, precision: Mapping[str, str]
 ) -> dict[str, tuple[float, ...]]:
-    """Factors of every graph input that gains much from them, by its name; seen on up to `limit` examples."""
+    """Factors of every graph input that gains much from them, by its name; seen on up to `limit` examples.
+
+    Args:
+        precision: of layers that are not to be INT8: what they read is not quantised.
+    """
     view = View.of(model)
-    placement = place(view, dialect)
+    placement = place(view, dialect, precision)
     candidates = [
         one for one in inputs(view) if one.name in placement.scale_of and set(one.layers) <= set(placement.nodes)
     ]
@@ -123,8 +127,8 @@ class _Seen:
 def _best(view: View, one: InputChannels, seen: list[_Seen], dialect: Dialect) -> Floats | None:
     """The factors with the least noise at the layers' outputs; None where that is little, or not much less."""
     peaks = np.mean([batch.peak for batch in seen], axis=0)
-    if not seen or not np.isfinite(peaks).all() or not peaks.any():
-        return None
+    if not np.isfinite(peaks).all() or not peaks.any():
+        return None  # check.py says what is wrong with them
     low, high = min(batch.low for batch in seen), max(batch.high for batch in seen)
     square = np.mean([batch.square for batch in seen], axis=0)
     spread = square - np.square(np.mean([batch.mean for batch in seen], axis=0))  # what varies tells something
